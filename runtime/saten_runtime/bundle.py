@@ -5,7 +5,8 @@
     tokenizer.json                for `tokenizers`
     export.json, config.json      as transformers wrote them
     README.md                     model card
-    validation/report.json        what the exporter compared
+    validation/*.npy              inputs, and the outputs torch gave for them
+    validation/report.json        how far ONNX Runtime was from them at export
 
 The dataclasses below are the schema. Reading is strict: unknown or missing fields, wrong types and
 files whose size or sha256 differ are refused before ONNX Runtime sees a byte.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,22 @@ from typing import Any
 from saten_runtime.errors import BundleError
 from saten_runtime.files import read_json, sha256_file
 
-__all__ = ["MANIFEST_FILE", "SCHEMA_VERSION", "Bundle", "FileEntry", "Layer", "Manifest", "Postprocess", "Tokenizer"]
+__all__ = [
+    "MANIFEST_FILE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "FileEntry",
+    "Layer",
+    "Manifest",
+    "Postprocess",
+    "Tokenizer",
+    "VALIDATION_FOLDER",
+    "open_bundles",
+]
 
 MANIFEST_FILE = "saten_edge.json"
 SCHEMA_VERSION = 1
+VALIDATION_FOLDER = "validation"
 
 
 @dataclass(frozen=True)
@@ -112,8 +126,11 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: str | Path) -> Bundle:
+    def open(cls, path: str | Path, *, check_hashes: bool = True) -> Bundle:
         """Read the manifest and compare every file with it.
+
+        `check_hashes=False` compares sizes only: for a process whose start is measured, after the
+        process that started it checked the hashes.
 
         Raises:
             BundleError: no such folder, no manifest, a newer schema, or a file that is missing,
@@ -133,7 +150,7 @@ class Bundle:
             )
         manifest = _parse(Manifest, values, MANIFEST_FILE)
         for name, entry in manifest.files.items():
-            _check_file(folder, name, entry)
+            _check_file(folder, name, entry, check_hashes)
         return cls(folder, manifest)
 
     @property
@@ -148,8 +165,10 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk of everything the device needs: graph, weights, tokenizer, manifest."""
-        return sum(entry.bytes for entry in self.manifest.files.values())
+        """Bytes on disk of what the device needs: graph, weights, tokenizer, configs; not the validation's arrays."""
+        return sum(
+            entry.bytes for name, entry in self.manifest.files.items() if not name.startswith(f"{VALIDATION_FOLDER}/")
+        )
 
     @property
     def model_bytes(self) -> int:
@@ -157,7 +176,21 @@ class Bundle:
         return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith("model.onnx"))
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+def open_bundles(bundles: Sequence[Bundle | str | Path]) -> dict[str, Bundle]:
+    """Open what is not open yet; keyed by name, where a name met again becomes "name#2", then "name#3".
+
+    Raises:
+        BundleError: as `Bundle.open`.
+    """
+    named: dict[str, Bundle] = {}
+    for item in bundles:
+        bundle = item if isinstance(item, Bundle) else Bundle.open(item)
+        same = sum(other.name == bundle.name for other in named.values())
+        named[f"{bundle.name}#{same + 1}" if same else bundle.name] = bundle
+    return named
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry, check_hashes: bool) -> None:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
         raise BundleError(f"{folder}: the manifest names {name!r}, which is no path inside the bundle")
@@ -167,7 +200,7 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     size = path.stat().st_size
     if size != entry.bytes:
         raise BundleError(f"{path}: {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
-    if sha256_file(path) != entry.sha256:
+    if check_hashes and sha256_file(path) != entry.sha256:
         raise BundleError(f"{path}: its sha256 differs from the manifest's; it is damaged, copy the bundle again")
 
 

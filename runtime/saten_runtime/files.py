@@ -13,7 +13,7 @@ from typing import Any
 
 from saten_runtime.errors import UsageError
 
-__all__ = ["new_folder", "read_json", "refuse_existing", "replace_file", "sha256_file", "write_json"]
+__all__ = ["new_folder", "parse_json", "read_json", "refuse_existing", "replace_file", "sha256_file", "write_json"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -56,6 +56,15 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def parse_json(content: bytes) -> Any:
+    """Parse JSON, refusing duplicate keys and NaN.
+
+    Raises:
+        ValueError: no JSON, or not strict enough.
+    """
+    return json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+
+
 def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
     """Read a JSON object, refusing duplicate keys and NaN.
 
@@ -63,7 +72,7 @@ def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
         whatever `error` builds, with a message naming the file.
     """
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"{path}: cannot be read as JSON ({cause}); it is damaged or no file of ours") from None
     if not isinstance(value, dict):

@@ -1,0 +1,56 @@
+"""The model card of a bundle: what it is, how to run it, what was checked."""
+
+from __future__ import annotations
+
+from saten_runtime.bundle import Manifest
+from saten_runtime.parity import Comparison
+
+__all__ = ["model_card"]
+
+
+def model_card(manifest: Manifest, comparisons: list[Comparison]) -> str:
+    """README.md of a bundle, Markdown with the YAML head that the Hugging Face hub reads."""
+    sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith("model.onnx")}
+    worst = max(comparison.relative_error for comparison in comparisons)
+    bound = manifest.tolerance.get("relative")
+    limit = f"allowed {bound:.2e}" if bound is not None else "no bound follows from 8-bit arithmetic"
+    return "\n".join(
+        (
+            "---",
+            f"base_model: {manifest.source['model']}",
+            "library_name: onnx",
+            f"pipeline_tag: {manifest.task}",
+            "tags: [onnx, onnxruntime, saten, tensor-train, sparse]",
+            "---",
+            f"# {manifest.name}",
+            "",
+            f"{manifest.source['architecture']} from `{manifest.source['model']}`, exported by saten-edge "
+            f"{manifest.made_by['saten-edge']} at {manifest.precision}, opset {manifest.opset}, "
+            f"IR {manifest.ir_version}, for ONNX Runtime ≥ {manifest.smallest_onnxruntime}.",
+            "",
+            "```sh",
+            "pip install saten-runtime",
+            'saten-run predict . "some text"',
+            "```",
+            "",
+            f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
+            f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
+            "",
+            *_layer_table(manifest),
+        )
+    )
+
+
+def _layer_table(manifest: Manifest) -> list[str]:
+    if not manifest.layers:
+        return ["Every weight is dense.", ""]
+    return [
+        "| layer | form | shape | ranks | residual values | bytes | of dense fp32 |",
+        "|---|---|---|---|--:|--:|--:|",
+        *(
+            f"| {layer.name} | {layer.form} | {' × '.join(map(str, layer.shape))} | {layer.ranks} | {layer.nnz:,} | "
+            f"{layer.bytes:,} | {layer.bytes / layer.dense_fp32_bytes:.3f} |"
+            for layer in manifest.layers
+        ),
+        "",
+    ]

@@ -1,0 +1,46 @@
+"""What the exporter is handed: a model to trace, and the parts of its compressed layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saten_runtime.bundle import Postprocess
+
+__all__ = ["Exportable", "LayerParts"]
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The numbers of one compressed layer, y = x (A B + S).
+
+    shape: (in, out). a: A (in, r). b: B (r, out). ranks: of the tensor train that A B came from. pattern: how S
+    is stored, see `saten_edge.residual`; values, indices: S in that pattern.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    ranks: list[int]
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    pattern: str
+    values: NDArray[np.float32]
+    indices: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+class Exportable(Protocol):
+    """A loaded model: what `saten_edge.models.load_model` returns."""
+
+    model: Any
+    tokenizer: Any
+    postprocess: Postprocess
+    max_length: int
+    source: dict[str, str]
+
+    def layer_parts(self) -> dict[str, LayerParts]:
+        """The compressed layers by name; none for a dense model."""
+        ...

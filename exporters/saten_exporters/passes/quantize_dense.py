@@ -1,0 +1,84 @@
+"""8-bit codes for the weights that stayed dense: linear layers and embedding tables alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.quantize import quantize_int8
+
+__all__ = ["QuantizeDensePass"]
+
+# Smaller than this, the scales and the extra nodes outweigh what is saved.
+SMALLEST_WEIGHT = 4096
+
+
+class QuantizeDensePass(ir.passes.InPlacePass):
+    """MatMul by a constant (in, out) → DynamicQuantizeMatMul; Gather from a constant table → 8-bit rows.
+
+    Does nothing to activations times activations, to small weights, and to anything already quantized.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Quantize every dense weight of the main graph."""
+        rewrites = {"MatMul": _quantize_matmul, "Gather": _quantize_gather}
+        modified = False
+        for node in list(model.graph):
+            rewrite = rewrites.get(node.op_type) if node.domain == "" else None
+            modified |= rewrite is not None and rewrite(model, node)
+        if modified:
+            common.RemoveUnusedNodesPass()(model)
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _quantize_matmul(model: ir.Model, node: ir.Node) -> bool:
+    weight = _dense_weight(node.inputs[1])
+    if weight is None:
+        return False
+    codes, scales = quantize_int8(weight, axis=0)
+    model.opset_imports.setdefault("com.microsoft", 1)
+    inputs = [
+        node.inputs[0],
+        _constant(model, f"{node.inputs[1].name}.codes", codes),
+        _constant(model, f"{node.inputs[1].name}.scale", scales.reshape(-1)),
+    ]
+    return _put(model, node, [ir.Node("com.microsoft", "DynamicQuantizeMatMul", inputs, name=node.name)])
+
+
+def _quantize_gather(model: ir.Model, node: ir.Node) -> bool:
+    table = _dense_weight(node.inputs[0])
+    if table is None or node.attributes.get_int("axis", 0) != 0:
+        return False
+    codes, scales = quantize_int8(table, axis=1)
+    stored = [
+        _constant(model, f"{node.inputs[0].name}.{suffix}", array)
+        for suffix, array in (("codes", codes), ("scale", scales))
+    ]
+    rows, scale = (ir.Node("", "Gather", [value, node.inputs[1]], [ir.AttrInt64("axis", 0)]) for value in stored)
+    numbers = ir.Node("", "Cast", rows.outputs, [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
+    product = ir.Node("", "Mul", [numbers.outputs[0], scale.outputs[0]], name=node.name)
+    return _put(model, node, [rows, scale, numbers, product])
+
+
+def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
+    """The float32 matrix behind a constant, or None where there is none worth quantizing."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    tensor = value.const_value
+    if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or tensor.size < SMALLEST_WEIGHT:
+        return None
+    return np.asarray(tensor.numpy())
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """The initializer `name`, made once however many nodes read it."""
+    return model.graph.initializers.get(name) or new_initializer(model, name, array)
+
+
+def _put(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> bool:
+    before, after = old.outputs[0], new[-1].outputs[0]
+    after.name, after.shape, after.type = before.name, before.shape, before.type
+    ir.convenience.replace_nodes_and_values(model.graph, old, [old], new, [before], [after])
+    return True

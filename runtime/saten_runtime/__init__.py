@@ -1,0 +1,15 @@
+"""Run and measure saten-edge bundles on a device: numpy, ONNX Runtime and tokenizers, no torch.
+
+runner = Runner.load("my-bundle", threads=2)
+vectors = runner.predict(["first text", "second text"])
+"""
+
+from __future__ import annotations
+
+from saten_runtime.bundle import Bundle, Manifest
+from saten_runtime.errors import SatenError
+from saten_runtime.runner import Classification, Runner
+
+__all__ = ["Bundle", "Classification", "Manifest", "Runner", "SatenError", "__version__"]
+
+__version__ = "0.1.0"

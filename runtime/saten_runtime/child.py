@@ -1,0 +1,106 @@
+"""The parent's end of `saten_runtime.worker`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from types import TracebackType
+from typing import IO, Any, cast
+
+from saten_runtime.errors import DeviceError, SatenError
+
+__all__ = ["Child", "how_it_ended", "python_command"]
+
+
+def python_command(code: str) -> list[str]:
+    """The command that runs `code` in this interpreter, importing nothing from the current folder.
+
+    `-m` and `-c` look there first, and it may be a stranger's bundle.
+    """
+    return [sys.executable, "-c", f"import sys; sys.path[:] = [p for p in sys.path if p]; {code}"]
+
+
+class Child:
+    """A worker process; leaving the `with` block ends it.
+
+    started_ns: the system-wide monotonic clock just before the process was started.
+    """
+
+    def __init__(self) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process in __exit__
+        self.started_ns = time.monotonic_ns()
+        self._process = subprocess.Popen(
+            python_command("from saten_runtime.worker import main; main()"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            encoding="utf-8",
+        )
+        self._requests = cast(IO[str], self._process.stdin)
+        self._answers = cast(IO[str], self._process.stdout)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        return self._process.poll() is None
+
+    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        """Send one request and wait for the answer.
+
+        Raises:
+            SatenError: what the worker found wrong; it goes on.
+            DeviceError: the worker is gone; the message says by which signal or exit code.
+        """
+        try:
+            self._requests.write(json.dumps({"do": verb, **arguments}) + "\n")
+            self._requests.flush()
+            line = self._answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line.endswith("\n"):
+            raise DeviceError(f"worker {how_it_ended(self._process.wait(), self._last_words())}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise SatenError(answer["error"])
+        result: dict[str, Any] = answer["ok"]
+        return result
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(BrokenPipeError):  # what was still to be written has no reader any more
+            self._requests.close()
+        self._answers.close()
+        self._stderr.close()
+
+    def _last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def how_it_ended(returncode: int, last_words: str = "") -> str:
+    """An exit status as words, with the name of the signal when one ended the process."""
+    if returncode < 0:
+        name = signal.Signals(-returncode).name
+        cause = {
+            "SIGKILL": " (out of memory?)",
+            "SIGILL": " (this processor lacks an instruction the package was built with)",
+        }.get(name, "")
+        return f"killed by {name}{cause}"
+    return f"ended with exit code {returncode}" + (f": {last_words}" if last_words else "")

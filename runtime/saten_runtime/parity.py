@@ -1,0 +1,141 @@
+"""Does this machine compute what torch computed? Replays the inputs that travel in a bundle.
+
+`validation/` holds, for each case, the inputs and torch's outputs as `.npy` arrays named
+`<case>.<input or output>.npy`. They are replayed with ONNX Runtime's graph optimizations off and on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saten_runtime.bundle import VALIDATION_FOLDER, Bundle
+from saten_runtime.errors import BundleError, ParityError
+from saten_runtime.session import make_session, ort_errors
+
+__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "write_case"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one case under one setting.
+
+    relative_error: the larger of ‖Δ‖/‖y‖ (Euclidean) and max|Δ| / max|y| over the tokens that are not
+    padding. bound: what it may be, or None where no bound follows from the arithmetic. cosine: between
+    the two outputs.
+    """
+
+    case: str
+    output: str
+    optimized: bool
+    shape: list[int]
+    relative_error: float
+    cosine: float
+    bound: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree within the bound; NaN never does."""
+        return bool(self.relative_error <= self.bound) if self.bound is not None else bool(np.isfinite(self.cosine))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; numbers that JSON lacks become null."""
+        return {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def write_case(folder: Path, case: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Store a case's inputs and torch's outputs below `folder`, a bundle that is being written."""
+    target = folder / VALIDATION_FOLDER
+    target.mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        np.save(target / f"{case}.{name}.npy", array, allow_pickle=False)
+
+
+def check_parity(bundle: Bundle) -> list[Comparison]:
+    """Replay every case and compare.
+
+    Raises:
+        BundleError: the bundle carries no cases, or their arrays are damaged.
+        ParityError: an output differs beyond its bound; the message names the worst.
+    """
+    comparisons = compare(bundle)
+    failed = [comparison for comparison in comparisons if not comparison.holds]
+    if failed:
+        worst = max(failed, key=lambda comparison: np.nan_to_num(comparison.relative_error, nan=np.inf))
+        raise ParityError(
+            f"{bundle.name}: output {worst.output!r} of case {worst.case} (optimizations "
+            f"{'on' if worst.optimized else 'off'}) is {worst.relative_error:.2e} from torch's, allowed are "
+            f"{worst.bound:.2e}; {len(failed)} of {len(comparisons)} comparisons fail"
+            if worst.bound is not None
+            else f"{bundle.name}: output {worst.output!r} of case {worst.case} is not finite"
+        )
+    return comparisons
+
+
+def compare(bundle: Bundle) -> list[Comparison]:
+    """Every case at both optimization settings, whether it agrees or not.
+
+    Raises:
+        BundleError: the bundle carries no cases, or their arrays are damaged.
+    """
+    manifest, cases = bundle.manifest, _read_cases(bundle)
+    bound = manifest.tolerance.get("relative")
+    results = []
+    for optimized in (False, True):
+        session = make_session(bundle, optimized=optimized)
+        for case, arrays in cases.items():
+            with ort_errors(f"{bundle.name}: case {case}", ParityError):
+                got = session.run(manifest.outputs, {name: arrays[name] for name in manifest.inputs})
+            mask = arrays.get("attention_mask")
+            for name, value in zip(manifest.outputs, got, strict=True):
+                error, cosine = compare_outputs(value, arrays[name], mask)
+                results.append(Comparison(case, name, optimized, list(value.shape), error, cosine, bound))
+    return results
+
+
+def compare_outputs(
+    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+) -> tuple[float, float]:
+    """(relative error, cosine) as in `Comparison`; another shape than wanted is an infinite error.
+
+    mask: (batch, tokens) of a model over tokens; outputs (batch, tokens, …) are compared where it is 1.
+    """
+    if got.shape != wanted.shape:
+        return float("inf"), float("nan")
+    if mask is not None and got.shape[:2] == mask.shape:
+        got, wanted = got[mask == 1], wanted[mask == 1]
+    x, y = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    difference, tiny = x - y, np.finfo(np.float64).tiny
+    euclidean = np.linalg.norm(difference) / max(float(np.linalg.norm(y)), tiny)
+    largest = np.abs(difference).max(initial=0) / max(float(np.abs(y).max(initial=0)), tiny)
+    cosine = float(x @ y) / max(float(np.linalg.norm(x) * np.linalg.norm(y)), tiny)
+    return float(np.maximum(euclidean, largest)), cosine
+
+
+def _read_cases(bundle: Bundle) -> dict[str, Arrays]:
+    cases: dict[str, Arrays] = {}
+    for file in sorted(bundle.manifest.files):
+        if not file.startswith(f"{VALIDATION_FOLDER}/") or not file.endswith(".npy"):
+            continue
+        case, _, name = Path(file).stem.partition(".")
+        try:
+            cases.setdefault(case, {})[name] = np.load(bundle.path / file, allow_pickle=False)
+        except (ValueError, OSError) as cause:
+            raise BundleError(f"{bundle.path / file}: no array ({cause}); export the bundle again") from None
+    if not cases:
+        raise BundleError(f"{bundle.path}: carries no {VALIDATION_FOLDER}/*.npy to compare with; export it again")
+    needed = {*bundle.manifest.inputs, *bundle.manifest.outputs}
+    for case, arrays in cases.items():
+        if missing := needed - set(arrays):
+            raise BundleError(f"{bundle.path}: case {case} lacks {', '.join(sorted(missing))}; export it again")
+    return cases

@@ -1,0 +1,112 @@
+"""The measured process: one session, obeying JSON lines.
+
+    python -m saten_runtime.worker
+
+Requests on stdin, one object a line, each answered by one line on stdout, {"ok": …} or
+{"error": …}:
+
+    {"do": "load", "bundle": PATH, "threads": 1, "memory": "fast"}   -> {"session_ns": …}
+    {"do": "prepare", "batch": 1, "tokens": 32, "vocabulary": 30522}  -> {}
+    {"do": "run", "warmup": 1, "iterations": 10, "min_ns": 0}  -> {"samples_ns": […], "finished_ns": …}
+    {"do": "memory"}                                                  -> a `memory.Memory`
+    {"do": "quit"}                                                    -> {}, then exit
+
+`run` goes on until there are `iterations` samples and `min_ns` have passed; `finished_ns` is the
+system-wide monotonic clock. The end of stdin ends the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from saten_runtime.bundle import Bundle
+from saten_runtime.errors import InvalidRun, SatenError, UsageError
+from saten_runtime.memory import snapshot
+from saten_runtime.session import make_session, ort_errors
+from saten_runtime.text import Feeds, random_feeds
+
+__all__ = ["main"]
+
+
+class _Worker:
+    def __init__(self) -> None:
+        self._bundle: Bundle
+        self._session: Any = None
+        self._feeds: Feeds = {}
+
+    def load(self, bundle: str, threads: int, memory: str) -> dict[str, Any]:
+        # The process that started this one has just compared the hashes; here they would be timed.
+        self._bundle = Bundle.open(bundle, check_hashes=False)
+        start = time.perf_counter_ns()
+        self._session = make_session(self._bundle, threads=threads, memory=memory)
+        return {"session_ns": time.perf_counter_ns() - start}
+
+    def prepare(self, batch: int, tokens: int, vocabulary: int) -> dict[str, Any]:
+        inputs = self._bundle.manifest.inputs
+        self._feeds = random_feeds(inputs, vocabulary=vocabulary, batch=batch, tokens=tokens)
+        return {}
+
+    def run(self, warmup: int, iterations: int, min_ns: int) -> dict[str, Any]:
+        names = self._bundle.manifest.outputs
+        samples: list[int] = []
+        outputs: list[Any] = []
+        with ort_errors(f"{self._bundle.name}: run", UsageError):
+            for _ in range(warmup):
+                self._session.run(names, self._feeds)
+            begin = now = time.perf_counter_ns()
+            while len(samples) < iterations or now - begin < min_ns:
+                start = time.perf_counter_ns()
+                outputs = self._session.run(names, self._feeds)
+                now = time.perf_counter_ns()
+                samples.append(now - start)
+        finished = time.monotonic_ns()
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise InvalidRun(f"{self._bundle.name}: an output holds NaN or infinity")
+        return {"samples_ns": samples, "finished_ns": finished}
+
+    def memory(self) -> dict[str, Any]:
+        return dataclasses.asdict(snapshot())
+
+    def quit(self) -> dict[str, Any]:
+        return {}
+
+
+def main() -> None:
+    """Serve requests until `quit` or the end of stdin."""
+    # Ctrl-C reaches the whole foreground group; the parent decides, and ends us by closing stdin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not reach the protocol
+    import onnxruntime  # noqa: F401  the reading "base" is taken with it loaded
+
+    worker = _Worker()
+    verbs: dict[str, Callable[..., dict[str, Any]]] = {
+        verb.__name__: verb for verb in (worker.load, worker.prepare, worker.run, worker.memory, worker.quit)
+    }
+    for line in sys.stdin:
+        request = json.loads(line)
+        name = request.pop("do")
+        answers.write(json.dumps(_answer(verbs[name], request)) + "\n")
+        answers.flush()
+        if name == "quit":
+            return
+
+
+def _answer(verb: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"ok": verb(**arguments)}
+    except SatenError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    main()

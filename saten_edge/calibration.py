@@ -1,0 +1,55 @@
+"""Second moments of every layer's input over calibration texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["second_moments"]
+
+# Added to every token's count: a token never seen still matters half as much as one seen once.
+UNSEEN_TOKEN_COUNT = 0.5
+
+
+def second_moments(
+    model: nn.Module, layers: Iterable[str], batches: Iterable[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Σ = E[xᵀx] of each layer's input, float64: (in, in) for a linear, the diagonal (rows,) for an embedding.
+
+    batches: model inputs, padded; padding is left out of the mean.
+    """
+    sums: dict[str, Tensor] = {}
+    mask: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(_accumulator(name, module, sums, mask))
+        for name, module in ((name, model.get_submodule(name)) for name in layers)
+    ]
+    rows = 0
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                mask[:] = [batch["attention_mask"].bool()]
+                rows += int(mask[0].sum())
+                model(**batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: total / max(rows, 1) for name, total in sums.items()}
+
+
+def _accumulator(
+    name: str, module: nn.Module, sums: dict[str, Tensor], mask: list[Tensor]
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0][mask[0]]
+        if isinstance(module, nn.Embedding):
+            start = torch.full((module.num_embeddings,), UNSEEN_TOKEN_COUNT, dtype=torch.float64)
+            counts = torch.bincount(x.reshape(-1), minlength=module.num_embeddings).double()
+            sums[name] = sums.get(name, start) + counts
+        else:
+            seen = x.reshape(-1, x.shape[-1])
+            sums[name] = sums.get(name, 0) + (seen.T @ seen).double()
+
+    return add

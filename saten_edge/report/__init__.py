@@ -1,0 +1,28 @@
+"""Reports: measurements as a table in the terminal, Markdown, CSV, JSON, and one HTML page.
+
+    report = build_report(bundles, bench, evaluation, notes=[("Data", "…")], history=steps)
+    print_table(report)
+    write_html(report, Path("report.html"))
+
+Nothing here measures or reads files; a report is a pure function of what it is given.
+"""
+
+from __future__ import annotations
+
+from saten_edge.report.html import html_page, write_html
+from saten_edge.report.markdown import csv_table, markdown_table
+from saten_edge.report.model import Report, build_report
+from saten_edge.report.summary import summary_json
+from saten_edge.report.terminal import print_table, terminal_table
+
+__all__ = [
+    "Report",
+    "build_report",
+    "csv_table",
+    "html_page",
+    "markdown_table",
+    "print_table",
+    "summary_json",
+    "terminal_table",
+    "write_html",
+]

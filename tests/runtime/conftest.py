@@ -1,0 +1,223 @@
+"""Builders of tiny bundles: an embedding table, a matrix, and a word tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from saten_runtime.bundle import FileEntry, Manifest, Postprocess, Tokenizer
+from saten_runtime.files import sha256_file
+
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{index}" for index in range(60))]
+WIDTH = 8
+MAX_LENGTH = 48
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a tiny bundle is like; `table` (words, WIDTH) and `matrix` (WIDTH, outputs) are its weights."""
+
+    name: str
+    task: str = "feature-extraction"
+    pooling: str = "mean"
+    normalize: bool = True
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    work: int = 0  # columns of a superfluous product, to make a model slow
+    table: np.ndarray = dataclasses.field(default_factory=lambda: seeded(len(WORDS), WIDTH))
+    matrix: np.ndarray = dataclasses.field(default_factory=lambda: seeded(WIDTH, WIDTH))
+    opset: int = 20
+    domain: str = ""
+
+
+def seeded(*shape: int) -> np.ndarray:
+    return np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+
+
+def _save_graph(folder: Path, spec: Spec) -> None:
+    ids, mask, types = (_input(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    weights = {"table": spec.table, "matrix": spec.matrix, "axes": np.array([1], np.int64)}
+    nodes: list[ir.Node] = []
+    values: dict[str, ir.Value] = {}
+
+    def add(operator: str, *inputs: ir.Value, domain: str = "", **attributes: Any) -> ir.Value:
+        nodes.append(ir.node(operator, list(inputs), attributes, domain=domain))
+        nodes[-1].outputs[0].name = f"{operator}_{len(nodes)}"
+        return nodes[-1].outputs[0]
+
+    def constant(name: str, array: np.ndarray) -> ir.Value:
+        values[name] = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        values[name].shape, values[name].type = (
+            ir.Shape(array.shape),
+            ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        )
+        return values[name]
+
+    hidden = add("Gather", constant("table", weights["table"]), ids)  # (batch, tokens, WIDTH)
+    if spec.work:
+        wide = add("MatMul", hidden, constant("wide", np.full((WIDTH, spec.work), 1e-3, np.float32)))
+        back = add("MatMul", wide, constant("back", np.zeros((spec.work, WIDTH), np.float32)))
+        hidden = add("Add", hidden, back)
+    if spec.task == "text-classification":
+        hidden = add("ReduceMean", hidden, constant("axes", weights["axes"]), keepdims=0)
+    if spec.domain:
+        hidden = add("Strange", hidden, domain=spec.domain)
+    output = add("MatMul", hidden, constant("matrix", weights["matrix"]))
+    output.name = "logits" if spec.task == "text-classification" else "last_hidden_state"
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    imports = {"": spec.opset, **({spec.domain: 1} if spec.domain else {})}
+    inputs = [value for value in (ids, mask, types) if value.name in spec.inputs]
+    graph = ir.Graph(inputs, [output], nodes=nodes, initializers=list(values.values()), opset_imports=imports, name="g")
+    ir.save(
+        ir.Model(graph, ir_version=10), folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=64
+    )
+
+
+def _input(name: str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", "tokens"]))
+
+
+def _save_tokenizer(folder: Path) -> None:
+    tokenizer = WordTokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    tokenizer.enable_padding(length=MAX_LENGTH)  # as some published files have it; the runtime must not follow
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _save_manifest(folder: Path, spec: Spec, **changes: Any) -> None:
+    files = {path.name: FileEntry(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
+    manifest = Manifest(
+        schema_version=1,
+        made_by={"saten-edge": "0.1.0"},
+        name=spec.name,
+        source={"model": "tiny"},
+        task=spec.task,
+        precision="fp32",
+        opset=spec.opset,
+        ir_version=10,
+        smallest_onnxruntime="1.23",
+        inputs=list(spec.inputs),
+        outputs=["logits" if spec.task == "text-classification" else "last_hidden_state"],
+        tokenizer=Tokenizer("tokenizer.json", 0, MAX_LENGTH),
+        postprocess=Postprocess(spec.pooling, spec.normalize),
+        tolerance={"max_abs": 1e-5},
+        files=files,
+    )
+    values = {**manifest.to_json(), **changes}
+    (folder / "saten_edge.json").write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_bundle(name, manifest={…}, **fields of Spec) -> folder."""
+
+    def make(name: str, *, manifest: dict[str, Any] | None = None, **fields: Any) -> Path:
+        folder = tmp_path_factory.mktemp("bundles") / name
+        folder.mkdir()
+        spec = Spec(name, **fields)
+        _save_graph(folder, spec)
+        _save_tokenizer(folder)
+        _save_manifest(folder, spec, **(manifest or {}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle("tiny")
+
+
+@pytest.fixture(scope="session")
+def slow(make_bundle: Callable[..., Path]) -> Path:
+    """The numbers of `tiny`, later."""
+    return make_bundle("slow", work=4096)
+
+
+@pytest.fixture(scope="session")
+def wrong(make_bundle: Callable[..., Path]) -> Path:
+    """Another embedding table, so other numbers."""
+    return make_bundle("wrong", table=seeded(len(WORDS), WIDTH)[::-1].copy())
+
+
+@pytest.fixture(scope="session")
+def classifier(make_bundle: Callable[..., Path]) -> Path:
+    return make_bundle("classifier", task="text-classification", matrix=seeded(WIDTH, 3), pooling="none")
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """A private copy of a bundle, to be damaged."""
+    return lambda folder: shutil.copytree(folder, tmp_path / folder.name)
+
+
+@pytest.fixture
+def write_lines(tmp_path: Path) -> Callable[..., Path]:
+    """write_lines(rows) -> a JSON Lines file; rows that are text are written as they are."""
+
+    def write(rows: list[Any], name: str = "data.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def fake_root(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
+    """fake_root({"proc/meminfo": …}) -> a folder to read instead of /."""
+
+    def make(files: dict[str, str]) -> Path:
+        root = tmp_path / "root"
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def saten_run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """saten_run(*arguments, env=…, cwd=…) -> the finished `python -m saten_runtime`."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "saten_runtime", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def blocked_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which no Python process can import what the device does not have."""
+    folder = tmp_path_factory.mktemp("blocker")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in"
+        " {'torch', 'transformers', 'onnx', 'onnx_ir', 'onnxscript', 'saten_edge', 'saten_exporters'}:\n"
+        "            raise ImportError(name + ' is blocked')\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}

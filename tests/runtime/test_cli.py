@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saten_runtime import Runner, __version__
+from saten_runtime.cli import main
+
+SatenRun = Callable[..., subprocess.CompletedProcess[str]]
+COMMANDS = ("predict", "bench", "eval", "doctor")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on stderr of a command that ends with exit code 2 and no data."""
+    assert main([str(argument) for argument in arguments]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert stderr.startswith("saten-run: error: ")
+    assert stderr.count("\n") == 1
+    return stderr
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: saten-run" in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"saten-run {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["dance"], "'dance'"),
+        (["bench"], "BUNDLE"),
+        (["bench", "b", "-t", "two"], "'two'"),
+        (["bench", "b", "--rounds", "0"], "rounds 0"),
+        (["bench", "b", "-s", "0,5"], "tokens [0, 5]"),
+        (["bench", "b", "--memory", "big"], "'big'"),
+        (["bench", "nowhere"], "nowhere: no such folder"),
+        (["predict", "nowhere"], "no text given"),
+        (["predict", "nowhere", "x"], "nowhere: no such folder"),
+        (["predict", "nowhere", "--file", "missing.txt"], "missing.txt: cannot be read (No such file"),
+        (["eval", "nowhere"], "--data"),
+        (["eval", "nowhere", "--data", "x"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+def test_predict_prints_json_lines(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("w3 w4\nw5 é\n", encoding="utf-8")
+    assert main(["predict", str(tiny), "w1", "--file", str(file)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["w1", "w3 w4", "w5 é"]
+    vectors = Runner.load(tiny).predict([row["text"] for row in rows])
+    assert [row["embedding"] for row in rows] == vectors.tolist()
+
+
+def test_predict_reads_standard_input(classifier: Path, saten_run: SatenRun) -> None:
+    done = saten_run("predict", classifier, "--file", "-", input="w1 w2\n")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"text", "label", "probabilities"}
+
+
+def test_text_that_is_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "latin.txt"
+    file.write_bytes(b"caf\xe9")
+    assert "no UTF-8 text (byte 3)" in refused(capsys, "predict", tiny, "--file", file)
+
+
+def bench_arguments(tiny: Path, slow: Path) -> list[str]:
+    return ["bench", str(tiny), str(slow), "--baseline", str(tiny), "-s", "8", "--min-time", "0.01", "--rounds", "2"]
+
+
+def test_bench_prints_a_table_or_json(
+    tiny: Path, slow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = bench_arguments(tiny, slow)
+    code = main(arguments)
+    stdout, stderr = capsys.readouterr()
+    assert stderr == ""
+    assert "cold load ms" in stdout
+    assert code == (0 if stdout.endswith("\nVALID\n") else 4)
+    main([*arguments, "--json", "-o", str(tmp_path / "out")])
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "out/bench.json").read_text())
+    assert "already exists" in refused(capsys, *arguments, "-o", tmp_path / "out")
+
+
+def test_invalid_run_ends_with_4(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saten_runtime import verdict
+
+    monkeypatch.setattr(verdict, "throttle_reasons", lambda states: ["throttled"])
+    assert main(["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1"]) == 4
+    assert "INVALID: throttled" in capsys.readouterr().out
+
+
+def test_progress_is_for_terminals_only(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1"]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main(arguments)
+    assert "[3/3] tiny (1 threads, fast, batch 1, 8 tokens), round 1" in capsys.readouterr().err
+    main([*arguments, "--quiet"])
+    assert capsys.readouterr().err == ""
+
+
+def test_eval(tiny: Path, wrong: Path, write_lines: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    data = write_lines([{"query": f"w{k}", "answer": f"w{k} w{k + 1}"} for k in range(12)])
+    out = tmp_path / "new/eval.json"
+    arguments = ["eval", tiny, wrong, "--data", data, "--reference", tiny]
+    assert main([*map(str, arguments), "-o", str(out), "--json"]) == 0
+    written = json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out) == written
+    assert written["rows"][0]["metrics"]["cosine"] == pytest.approx(1, abs=1e-6)
+    assert "already exists" in refused(capsys, *arguments, "-o", out)
+    out.write_text("old")
+    assert main([*map(str, arguments), "-o", str(out), "--overwrite"]) == 0
+    assert json.loads(out.read_text())["task"] == "search"
+    header, first, _ = capsys.readouterr().out.splitlines()
+    assert header.split() == ["bundle", "recall_at_1", "recall_at_10", "mrr_at_10", "cosine", "seconds"]
+    assert first.split()[0] == "tiny"
+
+
+def test_bad_data_line_is_named(
+    tiny: Path, write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_lines([{"query": "a", "answer": "b"}, {"query": "a"}])
+    assert "data.jsonl:2: has no field 'answer'" in refused(capsys, "eval", tiny, "--data", data)
+
+
+def test_no_place_to_write(tiny: Path, write_lines: Callable[..., Path], tmp_path: Path, capsys: Any) -> None:
+    data = write_lines([{"query": "a", "answer": "b"}])
+    (tmp_path / "file").write_text("")
+    assert "file: File exists" in refused(capsys, "eval", tiny, "--data", data, "-o", tmp_path / "file/eval.json")
+
+
+def test_full_disk_keeps_what_was_written(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    arguments = ["bench", tiny, "-s", "8", "--min-time", "0", "--rounds", "2", "-o", tmp_path / "out"]
+    assert "samples.jsonl: No space left on device" in refused(capsys, *arguments)
+    lines = (tmp_path / "out/samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines[:2]] == ["environment", "memory"]
+
+
+def test_ctrl_c_is_one_line(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "load", press)
+    assert main(["predict", str(tiny), "w1"]) == 130
+    assert capsys.readouterr() == ("", "saten-run: interrupted\n")
+
+
+def test_reader_that_goes_away(tiny: Path) -> None:
+    command = [sys.executable, "-m", "saten_runtime", "predict", str(tiny), *["w1"] * 3000]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=20) == 0
+
+
+def test_readme_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = Path(__file__).parents[2].joinpath("runtime/README.md").read_text()
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        section = readme.partition(f"### `saten-run {command}")[2].partition("\n### ")[0]
+        options = {word.strip(",[]") for word in capsys.readouterr().out.split() if word.startswith(("--", "[--"))}
+        missing = {option for option in options - {"--help"} if option not in section}
+        assert not missing, f"README, saten-run {command}: {missing}"

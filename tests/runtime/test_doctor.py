@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saten_runtime import doctor
+from saten_runtime.cli import main
+from saten_runtime.doctor import CHECKS, Check, Examination, examine
+
+FakeRoot = Callable[[dict[str, str]], Path]
+
+
+def by_name(checks: list[Check]) -> dict[str, Check]:
+    return {check.name: check for check in checks}
+
+
+def test_this_machine_can_run_the_bundle(tiny: Path) -> None:
+    checks = examine(tiny)
+    assert len(checks) == len(CHECKS) == len(by_name(checks))
+    for name in ("python", "glibc", "onnxruntime", "bundle", "run"):
+        assert by_name(checks)[name].status == "OK", by_name(checks)[name]
+    for check in checks:
+        assert (check.status == "OK") is (check.advice == "")
+
+
+def test_json_and_exit_code(tiny: Path, copy_of: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tiny)]) == 0
+    assert "onnxruntime" in capsys.readouterr().out
+    broken = copy_of(tiny)
+    (broken / "model.onnx").write_bytes(b"")
+    assert main(["doctor", str(broken), "--json"]) == 2
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["bundle"]["status"] == rows["run"]["status"] == "FAIL"
+    assert "0 bytes" in rows["bundle"]["found"]
+    assert rows["onnxruntime"]["status"] == "OK"
+
+
+def kill_by(signal_name: str) -> Callable[[str], list[str]]:
+    import sys
+
+    return lambda code: [sys.executable, "-c", f"import os, signal; os.kill(os.getpid(), signal.{signal_name})"]
+
+
+def test_a_deadly_import_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "python_command", kill_by("SIGILL"))
+    check = by_name(examine())["onnxruntime"]
+    assert check.status == "FAIL"
+    assert "SIGILL (this processor lacks an instruction" in check.found
+
+
+def test_a_failing_import_shows_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr(doctor, "python_command", lambda code: [sys.executable, "-c", "import nothing_like_it"])
+    assert "No module named 'nothing_like_it'" in by_name(examine())["onnxruntime"].found
+
+
+@pytest.mark.parametrize(
+    ("available_mib", "status"),
+    [(10, "FAIL"), (60, "FAIL"), (300, "WARN"), (2000, "OK"), (None, "WARN")],
+)
+def test_memory(fake_root: FakeRoot, tmp_path: Path, available_mib: int | None, status: str) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    with (bundle / "model.onnx.data").open("wb") as file:
+        file.truncate(200 * 2**20)
+    files = {"proc/meminfo": f"MemAvailable: {available_mib * 1024} kB\n"} if available_mib else {"proc/stat": ""}
+    assert doctor._memory(Examination(fake_root(files), bundle)).status == status
+
+
+@pytest.mark.parametrize(
+    ("check", "files", "status"),
+    [
+        (doctor._cpu, {"proc/cpuinfo": "model name : X\nflags : avx2\n"}, "WARN"),
+        (doctor._cpu, {"proc/cpuinfo": "model name : X\nflags : avx512_vnni\n"}, "OK"),
+        (doctor._cpu, {"proc/cpuinfo": "CPU implementer : 0x41\nCPU part : 0xd08\nFeatures : asimd\n"}, "WARN"),
+        (doctor._governor, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave"}, "WARN"),
+        (doctor._governor, {"sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "performance"}, "OK"),
+        (doctor._governor, {"proc/stat": ""}, "OK"),
+        (doctor._throttling, {"sys/devices/platform/soc/soc:firmware/get_throttled": "50005"}, "WARN"),
+        (doctor._throttling, {"sys/devices/platform/soc/soc:firmware/get_throttled": "0"}, "OK"),
+        (doctor._throttling, {"sys/class/thermal/thermal_zone0/temp": "61000"}, "OK"),
+    ],
+)
+def test_device_checks(check: Any, files: dict[str, str], status: str, fake_root: FakeRoot) -> None:
+    found = check(Examination(fake_root(files)))
+    assert found.status == status
+    assert (found.status == "OK") is (found.advice == "")
+
+
+@pytest.mark.parametrize(
+    ("libc", "status"),
+    [(("glibc", "2.36"), "OK"), (("glibc", "2.27"), "FAIL"), (("", ""), "FAIL"), (("musl", "1"), "FAIL")],
+)
+def test_libc(monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], status: str) -> None:
+    monkeypatch.setattr(doctor.platform, "libc_ver", lambda: libc)
+    assert doctor._glibc(Examination()).status == status
