@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +22,11 @@ from saten_runtime.device import State, environment
 from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.memory import AnonPeak, Memory
 from saten_runtime.plan import Key, Plan, Setup, Size, turns
-from saten_runtime.results import BenchResult, Cell, CellRatio, Journal, Load, LoadMemory
+from saten_runtime.results import BenchResult, Journal, LoadMemory
 from saten_runtime.session import MEMORY_MODES
-from saten_runtime.stats import paired_ratio, summarize
+from saten_runtime.summary import Measured, Start, summary
 from saten_runtime.text import Encoder
-from saten_runtime.verdict import MIN_SAMPLES, judge
+from saten_runtime.verdict import MIN_SAMPLES
 
 __all__ = ["Interrupted", "Plan", "Progress", "bench"]
 
@@ -72,7 +68,9 @@ def bench(
     _check_lengths(named, plan)
     vocabulary = min(Encoder(bundle).vocabulary for bundle in named.values())
     with Journal(output, overwrite=overwrite) as journal:
-        run = _Run(plan, named, base, vocabulary, journal, progress, root)
+        state = State.read(root)
+        measured = Measured(plan, named, base, _describe(plan, named, state, root), [state])
+        run = _Run(measured, vocabulary, journal, progress, root)
         try:
             run.measure()
         except KeyboardInterrupt:
@@ -101,75 +99,43 @@ def _check_lengths(named: dict[str, Bundle], plan: Plan) -> None:
             raise UsageError(f"{name}: takes at most {longest} tokens, found {max(plan.tokens)}")
 
 
-@dataclass(frozen=True)
-class _Start:
-    """How one process started: see `results.Load`."""
-
-    cold_load_ms: float
-    session_ms: float
-    first_run_ms: float
+def _describe(plan: Plan, named: dict[str, Bundle], before: State, root: Path) -> dict[str, Any]:
+    return {
+        **environment(root),
+        "before": dataclasses.asdict(before),
+        "plan": plan.to_json(),
+        "session_options": {mode: dataclasses.asdict(MEMORY_MODES[mode]) for mode in plan.memory_modes},
+        "models": {
+            name: {file: entry.sha256 for file, entry in bundle.manifest.files.items()}
+            for name, bundle in named.items()
+        },
+    }
 
 
 class _Run:
-    """One benchmark under way."""
+    """One benchmark under way: workers are asked, `measured` is filled."""
 
     def __init__(
-        self,
-        plan: Plan,
-        bundles: dict[str, Bundle],
-        baseline: str | None,
-        vocabulary: int,
-        journal: Journal,
-        progress: Progress | None,
-        root: Path,
+        self, measured: Measured, vocabulary: int, journal: Journal, progress: Progress | None, root: Path
     ) -> None:
-        self._plan, self._bundles, self._baseline = plan, bundles, baseline
-        self._vocabulary, self._journal, self._progress, self._root = vocabulary, journal, progress, root
-        self._samples: dict[Key, list[list[int]]] = defaultdict(list)  # ns, by round
-        self._failed: dict[Key, str] = {}
-        self._memory: dict[tuple[str, Setup], LoadMemory] = {}
-        self._starts: dict[tuple[str, Setup], list[_Start]] = defaultdict(list)
+        self._measured, self._plan, self._vocabulary = measured, measured.plan, vocabulary
+        self._journal, self._progress, self._root = journal, progress, root
         self._steps = 0
-        self._states = [State.read(root)]
-        self._environment = self._describe()
-        journal.write("environment", self._environment)
+        journal.write("environment", measured.environment)
 
     def measure(self) -> None:
         for setup in self._plan.setups:
-            for name in self._bundles:
+            for name in self._measured.bundles:
                 self._step(f"{name}: memory")
                 with self._failing(self._keys_of(name, setup)):
                     self._measure_memory(name, setup)
             for index in range(self._plan.rounds):
                 self._measure_round(setup, index)
-                self._states.append(State.read(self._root))
 
-    def finish(self, reasons: list[str]) -> BenchResult:
-        self._states.append(State.read(self._root))
-        self._environment["after"] = dataclasses.asdict(self._states[-1])
-        cells = [self._cell(key) for key in self._keys()]
-        failures = [f"{key}: {reason}" for key, reason in self._failed.items()]
-        measured = {str(key): rounds for key, rounds in self._samples.items() if key not in self._failed}
-        verdict = judge(self._states, measured, [*reasons, *failures])
-        result = BenchResult(1, self._environment, verdict, cells, self._loads())
+    def finish(self, reasons: Sequence[str]) -> BenchResult:
+        result = summary(self._measured, State.read(self._root), reasons)
         self._journal.finish(result)
         return result
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            **environment(self._root),
-            "before": dataclasses.asdict(self._states[0]),
-            "plan": self._plan.to_json(),
-            "session_options": {mode: dataclasses.asdict(MEMORY_MODES[mode]) for mode in self._plan.memory_modes},
-            "models": {
-                name: {file: entry.sha256 for file, entry in bundle.manifest.files.items()}
-                for name, bundle in self._bundles.items()
-            },
-        }
-
-    def _keys(self) -> Iterator[Key]:
-        for setup, size, name in itertools.product(self._plan.setups, self._plan.sizes, self._bundles):
-            yield Key(name, setup, size)
 
     def _keys_of(self, name: str, setup: Setup) -> list[Key]:
         return [Key(name, setup, size) for size in self._plan.sizes]
@@ -177,8 +143,8 @@ class _Run:
     def _step(self, what: str) -> None:
         if self._progress is not None:
             a_round = len(self._plan.sizes) + 1
-            total = len(self._plan.setups) * len(self._bundles) * (1 + a_round * self._plan.rounds)
-            self._progress(self._steps, total, what)
+            each = len(self._plan.setups) * (1 + a_round * self._plan.rounds)
+            self._progress(self._steps, len(self._measured.bundles) * each, what)
         self._steps += 1
 
     @contextlib.contextmanager
@@ -188,7 +154,7 @@ class _Run:
             yield
         except SatenError as error:
             for key in keys:
-                self._failed.setdefault(key, str(error))
+                self._measured.failed.setdefault(key, str(error))
 
     def _measure_memory(self, name: str, setup: Setup) -> None:
         with Child() as child, AnonPeak(child.pid) as peak:
@@ -199,18 +165,16 @@ class _Run:
             child.ask("run", warmup=0, iterations=_STEADY_RUNS, min_ns=0)
             steady = _memory(child)
         memory = _load_memory(base, loaded, steady, peak.bytes)
-        self._memory[name, setup] = memory
-        self._journal.write(
-            "memory", {"bundle": name, **dataclasses.asdict(setup), "memory": dataclasses.asdict(memory)}
-        )
+        self._measured.memory[name, setup] = memory
+        self._record("memory", name, setup, {"memory": dataclasses.asdict(memory)})
 
     def _measure_round(self, setup: Setup, index: int) -> None:
-        order = turns(list(self._bundles), index)
+        order = turns(list(self._measured.bundles), index)
         with contextlib.ExitStack() as stack:
             children: dict[str, Child] = {}
             for name in order:
                 self._step(f"{name}: start, round {index + 1}")
-                keys = [key for key in self._keys_of(name, setup) if key not in self._failed]
+                keys = [key for key in self._keys_of(name, setup) if key not in self._measured.failed]
                 with self._failing(keys):
                     if keys:
                         children[name] = stack.enter_context(Child())
@@ -218,19 +182,19 @@ class _Run:
             for key in (Key(name, setup, size) for size in self._plan.sizes for name in order):
                 self._step(f"{key}, round {index + 1}")
                 with self._failing([key]):
-                    if key not in self._failed:
+                    if key not in self._measured.failed:
                         self._measure_turn(children[key.bundle], key, index)
+            # Here and not later: an idle processor lowers its clock.
+            self._measured.states.append(State.read(self._root))
 
     def _measure_start(self, child: Child, name: str, setup: Setup, index: int) -> None:
         session_ns = self._load(child, name, setup)
         self._prepare(child, self._plan.sizes[0])
         first = child.ask("run", warmup=0, iterations=1, min_ns=0)
         cold_ns = first["finished_ns"] - child.started_ns
-        start = _Start(cold_ns / 1e6, session_ns / 1e6, first["samples_ns"][0] / 1e6)
-        self._starts[name, setup].append(start)
-        self._journal.write(
-            "start", {"bundle": name, **dataclasses.asdict(setup), "round": index, **dataclasses.asdict(start)}
-        )
+        start = Start(cold_ns / 1e6, session_ns / 1e6, first["samples_ns"][0] / 1e6)
+        self._measured.starts[name, setup].append(start)
+        self._record("start", name, setup, {"round": index, **dataclasses.asdict(start)})
 
     def _measure_turn(self, child: Child, key: Key, index: int) -> None:
         rounds = self._plan.rounds
@@ -241,58 +205,20 @@ class _Run:
             iterations=math.ceil(MIN_SAMPLES / rounds),
             min_ns=int(self._plan.min_time_s * 1e9 / rounds),
         )
-        self._samples[key].append(answer["samples_ns"])
-        self._journal.write("samples", {**key.columns(), "round": index, "samples_ns": answer["samples_ns"]})
+        self._measured.samples[key].append(answer["samples_ns"])
+        columns = {**dataclasses.asdict(key.size), "round": index, "samples_ns": answer["samples_ns"]}
+        self._record("samples", key.bundle, key.setup, columns)
+
+    def _record(self, kind: str, name: str, setup: Setup, columns: dict[str, Any]) -> None:
+        self._journal.write(kind, {"bundle": name, **dataclasses.asdict(setup), **columns})
 
     def _load(self, child: Child, name: str, setup: Setup) -> int:
-        path = str(self._bundles[name].path.resolve())
+        path = str(self._measured.bundles[name].path.resolve())
         answer = child.ask("load", bundle=path, threads=setup.threads, memory=setup.memory_mode)
         return int(answer["session_ns"])
 
     def _prepare(self, child: Child, size: Size) -> None:
         child.ask("prepare", batch=size.batch, tokens=size.tokens, vocabulary=self._vocabulary)
-
-    def _cell(self, key: Key) -> Cell:
-        rounds = self._samples.get(key, [])
-        if not rounds:
-            self._failed.setdefault(key, "not measured")
-        if key in self._failed:
-            return Cell(**key.columns(), failed=self._failed[key])
-        summary = summarize([sample / 1e6 for samples in rounds for sample in samples])
-        return Cell(
-            **key.columns(),
-            count=summary.count,
-            p50_ms=summary.p50,
-            p90_ms=summary.p90,
-            p99_ms=summary.p99,
-            mean_ms=summary.mean,
-            ratio=self._ratio(key),
-        )
-
-    def _ratio(self, key: Key) -> CellRatio | None:
-        if self._baseline is None or key.bundle == self._baseline:
-            return None
-        other = dataclasses.replace(key, bundle=self._baseline)
-        both = min(len(self._samples[key]), len(self._samples.get(other, [])))
-        if other in self._failed or both == 0:
-            return None
-        ratio = paired_ratio(self._samples[key][:both], self._samples[other][:both])
-        return CellRatio(self._baseline, ratio.value, ratio.low, ratio.high)
-
-    def _loads(self) -> list[Load]:
-        return [self._load_record(name, setup, starts) for (name, setup), starts in self._starts.items()]
-
-    def _load_record(self, name: str, setup: Setup, starts: Sequence[_Start]) -> Load:
-        return Load(
-            bundle=name,
-            threads=setup.threads,
-            memory_mode=setup.memory_mode,
-            cold_load_ms=statistics.median(start.cold_load_ms for start in starts),
-            session_ms=statistics.median(start.session_ms for start in starts),
-            first_run_ms=statistics.median(start.first_run_ms for start in starts),
-            memory=self._memory[name, setup],
-            disk_bytes={file: entry.bytes for file, entry in self._bundles[name].manifest.files.items()},
-        )
 
 
 def _memory(child: Child) -> Memory:

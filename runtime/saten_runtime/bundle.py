@@ -28,13 +28,13 @@ from saten_runtime.files import read_json, sha256_file
 __all__ = [
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
+    "VALIDATION_FOLDER",
     "Bundle",
     "FileEntry",
     "Layer",
     "Manifest",
     "Postprocess",
     "Tokenizer",
-    "VALIDATION_FOLDER",
     "open_bundles",
 ]
 

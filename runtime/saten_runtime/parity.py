@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from saten_runtime.bundle import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
+from saten_runtime.results import align
 from saten_runtime.session import make_session, ort_errors
 
-__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "write_case"]
+__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "parity_table", "write_case"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -120,6 +121,23 @@ def compare_outputs(
     largest = np.abs(difference).max(initial=0) / max(float(np.abs(y).max(initial=0)), tiny)
     cosine = float(x @ y) / max(float(np.linalg.norm(x) * np.linalg.norm(y)), tiny)
     return float(np.maximum(euclidean, largest)), cosine
+
+
+def parity_table(comparisons: list[Comparison]) -> str:
+    """One aligned line per comparison."""
+    rows = [
+        (
+            row.case,
+            row.output,
+            " × ".join(map(str, row.shape)),
+            "on" if row.optimized else "off",
+            f"{row.relative_error:.2e}",
+            "-" if row.bound is None else f"{row.bound:.2e}",
+            f"{row.cosine:.6f}",
+        )
+        for row in comparisons
+    ]
+    return align([("case", "output", "shape", "optimizations", "relative error", "bound", "cosine"), *rows])
 
 
 def _read_cases(bundle: Bundle) -> dict[str, Arrays]:

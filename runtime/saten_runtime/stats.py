@@ -53,9 +53,12 @@ def paired_ratio(candidate: Sequence[Sequence[float]], baseline: Sequence[Sequen
 
 
 def drift(rounds: Sequence[Sequence[float]]) -> float:
-    """Median of the last third of the rounds over the median of the first third; 1.0 below three rounds."""
+    """Median of the last third of the rounds over the median of the first third.
+
+    1.0 below six rounds: a third of fewer is one process, and two processes differ by themselves.
+    """
     third = len(rounds) // 3
-    if third == 0:
+    if third < 2:
         return 1.0
     first = np.concatenate([np.asarray(samples, np.float64) for samples in rounds[:third]])
     last = np.concatenate([np.asarray(samples, np.float64) for samples in rounds[-third:]])

@@ -9,6 +9,7 @@ Nothing here measures or reads files; a report is a pure function of what it is 
 
 from __future__ import annotations
 
+from saten_edge.report.headline import headline
 from saten_edge.report.html import html_page, write_html
 from saten_edge.report.markdown import csv_table, markdown_table
 from saten_edge.report.model import Report, build_report
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "build_report",
     "csv_table",
+    "headline",
     "html_page",
     "markdown_table",
     "print_table",

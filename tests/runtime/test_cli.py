@@ -95,7 +95,7 @@ def test_text_that_is_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def bench_arguments(tiny: Path, slow: Path) -> list[str]:
-    return ["bench", str(tiny), str(slow), "--baseline", str(tiny), "-s", "8", "--min-time", "0.01", "--rounds", "2"]
+    return ["bench", str(tiny), str(slow), "--baseline", str(tiny), "-s", "8", "--min-time", "0.01", "--rounds", "1"]
 
 
 def test_bench_prints_a_table_or_json(

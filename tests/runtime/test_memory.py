@@ -24,13 +24,14 @@ def test_fields_come_from_their_lines(fake_root: Callable[[dict[str, str]], Path
 
 
 def test_psutil_agrees() -> None:
-    process = subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"], stdin=PIPE, stdout=PIPE)
+    code = "data = b'x' * 2**26; print(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     found, expected = snapshot(process.pid), psutil.Process(process.pid).memory_full_info()
     process.communicate(b"\n")
     rss = (found.rss_anon_bytes or 0) + (found.rss_file_bytes or 0)
-    # The kernel counts rss in per-thread batches; the page tables behind pss are exact.
+    # The kernel counts rss in batches of pages; the page tables behind pss are exact.
     assert abs(rss - expected.rss) <= 0.03 * expected.rss
     assert abs((found.pss_bytes or 0) - expected.pss) <= 0.03 * expected.pss
 

@@ -108,4 +108,4 @@ def test_drift_compares_the_last_third_with_the_first() -> None:
     rounds = [[1.0], [1.0], [5.0], [5.0], [2.0], [2.0], [9.0]]
     assert drift(rounds) == (2.0 + 9.0) / 2 / 1.0
     assert drift(rounds[::-1]) != drift(rounds)
-    assert drift([[1.0], [9.0]]) == 1.0
+    assert drift([[1.0], [1.0], [1.0], [9.0], [9.0]]) == 1.0
