@@ -1,21 +1,23 @@
-"""Second moments of every layer's input over calibration texts."""
+"""What calibration texts tell of each layer: the second moments of its input, and how much its errors matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["second_moments"]
+from saten_edge.metric import Metric
+from saten_edge.tt import truncated_factors
+
+__all__ = ["output_sensitivities", "second_moments"]
 
 # Added to every token's count: a token never seen still matters half as much as one seen once.
 UNSEEN_TOKEN_COUNT = 0.5
 
 
-def second_moments(
-    model: nn.Module, layers: Iterable[str], batches: Iterable[dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def second_moments(model: nn.Module, layers: Iterable[str], batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Σ = E[xᵀx] of each layer's input, float64: (in, in) for a linear, the diagonal (rows,) for an embedding.
 
     batches: model inputs, padded; padding is left out of the mean.
@@ -37,6 +39,39 @@ def second_moments(
         for hook in hooks:
             hook.remove()
     return {name: total / max(rows, 1) for name, total in sums.items()}
+
+
+def output_sensitivities(
+    model: Any,
+    matrices: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    batch: dict[str, Tensor],
+    share: float,
+    progress: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
+    """By how much a layer's squared relative error is multiplied on its way to the last hidden state.
+
+    Each matrix in turn is replaced by the factors that `share` of its bytes pay for, and the output compared.
+
+    matrices: views (in, out) of the model's weights by layer; they are changed in turn and restored.
+    """
+    kept = batch["attention_mask"].bool()
+    results = {}
+    with torch.no_grad():
+        wanted = model(**batch).last_hidden_state[kept]
+        for name, matrix in matrices.items():
+            progress(name)
+            original, metric = matrix.clone(), Metric.from_moments(moments[name])
+            rank = max(1, int(share * matrix.numel() / sum(matrix.shape)))
+            a, b = truncated_factors(original.double(), rank, metric)
+            matrix.copy_(a @ b)
+            try:
+                got = model(**batch).last_hidden_state[kept]
+            finally:
+                matrix.copy_(original)
+            error = metric.relative_error(original.double(), a @ b)
+            results[name] = float(((got - wanted).norm() / wanted.norm() / max(error, 1e-9)) ** 2)
+    return results
 
 
 def _accumulator(

@@ -34,9 +34,7 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
         CheckpointError: written by a newer version.
     """
 
-    def __init__(
-        self, layers: dict[str, Any], source: dict[str, str], version: int = FORMAT_VERSION, **_: Any
-    ) -> None:
+    def __init__(self, layers: dict[str, Any], source: dict[str, str], version: int = FORMAT_VERSION, **_: Any) -> None:
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"config.json: saten format version {version!r}, this saten-edge reads {FORMAT_VERSION}; "
@@ -67,6 +65,11 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
                 ) from None
             with torch.device("meta"):
                 replace_module(model, name, build_module(name, spec, torch.get_default_dtype()))
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, layer in saten_layers(model).items():
+            layer.residual.check(f"model.safetensors: {name}.residual")
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:

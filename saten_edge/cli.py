@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +62,9 @@ def compress_command(
     budget: Annotated[float, typer.Option(help="Share of the dense fp32 bytes, indices included.")] = 0.25,
     pattern: Pattern = "grouped",
     group: Group = 32,
+    allocation: Annotated[
+        str | None, typer.Option(help="Of bytes among layers: sensitivity (default with --calibration) or uniform.")
+    ] = None,
     order: Annotated[int, typer.Option(min=2, max=6, help="Cores of a tensor train.")] = 4,
     eps: Annotated[float, typer.Option(min=0, help="Relative error the inner splits may add.")] = 0.0,
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of train and residual.")] = 4,
@@ -84,6 +88,7 @@ def compress_command(
         budget=budget,
         pattern=pattern,
         group=group,
+        allocation=allocation,
         recipe=Recipe(order=order, eps=eps, rounds=rounds, share=share),
         calibration=read_texts(calibration)[:texts] if calibration else (),
         talk=Talk(quiet=quiet),
@@ -179,9 +184,7 @@ def bench_command(
 
     plan = Plan(_numbers(threads), _numbers(batch), _numbers(tokens), memory.split(","), min_time, rounds)
     try:
-        result = bench_stage(
-            bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite
-        )
+        result = bench_stage(bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite)
     except Interrupted as interrupt:
         print(table(interrupt.result))
         raise
@@ -230,7 +233,7 @@ def report_command(
     from saten_runtime.bundle import Bundle
     from saten_runtime.files import read_json, refuse_existing
 
-    printers = {
+    printers: dict[str, Callable[[reports.Report], None]] = {
         "table": reports.print_table,
         "markdown": lambda report: print(reports.markdown_table(report), end=""),
         "csv": lambda report: print(reports.csv_table(report), end=""),
@@ -253,7 +256,9 @@ def report_command(
 @app.command("demo")
 def demo_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; an earlier demo is replaced.")],
-    model: Annotated[Path | None, typer.Option(help="Sentence-embedding model folder instead of the packaged one.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Sentence-embedding model folder instead of the packaged one.")
+    ] = None,
     pattern: Pattern = "grouped",
     group: Group = 32,
     budget: Annotated[float, typer.Option(help="Share of the dense bytes of every compressed matrix.")] = 0.285,

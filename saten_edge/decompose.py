@@ -1,9 +1,9 @@
 """One matrix into tensor train + sparse residual, at a byte budget.
 
-M ≈ L + S is found by alternating (as in Zhou & Tao, "GoDec", ICML 2011, and OATS, ICLR 2025): L is the
-best factor pair for M − S under the activations' second moments, S the entries of M − L with the most
-energy under them. The split of the bytes between the two is measured, not guessed: several are tried
-and the one with the least error wins.
+M ≈ L + S is found by alternating (as in Zhou & Tao, "GoDec", ICML 2011, and OATS, ICLR 2025), every step under
+the second moments of the layer's input: L is the best factor pair for M − S; S keeps the entries of M − L that
+gain most and gives them the values that fit best together. The split of the bytes between the two is
+measured, not guessed: several are tried and the one with the least error wins.
 """
 
 from __future__ import annotations
@@ -87,14 +87,16 @@ def _alternate(
             f"{budget_bytes} bytes for a matrix of {shape[0]} × {shape[1]} are less than a train of bond 1 and its "
             f"residual need ({full_train_numel(dims, 1) * VALUE_BYTES} bytes for the train); raise --budget"
         )
-    importance = metric.importance(shape[0])[:, None]
     sparse = torch.zeros_like(matrix)
     for _ in range(recipe.rounds):
         train = tensor_train(*truncated_factors(matrix - sparse, rank, metric), dims, recipe.eps)
         rest = matrix - train.dense()
         count = pattern.affordable(shape, budget_bytes - train.numel() * VALUE_BYTES)
-        residual = pattern.extract(rest, pattern.select(importance * rest.square(), count))
-        sparse = scatter(residual.values, pattern.positions(residual.indices, shape), shape)
+        indices = pattern.select(metric.gain(rest), count)
+        positions = pattern.positions(indices, shape)
+        kept = scatter(torch.ones(positions.shape, dtype=torch.bool), positions, shape)
+        sparse = metric.fit(rest, kept)
+        residual = pattern.extract(sparse, indices)
     return Decomposition(
         train,
         residual,

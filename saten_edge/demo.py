@@ -7,7 +7,6 @@ to a sentence.
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,7 @@ def _write_corpus(out: Path, talk: Talk) -> list[str]:
     return [text for passage in task.train for text in (passage.query, passage.answer)]
 
 
-def _make_student(
-    out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk
-) -> list[Progress]:
+def _make_student(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[Progress]:
     """Compress and fine-tune; the checkpoints go to `compressed` and `finetuned`."""
     from saten_edge.stages import compress_stage, finetune_stage
 
@@ -96,6 +93,7 @@ def _make_student(
         budget=settings.budget,
         pattern=settings.pattern,
         group=settings.group,
+        allocation=None,
         recipe=Recipe(),
         calibration=texts[: settings.calibration_texts],
         talk=talk,
@@ -158,7 +156,8 @@ def _notes(settings: DemoSettings) -> list[tuple[str, str]]:
         ),
         (
             "The compression",
-            f"Every linear layer and the vocabulary table keep {settings.budget:g} of their dense fp32 bytes, indices "
-            f"counted, as tensor train + {settings.pattern} residual; then {settings.minutes:g} minutes of distillation.",
+            f"All linear layers and the vocabulary table together keep {settings.budget:g} of their dense fp32 bytes, "
+            f"indices counted, as tensor train + {settings.pattern} residual; then {settings.minutes:g} minutes of "
+            "distillation.",
         ),
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +66,14 @@ def load_model(name: str | Path) -> LoadedModel:
 
     folder = _resolve(str(name))
     try:
-        model = _without_pooler(AutoModel, folder)
+        model, missing = _without_pooler(AutoModel, folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except SatenError:
         raise
     except Exception as cause:  # transformers raises almost anything on a bad folder
         raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({_one_line(cause)})") from cause
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise CheckpointError(f"{name}: weights are missing from its safetensors files; download it again")
+    if missing:  # transformers would go on with random numbers
+        raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; download it again")
     weights = sorted(folder.glob("*.safetensors"))
     source = {
         "model": Path(name).name if Path(name).exists() else str(name),
@@ -81,13 +83,16 @@ def load_model(name: str | Path) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, _postprocess(folder), _max_length(folder, model), source, folder)
 
 
-def save_model(loaded: LoadedModel, path: Path, *, extra: dict[str, Any] | None = None, overwrite: bool = False) -> None:
+def save_model(
+    loaded: LoadedModel, path: Path, *, extra: dict[str, Any] | None = None, overwrite: bool = False
+) -> None:
     """Write model, tokenizer and side files into a new folder; it appears complete or not at all.
 
     extra: file name → JSON data to put beside them.
     """
     with new_folder(path, overwrite=overwrite) as folder:
-        loaded.model.save_pretrained(folder)
+        with _silent_transformers():
+            loaded.model.save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         for name in SIDE_FILES:
             if (loaded.folder / name).is_file():
@@ -116,20 +121,31 @@ def _resolve(name: str) -> Path:
         ) from None
 
 
-def _without_pooler(auto: Any, folder: Path) -> Any:
-    """Load without BERT's pooler, which embeddings do not read; where there is no such option, as is."""
+def _without_pooler(auto: Any, folder: Path) -> tuple[Any, list[str]]:
+    """The model and the weights it lacks. BERT's pooler, which embeddings do not read, is left out where it can be."""
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    with _silent_transformers():  # a pooler left unread is reported as unexpected keys
+        try:
+            model, loaded = auto.from_pretrained(folder, add_pooling_layer=False, **options)
+        except TypeError:
+            model, loaded = auto.from_pretrained(folder, **options)
+    return model, sorted(loaded["missing_keys"])
+
+
+@contextlib.contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers; `Talk` says what is going on."""
     from transformers import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a pooler left unread is reported as unexpected keys
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return auto.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32)
-    except TypeError:
-        return auto.from_pretrained(folder, dtype=torch.float32)
+        yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _postprocess(folder: Path) -> Postprocess:
@@ -153,6 +169,11 @@ def _max_length(folder: Path, model: Any) -> int:
     if not side.is_file():
         return positions
     return min(positions, int(read_json(side, CheckpointError).get("max_seq_length") or positions))
+
+
+def _some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return f"{names[0]} and {len(names) - 1} more weights are" if len(names) > 1 else f"{names[0]} is"
 
 
 def _one_line(cause: BaseException) -> str:

@@ -8,6 +8,7 @@ by small operators. No weight passes through the tracer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,17 @@ from torch import Tensor, nn
 from saten_edge.residual import Residual, pattern_named, scatter
 from saten_edge.tt import TensorTrain
 from saten_exporters.parts import LayerParts
+from saten_runtime.errors import CheckpointError, ShapeError
 
-__all__ = ["LayerSpec", "SatenEmbedding", "SatenLinear", "SatenModule", "build_module", "replace_module", "saten_layers"]
+__all__ = [
+    "LayerSpec",
+    "SatenEmbedding",
+    "SatenLinear",
+    "SatenModule",
+    "build_module",
+    "replace_module",
+    "saten_layers",
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,25 @@ class ResidualPart(nn.Module):
     def index_tensors(self) -> dict[str, Tensor]:
         """The index buffers by name."""
         return {name: self.get_buffer(name) for name in self.index_names}
+
+    def check(self, where: str) -> None:
+        """Refuse indices read from a file that do not name one entry of the matrix for each value.
+
+        Raises:
+            CheckpointError: naming `where`.
+        """
+        try:
+            positions = self.pattern.positions(self.index_tensors(), self.shape)
+        except (ShapeError, RuntimeError):  # torch's, of row ends that fall
+            positions = torch.empty(0)
+        inside = positions.shape == self.values.shape and bool(
+            ((positions >= 0) & (positions < math.prod(self.shape))).all()
+        )
+        if not inside or positions.unique().numel() != positions.numel():
+            raise CheckpointError(
+                f"{where}: its indices do not name one entry of a matrix {self.shape[0]} × {self.shape[1]} for each "
+                f"value; the file is damaged, download it again"
+            )
 
     def dense(self) -> Tensor:
         """The residual as a matrix (in, out)."""

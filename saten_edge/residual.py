@@ -11,6 +11,7 @@ To add a pattern, write the class and add a row to `PATTERNS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -179,7 +180,7 @@ class EqualRows(Pattern):
 
 
 # pattern name → what stores it in a linear layer, and in an embedding table of a given width
-PATTERNS = {
+PATTERNS: dict[str, tuple[Callable[[int], Pattern], Callable[[int], Pattern]]] = {
     "grouped": (lambda group: Grouped(size=group), lambda width: WholeRows(size=width)),
     "unstructured": (lambda group: Unstructured(), lambda width: EqualRows()),
 }

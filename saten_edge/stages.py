@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saten_edge.calibration import second_moments
-from saten_edge.compress import CompressedLayer, compress, compressible_layers, dense_layers
+from torch import nn
+
+from saten_edge.allocation import Measured
+from saten_edge.calibration import output_sensitivities, second_moments
+from saten_edge.compress import CompressedLayer, compress, compressible_layers, dense_layers, matrices
 from saten_edge.console import Talk
 from saten_edge.decompose import Recipe
 from saten_edge.finetune import Progress, Schedule, distill
@@ -38,30 +42,30 @@ def compress_stage(
     budget: float,
     pattern: str,
     group: int,
+    allocation: str | None,
     recipe: Recipe,
     calibration: Sequence[str],
     talk: Talk,
     overwrite: bool,
 ) -> list[CompressedLayer]:
-    """Compress a model folder into a Saten checkpoint at `out`."""
+    """Compress a model folder into a Saten checkpoint at `out`.
+
+    allocation: a name in `ALLOCATIONS`; None is "sensitivity" with calibration texts and "uniform" without.
+    """
     if not overwrite:
         refuse_existing(out)
     loaded = load_model(model)
-    names = list(compressible_layers(loaded.model))
-    moments = None
-    if calibration:
-        batches = _batches(loaded, calibration)
-        with talk.stage(f"calibrate on {len(calibration)} texts") as advance:
-            counted = (_told(advance, k, len(batches), batch) for k, batch in enumerate(batches))
-            moments = second_moments(loaded.model, names, counted)
-    with talk.stage(f"compress {len(names)} matrices to {budget:g} of their bytes") as advance:
+    layers = compressible_layers(loaded.model)
+    measured = _calibrate(loaded, layers, calibration, budget, talk) if calibration else None
+    with talk.stage(f"compress {len(layers)} matrices to {budget:g} of their bytes") as advance:
         rows = compress(
             loaded,
             budget,
             pattern=pattern,
             group=group,
+            allocation=allocation or ("sensitivity" if measured else "uniform"),
             recipe=recipe,
-            moments=moments,
+            measured=measured,
             progress=lambda name, done, total: advance(done, total, name),
         )
     table = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense_layers(loaded.model)}
@@ -142,14 +146,32 @@ def _as_error(code: int, stderr: str) -> SatenError:
     return error
 
 
-def _batches(loaded: LoadedModel, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _calibrate(
+    loaded: LoadedModel,
+    layers: dict[str, nn.Linear | nn.Embedding],
+    texts: Sequence[str],
+    budget: float,
+    talk: Talk,
+) -> Measured:
+    """Second moments over all texts, sensitivities over the first batch of them."""
     ordered = sorted(texts, key=len)
-    return [
-        loaded.encode(ordered[start : start + CALIBRATION_BATCH], CALIBRATION_TOKENS)
-        for start in range(0, len(ordered), CALIBRATION_BATCH)
-    ]
+    starts = range(0, len(ordered), CALIBRATION_BATCH)
+    steps = len(starts) + len(layers)
+    with talk.stage(f"calibrate on {len(texts)} texts") as advance:
 
+        def batches() -> Iterator[dict[str, Any]]:
+            for done, start in enumerate(starts):
+                advance(done, steps, "second moments")
+                yield loaded.encode(ordered[start : start + CALIBRATION_BATCH], CALIBRATION_TOKENS)
 
-def _told(advance: Any, done: int, total: int, batch: dict[str, Any]) -> dict[str, Any]:
-    advance(done, total, "")
-    return batch
+        moments = second_moments(loaded.model, layers, batches())
+        done = itertools.count(len(starts))
+        sensitivities = output_sensitivities(
+            loaded.model,
+            matrices(layers),
+            moments,
+            loaded.encode(list(texts[:CALIBRATION_BATCH]), CALIBRATION_TOKENS),
+            budget,
+            lambda name: advance(next(done), steps, name),
+        )
+    return Measured(moments, sensitivities)

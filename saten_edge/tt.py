@@ -102,7 +102,7 @@ def contract(cores: tuple[Tensor, ...]) -> Tensor:
     """The chain of cores as one tensor (r_0, n_1 · … · n_k, r_k)."""
 
     def join(left: Tensor, right: Tensor) -> Tensor:
-        joined = torch.tensordot(left, right, dims=1)  # (r_0, n_1 …, n_k, r_k)
+        joined: Tensor = torch.tensordot(left, right, dims=1)  # (r_0, n_1 …, n_k, r_k)
         return joined.reshape(left.shape[0], -1, right.shape[2])
 
     return reduce(join, cores)
@@ -117,7 +117,7 @@ def balanced_factors(n: int, parts: int) -> tuple[int, ...]:
         return (n,)
     target = n ** (1 / parts)
     first = max(d for d in range(1, math.floor(target + 1e-9) + 1) if n % d == 0)
-    return (first, *balanced_factors(n // first, parts - 1))
+    return tuple(sorted((first, *balanced_factors(n // first, parts - 1))))
 
 
 def mode_dims(shape: tuple[int, int], order: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -171,16 +171,32 @@ def _full_half_numel(dims: tuple[int, ...], bond: int) -> int:
 def tensor_train(a: Tensor, b: Tensor, dims: tuple[tuple[int, ...], tuple[int, ...]], eps: float = 0.0) -> TensorTrain:
     """Split A (in, r) and B (r, out) into cores over `dims`, outwards from the bond.
 
-    eps: relative Frobenius error allowed over all splits; each of the s splits may discard
-    eps / √s of its half's norm. 0 keeps every rank the dims allow, and A B exactly.
+    eps: relative Frobenius error of A B that all splits together may add; each of the s splits may add
+    eps / √s. 0 keeps every rank the dims allow, and A B exactly.
     """
     in_dims, out_dims = dims
-    splits = len(in_dims) + len(out_dims) - 2
-    allowed = eps / math.sqrt(splits) if splits else 0.0
-    left = _split_leftmost(a.reshape(1, a.shape[0], a.shape[1]), in_dims, allowed)
-    right = _split_leftmost(b.T.reshape(1, b.shape[1], b.shape[0]), tuple(reversed(out_dims)), allowed, mirrored=True)
+    u, s, vh = _product_svd(a, b)
+    allowed = eps * float(s.norm()) / math.sqrt(max(1, len(in_dims) + len(out_dims) - 2))
+    # U and V are orthonormal, so what a split discards of U S or V S is what A B loses.
+    left = _split_leftmost((u * s)[None], in_dims, allowed)
+    right = _split_leftmost((vh.T * s)[None], tuple(reversed(out_dims)), allowed, mirrored=True)
+    left, right = (_balanced((*half[:-1], half[-1] / _root(s))) for half in (left, right))
     mirrored = tuple(core.permute(2, 1, 0).contiguous() for core in reversed(right))
     return TensorTrain((*left, *mirrored), len(left))
+
+
+def _product_svd(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (in, r), S (r,), Vᵀ (r, out) of A B, which is never formed."""
+    (q_a, r_a), (q_b, r_b) = torch.linalg.qr(a), torch.linalg.qr(b.T)
+    u, s, vh = torch.linalg.svd(r_a @ r_b.T)
+    return q_a @ u, s, vh @ q_b.T
+
+
+def _balanced(cores: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same chain with cores of equal Frobenius norm, so that all train at one pace."""
+    norms = torch.stack([core.norm() for core in cores]).clamp_min(torch.finfo(cores[0].dtype).tiny)
+    scales = norms.log().mean().exp() / norms
+    return tuple(core * scale for core, scale in zip(cores, scales, strict=True))
 
 
 def _split_leftmost(
@@ -188,23 +204,31 @@ def _split_leftmost(
 ) -> tuple[Tensor, ...]:
     """Cores of a half (1, n_1 · … · n_p, r), peeled off at its free end one SVD at a time.
 
-    mirrored: the half is the transposed B, whose fastest-running dim comes first.
+    allowed: Frobenius error of each split. mirrored: the half is the transposed B, whose fastest-running dim
+    comes first. The two cores a singular value lies between share it.
     """
     if mirrored:
         flat = half.reshape(*reversed(dims), half.shape[2])
         half = flat.permute(*reversed(range(len(dims))), len(dims)).reshape(half.shape)
-    rest, cores = half, []
+    rest, cores, root = half, [], torch.ones_like(half[0, 0, :1])
     for n in dims[:-1]:
         unfolded = rest.reshape(rest.shape[0] * n, -1)
         u, s, vh = torch.linalg.svd(unfolded, full_matrices=False)
-        rank = _kept_rank(s, allowed)
-        root = s[:rank].sqrt()
-        cores.append((u[:, :rank] * root).reshape(rest.shape[0], n, rank))
-        rest = (root[:, None] * vh[:rank]).reshape(rank, -1, half.shape[2])
-    return (*cores, rest.reshape(rest.shape[0], dims[-1], half.shape[2]))
+        rank, before = _kept_rank(s, allowed), root
+        root = _root(s[:rank])
+        cores.append(u[:, :rank].reshape(-1, n, rank) * root / before[:, None, None])
+        rest = (s[:rank, None] * vh[:rank]).reshape(rank, -1, half.shape[2])
+    return (*cores, rest.reshape(-1, dims[-1], half.shape[2]) / root[:, None, None])
+
+
+def _root(singular_values: Tensor) -> Tensor:
+    """√s, where an s lost in rounding counts as the rounding error: its root is divided by."""
+    precision = torch.finfo(singular_values.dtype)
+    smallest = max(precision.eps * float(singular_values[0]), precision.tiny)
+    return singular_values.clamp_min(smallest).sqrt()
 
 
 def _kept_rank(singular_values: Tensor, allowed: float) -> int:
-    """The smallest rank whose discarded tail stays within `allowed` of the norm."""
+    """The smallest rank, at least 1, whose discarded tail has a norm of `allowed` at most."""
     tail = singular_values.flip(0).square().cumsum(0).sqrt().flip(0)  # tail[k]: norm of s[k:]
-    return max(1, int((tail > allowed * tail[0]).sum()))
+    return max(1, int((tail > allowed).sum()))

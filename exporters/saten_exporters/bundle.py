@@ -90,7 +90,7 @@ def rounding_bound(graph: ir.Graph) -> float:
         for value in node.inputs
         if value is not None and value.const_value is not None
     ]
-    longest = max((int(dim) for weight in weights if len(weight.shape) == 2 for dim in weight.shape), default=1)
+    longest = max((max(weight.shape.numpy()) for weight in weights if len(weight.shape) == 2), default=1)
     return len(products) * math.sqrt(longest) * float(np.finfo(np.float32).eps) / 2
 
 
@@ -117,7 +117,8 @@ def _save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
     backend = getattr(source.tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ExportError(
-            f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; use a fast tokenizer"
+            f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
+            "use a fast tokenizer"
         )
     backend.save(str(folder / "tokenizer.json"))
     return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)

@@ -147,8 +147,9 @@ def _read_cases(bundle: Bundle) -> dict[str, Arrays]:
             continue
         case, _, name = Path(file).stem.partition(".")
         try:
-            cases.setdefault(case, {})[name] = np.load(bundle.path / file, allow_pickle=False)
-        except (ValueError, OSError) as cause:
+            with (bundle.path / file).open("rb") as stream:
+                cases.setdefault(case, {})[name] = np.lib.format.read_array(stream, allow_pickle=False)
+        except (ValueError, OSError, MemoryError) as cause:
             raise BundleError(f"{bundle.path / file}: no array ({cause}); export the bundle again") from None
     if not cases:
         raise BundleError(f"{bundle.path}: carries no {VALIDATION_FOLDER}/*.npy to compare with; export it again")

@@ -55,7 +55,7 @@ class Form:
             f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n'
             f"{self.op_type} ({', '.join(('x', *self.inputs))}) => (y) {{\n{self.body}\n}}"
         )
-        own = ir.from_proto(onnx.parser.parse_function(text))
+        own = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         used = {node.domain for node in own}
         for domain in set(own.opset_imports) - used:
             del own.opset_imports[domain]

@@ -14,6 +14,6 @@ __all__ = ["new_initializer"]
 def new_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """Register `array` as the main graph's initializer `name`."""
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form, form_of
@@ -37,12 +39,15 @@ class LowerPass(ir.passes.InPlacePass):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
         packed: dict[str, dict[str, ir.Value]] = {}
+        calls: Counter[str] = Counter()
         for node in found:
             parts = self.parts[node.attributes.get_string("layer", "")]
             form = form_of(parts, self.precision)
             if parts.name not in packed:
                 packed[parts.name] = self._add_weights(model, form, parts)
-            _replace(model, node, form, packed[parts.name])
+            calls[parts.name] += 1  # a shared layer is called from several places; node names must differ
+            name = parts.name if calls[parts.name] == 1 else f"{parts.name}#{calls[parts.name]}"
+            _replace(model, node, form, packed[parts.name], name)
         return ir.passes.PassResult(model, modified=bool(found))
 
     def _add_weights(self, model: ir.Model, form: Form, parts: LayerParts) -> dict[str, ir.Value]:
@@ -70,10 +75,10 @@ def _row(form: Form, parts: LayerParts, size_bytes: int) -> Layer:
     )
 
 
-def _replace(model: ir.Model, node: ir.Node, form: Form, weights: dict[str, ir.Value]) -> None:
+def _replace(model: ir.Model, node: ir.Node, form: Form, weights: dict[str, ir.Value], name: str) -> None:
     old = node.outputs[0]
-    inputs = [node.inputs[0], *(weights[name] for name in form.inputs)]
-    lowered = ir.Node(DOMAIN, form.op_type, inputs, name=node.attributes.get_string("layer", ""))
+    inputs = [node.inputs[0], *(weights[each] for each in form.inputs)]
+    lowered = ir.Node(DOMAIN, form.op_type, inputs, name=name)
     new = lowered.outputs[0]
     new.name, new.shape, new.type = old.name, old.shape, old.type
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], [lowered], [old], [new])

@@ -34,29 +34,23 @@ class QuantizeDensePass(ir.passes.InPlacePass):
 
 
 def _quantize_matmul(model: ir.Model, node: ir.Node) -> bool:
-    weight = _dense_weight(node.inputs[1])
-    if weight is None:
+    x, weight = node.inputs
+    dense = _dense_weight(weight)
+    if weight is None or dense is None:
         return False
-    codes, scales = quantize_int8(weight, axis=0)
+    codes, scales = quantize_int8(dense, axis=0)
     model.opset_imports.setdefault("com.microsoft", 1)
-    inputs = [
-        node.inputs[0],
-        _constant(model, f"{node.inputs[1].name}.codes", codes),
-        _constant(model, f"{node.inputs[1].name}.scale", scales.reshape(-1)),
-    ]
-    return _put(model, node, [ir.Node("com.microsoft", "DynamicQuantizeMatMul", inputs, name=node.name)])
+    stored = _stored(model, weight, codes, scales.reshape(-1))
+    return _put(model, node, [ir.Node("com.microsoft", "DynamicQuantizeMatMul", [x, *stored], name=node.name)])
 
 
 def _quantize_gather(model: ir.Model, node: ir.Node) -> bool:
-    table = _dense_weight(node.inputs[0])
-    if table is None or node.attributes.get_int("axis", 0) != 0:
+    table, indices = node.inputs
+    dense = _dense_weight(table)
+    if table is None or dense is None or node.attributes.get_int("axis", 0) != 0:
         return False
-    codes, scales = quantize_int8(table, axis=1)
-    stored = [
-        _constant(model, f"{node.inputs[0].name}.{suffix}", array)
-        for suffix, array in (("codes", codes), ("scale", scales))
-    ]
-    rows, scale = (ir.Node("", "Gather", [value, node.inputs[1]], [ir.AttrInt64("axis", 0)]) for value in stored)
+    stored = _stored(model, table, *quantize_int8(dense, axis=1))
+    rows, scale = (ir.Node("", "Gather", [value, indices], [ir.AttrInt64("axis", 0)]) for value in stored)
     numbers = ir.Node("", "Cast", rows.outputs, [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
     product = ir.Node("", "Mul", [numbers.outputs[0], scale.outputs[0]], name=node.name)
     return _put(model, node, [rows, scale, numbers, product])
@@ -72,9 +66,11 @@ def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
     return np.asarray(tensor.numpy())
 
 
-def _constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer `name`, made once however many nodes read it."""
-    return model.graph.initializers.get(name) or new_initializer(model, name, array)
+def _stored(model: ir.Model, weight: ir.Value, codes: np.ndarray, scales: np.ndarray) -> list[ir.Value]:
+    """The initializers of a weight's codes and scales, made once however many nodes read it."""
+    arrays = {f"{weight.name}.codes": codes, f"{weight.name}.scale": scales}
+    known = model.graph.initializers
+    return [known[name] if name in known else new_initializer(model, name, array) for name, array in arrays.items()]
 
 
 def _put(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> bool:

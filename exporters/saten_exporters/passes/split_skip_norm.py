@@ -36,11 +36,12 @@ def _splittable(node: ir.Node) -> bool:
 
 def _split(model: ir.Model, node: ir.Node) -> None:
     x, skip, scale, offset, bias = [*node.inputs, None, None][:5]
-    summed = ir.Node("", "Sum", [value for value in (x, skip, bias) if value is not None], name=f"{node.name}.sum")
+    terms = [value for value in (x, skip, bias) if value is not None]
+    summed = ir.Node("", "Sum", terms, name=f"{node.name}.sum" if node.name else None)
     epsilon = ir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", 1e-5))
-    norm = ir.Node(
-        "", "LayerNormalization", [summed.outputs[0], scale, offset], [ir.AttrInt64("axis", -1), epsilon], name=node.name
-    )
+    # An absent offset must be left out: ONNX Runtime 1.31 crashes while optimizing where it is named empty.
+    inputs = [summed.outputs[0], scale, *([] if offset is None else [offset])]
+    norm = ir.Node("", "LayerNormalization", inputs, [ir.AttrInt64("axis", -1), epsilon], name=node.name)
     pairs = [(node.outputs[0], norm.outputs[0]), *((old, summed.outputs[0]) for old in node.outputs[3:])]
     for old, new in pairs:
         new.name, new.shape, new.type = old.name, old.shape, old.type

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import onnx_ir as ir
-from onnx_ir.passes import common
 
 __all__ = ["TidyPass"]
 
@@ -18,17 +20,44 @@ class TidyPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Strip and rename."""
-        stripped = common.ClearMetadataAndDocStringPass()(model).modified
+        stripped = _strip(model)
         names = {
             str(dim): name
             for value in model.graph.inputs
             for dim, name in zip(value.shape or (), DIM_NAMES, strict=False)
             if isinstance(dim, ir.SymbolicDim) and str(dim) != name
         }
-        values = [*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)]
+        values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
         for value in values:
             _rename_dims(value, names)
         return ir.passes.PassResult(model, modified=stripped or bool(names))
+
+
+def _strip(model: ir.Model) -> bool:
+    """Clear what onnx_ir's own pass clears, and the metadata of values, weights and the model besides."""
+    found = False
+    for thing in _described(model):
+        found = found or bool(thing.metadata_props or thing.doc_string)
+        thing.metadata_props.clear()
+        thing.doc_string = None
+    return found
+
+
+def _described(model: ir.Model) -> Iterator[Any]:
+    """Everything of a model that carries metadata and a doc string."""
+    yield model
+    for graph in (model.graph, *model.graph.subgraphs()):
+        weights = graph.initializers.values()
+        yield from (
+            graph,
+            *graph.inputs,
+            *weights,
+            *(value.const_value for value in weights if value.const_value is not None),
+        )
+    for owner in (model.graph, *model.functions.values()):
+        yield owner
+        for node in owner.all_nodes():
+            yield from (node, *node.outputs)
 
 
 def _rename_dims(value: ir.Value, names: dict[str, str]) -> None:

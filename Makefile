@@ -1,0 +1,45 @@
+# `make demo` and `make test` need Python ≥ 3.10 and make, nothing else. PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+SOURCES := saten_edge exporters runtime tests benchmarks
+
+.PHONY: help demo test test-slow lint types check wheels clean
+
+help:
+	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
+	@echo "make test    the whole test suite"
+	@echo "make check   what CI runs: lint, types, test"
+	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
+
+# One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
+$(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable ./runtime --editable '.[demo,test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/saten-edge demo -o demo-out
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+check: lint types test
+
+wheels: $(INSTALLED)
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .
+
+clean:
+	rm -rf $(VENV) dist demo-out

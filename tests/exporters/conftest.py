@@ -1,0 +1,206 @@
+"""Random layers, one-layer graphs, and bundles of the tiny models, each exported once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from transformers.exporters import ExportedModel
+
+from saten_edge.models import LoadedModel, load_model
+from saten_exporters import LayerParts, export
+from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
+from saten_exporters.targets import TARGETS, Target
+from saten_exporters.trace import trace
+from saten_runtime.bundle import Bundle
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A layer's size: inputs (rows of a table), outputs (its width), bond, outputs per group, blocks per group."""
+
+    inputs: int
+    outputs: int
+    bond: int
+    group: int
+    kept: int
+
+
+SIZES = {
+    "usual": Size(48, 64, 7, 8, 9),
+    "smallest": Size(2, 2, 1, 1, 1),
+    "primes": Size(37, 53, 5, 53, 3),
+    "full": Size(16, 24, 16, 4, 16),
+}
+
+
+def _grouped(size: Size, random: np.random.Generator, kind: str) -> tuple[np.ndarray, Arrays]:
+    group = size.group if kind == "linear" else size.outputs  # a table keeps whole rows
+    groups = size.outputs // group
+    indices = np.stack([np.sort(random.permutation(size.inputs)[: size.kept]) for _ in range(groups)])
+    values = random.standard_normal((groups, group, indices.shape[1]))
+    return values, {"indices": indices.astype(np.int32)}
+
+
+def _unstructured(size: Size, random: np.random.Generator, kind: str) -> tuple[np.ndarray, Arrays]:
+    if kind == "embedding":
+        kept = min(size.kept, size.outputs)
+        indices = np.stack([np.sort(random.permutation(size.outputs)[:kept]) for _ in range(size.inputs)])
+        return random.standard_normal(indices.shape), {"indices": indices.astype(np.uint16)}
+    mask = random.random((size.outputs, size.inputs)) < 0.2
+    mask[1:-1:5] = False  # rows without an entry: several, and two that are neighbours
+    mask[2:4] = False
+    mask[0], mask[-1] = True, False
+    pointers = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+    indices = np.nonzero(mask)[1]
+    return random.standard_normal(len(indices)), {
+        "indptr": pointers.astype(np.int32),
+        "indices": indices.astype(np.uint16),
+    }
+
+
+# pattern → how its random residual is made; a new pattern needs a row here
+RESIDUALS = {"grouped": _grouped, "unstructured": _unstructured}
+
+
+@pytest.fixture(scope="session")
+def sizes() -> dict[str, Size]:
+    return SIZES
+
+
+@pytest.fixture(scope="session")
+def make_parts() -> Callable[..., LayerParts]:
+    """make_parts(kind, pattern, size="usual", seed=…) -> random numbers of one layer; the seed is printed."""
+
+    def make(kind: str, pattern: str | None, size: str = "usual", seed: int = 1) -> LayerParts:
+        print(f"{kind} layer, {pattern} residual, size {size}, seed {seed}")
+        chosen, random = SIZES[size], np.random.default_rng(seed)
+        empty = np.zeros((chosen.outputs // chosen.group, chosen.group, 0)), {}
+        values, indices = RESIDUALS[pattern](chosen, random, kind) if pattern else empty
+        return LayerParts(
+            name="layer",
+            kind=kind,
+            shape=(chosen.inputs, chosen.outputs),
+            ranks=[chosen.bond],
+            a=random.standard_normal((chosen.inputs, chosen.bond)).astype(np.float32),
+            b=(random.standard_normal((chosen.bond, chosen.outputs)) / chosen.bond).astype(np.float32),
+            pattern=pattern or "grouped",
+            values=values.astype(np.float32),
+            indices=indices,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def one_form() -> Callable[[Form, LayerParts], ir.Model]:
+    """one_form(form, parts) -> the model x → form(x, weights) → y."""
+
+    def build(form: Form, parts: LayerParts) -> ir.Model:
+        opset = TARGETS["cpu"].opset
+        kind = ir.DataType.FLOAT if form.kind == "linear" else ir.DataType.INT64
+        shape = ["batch", "sequence", parts.shape[0]] if form.kind == "linear" else ["batch", "sequence"]
+        x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
+        packed = form.pack(parts)
+        weights = [_constant(name, packed[name]) for name in form.inputs]
+        node = ir.Node(DOMAIN, form.op_type, [x, *weights])
+        y = node.outputs[0]
+        y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+        y.shape = ir.Shape(["batch", "sequence", parts.shape[1]])
+        imports = {"": opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
+        graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="g")
+        return ir.Model(graph, ir_version=TARGETS["cpu"].ir_version, functions=form.functions(opset))
+
+    return build
+
+
+def _constant(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+@pytest.fixture(scope="session")
+def run_ort() -> Callable[..., list[np.ndarray]]:
+    """run_ort(model or file, feeds, optimized=…) -> its outputs, computed by ONNX Runtime on one thread."""
+
+    def run(model: ir.Model | Path, feeds: Arrays, *, optimized: bool = True) -> list[np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = str(model) if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return session.run(None, feeds)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def loaded_tiny(tiny_bert: Path, tiny_saten: Path, tiny_saten_unstructured: Path) -> dict[str, LoadedModel]:
+    """The tiny models: dense, saten (grouped residuals), unstructured. Read-only."""
+    folders = {"dense": tiny_bert, "saten": tiny_saten, "unstructured": tiny_saten_unstructured}
+    return {name: load_model(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def traced(loaded_tiny: dict[str, LoadedModel]) -> Callable[..., ExportedModel]:
+    """traced(model) -> a fresh copy of its graph as the tracer made it. Tracing takes seconds: once per model."""
+    made = dict[int, ExportedModel]()
+
+    def get(source: LoadedModel, target: Target = TARGETS["cpu"]) -> ExportedModel:
+        if id(source) not in made:
+            made[id(source)] = trace(source, target)
+        exported = made[id(source)]
+        components = {
+            name: dataclasses.replace(component, program=component.program.clone())
+            for name, component in exported.components.items()
+        }
+        return ExportedModel(components, exported.export_format, exported.config, exported.generation_config)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    loaded_tiny: dict[str, LoadedModel],
+    traced: Callable[..., ExportedModel],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Bundle]:
+    """bundle_of(model, precision) -> its bundle, exported once in a session. Read-only."""
+    folder, made = tmp_path_factory.mktemp("exported"), dict[tuple[str, str], Bundle]()
+
+    def get(model: str, precision: str) -> Bundle:
+        if (model, precision) not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("saten_exporters.bundle.trace", traced)
+                out = folder / f"{model}-{precision}"
+                made[model, precision] = export(loaded_tiny[model], out, precision=precision)
+        return made[model, precision]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def parse_model() -> Callable[..., ir.Model]:
+    """parse_model(text, name=array, …) -> the model of an ONNX text; the inputs given become weights."""
+    import onnx.parser
+
+    def parse(text: str, **weights: np.ndarray) -> ir.Model:
+        proto: Any = onnx.parser.parse_model(text)
+        model = ir.from_proto(proto)
+        for value in [value for value in model.graph.inputs if value.name in weights]:
+            model.graph.inputs.remove(value)
+            value.const_value = ir.tensor(weights[value.name], name=value.name)
+            model.graph.register_initializer(value)
+        return model
+
+    return parse

@@ -1,0 +1,92 @@
+"""What ONNX Runtime keeps in memory is what the bundle stores: nothing small is folded into something dense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from saten_edge.models import load_model
+from saten_edge.stages import compress_stage
+from saten_exporters import export
+from saten_runtime.bundle import Bundle
+
+ALLOWED = 0.02
+
+BundleOf = Callable[[str, str], Bundle]
+
+
+def constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every constant tensor of a model: initializers, and the values of Constant nodes, functions included."""
+    yield from (value.const_value for value in model.graph.initializers.values() if value.const_value is not None)
+    for owner in (model.graph, *model.functions.values()):
+        for node in owner.all_nodes():
+            if node.op_type == "Constant" and "value" in node.attributes:
+                yield node.attributes["value"].as_tensor()
+
+
+def size_bytes(model: ir.Model) -> int:
+    return sum(tensor.nbytes for tensor in constants(model))
+
+
+def optimized(model: Path, folder: Path) -> ir.Model:
+    """The graph that ONNX Runtime runs, as it stands after all its optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return ir.load(folder / "optimized.onnx")
+
+
+def growth(bundle: Bundle, folder: Path) -> float:
+    exported = size_bytes(ir.load(bundle.model))
+    return size_bytes(optimized(bundle.model, folder)) / exported - 1
+
+
+@pytest.fixture(scope="module")
+def wide_saten(make_bert: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model wide enough for its weights to outweigh the constants of its graph."""
+    from saten_edge.console import Talk
+    from saten_edge.decompose import Recipe
+
+    out = tmp_path_factory.mktemp("wide") / "saten"
+    compress_stage(
+        make_bert(width=192, layers=1),
+        out,
+        budget=0.25,
+        pattern="grouped",
+        group=32,
+        allocation="uniform",
+        recipe=Recipe(rounds=1, share=0.6),
+        calibration=(),
+        talk=Talk(quiet=True),
+        overwrite=False,
+    )
+    return out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_grouped_weights_stay_as_they_are(precision: str, wide_saten: Path, tmp_path: Path) -> None:
+    bundle = export(load_model(wide_saten), tmp_path / "bundle", precision=precision)
+    assert -ALLOWED <= growth(bundle, tmp_path) <= ALLOWED
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_nothing_as_large_as_a_dense_matrix_appears(precision: str, bundle_of: BundleOf, tmp_path: Path) -> None:
+    bundle = bundle_of("saten", precision)
+    sizes = [tensor.nbytes for tensor in constants(optimized(bundle.model, tmp_path))]
+    stored = [tensor.nbytes for tensor in constants(ir.load(bundle.model))]
+    assert max(sizes) == max(stored)
+    assert max(sizes) < max(layer.dense_fp32_bytes for layer in bundle.manifest.layers) / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_matrix_rebuilt_at_load_is_seen(precision: str, bundle_of: BundleOf, tmp_path: Path) -> None:
+    """The unstructured form rebuilds its matrices, and the check has to notice."""
+    assert growth(bundle_of("unstructured", precision), tmp_path) > 10 * ALLOWED

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from saten_exporters.quantize import quantize_int8
+
+EPS = float(np.finfo(np.float32).eps)
+# A scale below the smallest normal number has few bits left, and half of it cannot be held to.
+NUMBERS = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda x: x == 0 or abs(x) > 2.0**-100)
+WEIGHTS = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=3, max_side=6), elements=NUMBERS)
+
+
+def error(weights: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """In scales."""
+    return np.abs(codes.astype(np.float64) * scales - weights) / scales
+
+
+@given(WEIGHTS, st.integers(0, 1))
+def test_half_a_scale(weights: np.ndarray, axis: int) -> None:
+    codes, scales = quantize_int8(weights, axis)
+    assert (codes.dtype, scales.dtype) == (np.int8, np.float32)
+    assert codes.shape == weights.shape
+    assert scales.shape == tuple(1 if k == axis else side for k, side in enumerate(weights.shape))
+    assert np.abs(codes.astype(int)).max() <= 127
+    assert (scales > 0).all()
+    assert (error(weights, codes, scales) <= 0.5 + 127 * 2 * EPS).all()
+
+
+@given(WEIGHTS, st.integers(0, 1))
+def test_the_largest_of_a_slice_has_the_largest_code(weights: np.ndarray, axis: int) -> None:
+    codes, scales = quantize_int8(weights, axis)
+    largest = np.abs(codes.astype(int)).max(axis=axis, keepdims=True)
+    assert (largest == np.where(np.abs(weights).max(axis=axis, keepdims=True) > 0, 127, 0)).all()
+    np.testing.assert_allclose(scales * largest, np.abs(weights).max(axis=axis, keepdims=True), rtol=4 * EPS)
+
+
+@given(WEIGHTS, st.integers(0, 1))
+def test_the_sign_does_not_matter(weights: np.ndarray, axis: int) -> None:
+    (codes, scales), (negated, same) = quantize_int8(weights, axis), quantize_int8(-weights, axis)
+    assert (negated == -codes).all()
+    assert (same == scales).all()
+
+
+def test_zeros_a_constant_and_one_outlier() -> None:
+    weights = np.array([[0, 0, 0], [2, 2, 2], [-127, 1, 0.4]], np.float32)
+    codes, scales = quantize_int8(weights, axis=1)
+    assert scales.ravel().tolist() == [1, np.float32(2) / 127, 1]
+    assert codes.tolist() == [[0, 0, 0], [127, 127, 127], [-127, 1, 0]]
+
+
+def test_nothing_to_quantize() -> None:
+    codes, scales = quantize_int8(np.zeros((3, 0), np.float32), axis=1)
+    assert codes.shape == (3, 0)
+    assert scales.tolist() == [[1], [1], [1]]
+
+
+@pytest.mark.parametrize("wrong", ["one code off", "the scales of another axis"])
+def test_a_wrong_result_is_seen(wrong: str) -> None:
+    weights = np.random.default_rng(3).standard_normal((6, 6)).astype(np.float32)
+    codes, scales = quantize_int8(weights, axis=1)
+    assert (error(weights, codes, scales) <= 0.5 + 127 * 2 * EPS).all()
+    if wrong == "one code off":
+        codes[2, 3] += 1
+    else:
+        scales = scales.T
+    assert not (error(weights, codes, scales) <= 0.5 + 127 * 2 * EPS).all()
