@@ -67,12 +67,12 @@ def compress_command(
     ] = None,
     order: Annotated[int, typer.Option(min=2, max=6, help="Cores of a tensor train.")] = 4,
     eps: Annotated[float, typer.Option(min=0, help="Relative error the inner splits may add.")] = 0.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Alternations of train and residual.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternations of train and residual.")] = 3,
     share: Annotated[
         float | None, typer.Option(min=0.05, max=1, help="Train's share of the bytes; measured if left out.")
     ] = None,
     calibration: Annotated[Path | None, typer.Option(help="JSON Lines of texts to weigh errors by.")] = None,
-    texts: Annotated[int, typer.Option(min=1, help="How many calibration texts to read.")] = 768,
+    texts: Annotated[int, typer.Option(min=1, help="How many calibration texts to read.")] = 512,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -109,6 +109,9 @@ def finetune_command(
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per text.")] = 64,
     learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Order of the texts.")] = 0,
+    bf16: Annotated[
+        bool | None, typer.Option("--bf16/--fp32", help="Precision of products; bf16 where the processor has it.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -122,7 +125,7 @@ def finetune_command(
         output,
         teacher=teacher,
         texts=read_texts(data),
-        schedule=Schedule(steps, minutes, batch_size, max_length, learning_rate, seed=seed),
+        schedule=Schedule(steps, minutes, batch_size, max_length, learning_rate, seed=seed, bf16=bf16),
         talk=Talk(quiet=quiet),
         overwrite=overwrite,
     )
@@ -262,7 +265,7 @@ def demo_command(
     pattern: Pattern = "grouped",
     group: Group = 32,
     budget: Annotated[float, typer.Option(help="Share of the dense bytes of every compressed matrix.")] = 0.285,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of fine-tuning.")] = 3.5,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of fine-tuning.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell of the benchmark.")] = 10,
     quiet: Quiet = False,
 ) -> None:

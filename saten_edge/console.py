@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -28,10 +29,15 @@ class Talk:
 
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Advance]:
-        """A long step; the value is called with its progress, or never, then only the time is shown."""
+        """A long step; the value is called with its progress, or never, then only the time is shown.
+
+        Off a terminal there is no bar, only the title and, at the end, the seconds it took.
+        """
         if self._quiet or not self._console.is_terminal:
             self.say(title)
+            started = time.monotonic()
             yield lambda done, total, what: None
+            self.say(f"  {time.monotonic() - started:.1f} s")
             return
         columns = (
             SpinnerColumn(),

@@ -96,7 +96,7 @@ def _passage(docstring: str | None) -> Passage | None:
     match = re.match(r"(.+?[.!?])\s+(?=[A-Z`*(\"'\[:])(.+)", text)
     if match is None:
         return None
-    query, answer = match.group(1).strip(), match.group(2).strip()[:LARGEST_ANSWER_CHARACTERS]
+    query, answer = match.group(1).strip(), match.group(2)[:LARGEST_ANSWER_CHARACTERS].strip()
     letters = sum(character.isalpha() or character.isspace() for character in answer)
     usable = (
         QUERY_CHARACTERS[0] <= len(query) <= QUERY_CHARACTERS[1]

@@ -23,7 +23,7 @@ from saten_runtime.errors import BudgetError, CheckpointError
 __all__ = ["Decomposition", "Recipe", "decompose"]
 
 # Shares of a layer's bytes that the tensor train may get; the residual has the rest.
-TRAIN_SHARES = (0.35, 0.5, 0.65, 0.8, 0.9, 0.96)
+TRAIN_SHARES = (0.5, 0.8, 0.96, 1.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Recipe:
 
     order: int = 4
     eps: float = 0.0
-    rounds: int = 4
+    rounds: int = 3
     share: float | None = None
 
 
@@ -66,10 +66,10 @@ def decompose(
         bad = int((~torch.isfinite(matrix)).sum())
         raise CheckpointError(f"a weight of shape {tuple(matrix.shape)} holds {bad} values that are NaN or infinite")
     exact, metric = matrix.double(), Metric.from_moments(moments)
-    shares = TRAIN_SHARES if recipe.share is None else (recipe.share,)
+    shares = _possible_shares((matrix.shape[0], matrix.shape[1]), budget_bytes, recipe)
     first_round = replace(recipe, rounds=1)
     trials = (_alternate(exact, budget_bytes, pattern, first_round, metric, share) for share in shares)
-    share = min(trials, key=lambda trial: trial.error).share
+    share = shares[0] if len(shares) == 1 else min(trials, key=lambda trial: trial.error).share
     best = _alternate(exact, budget_bytes, pattern, recipe, metric, share)
     train = TensorTrain(tuple(core.to(matrix.dtype) for core in best.train.cores), best.train.inputs)
     return replace(best, train=train, residual=replace(best.residual, values=best.residual.values.to(matrix.dtype)))
@@ -82,11 +82,6 @@ def _alternate(
     shape = (matrix.shape[0], matrix.shape[1])
     dims = mode_dims(shape, recipe.order)
     rank = _affordable_bond(dims, int(budget_bytes * share) // VALUE_BYTES)
-    if rank < 1:
-        raise BudgetError(
-            f"{budget_bytes} bytes for a matrix of {shape[0]} × {shape[1]} are less than a train of bond 1 and its "
-            f"residual need ({full_train_numel(dims, 1) * VALUE_BYTES} bytes for the train); raise --budget"
-        )
     sparse = torch.zeros_like(matrix)
     for _ in range(recipe.rounds):
         train = tensor_train(*truncated_factors(matrix - sparse, rank, metric), dims, recipe.eps)
@@ -104,6 +99,23 @@ def _alternate(
         metric.relative_error(matrix, matrix - rest + sparse),
         share,
     )
+
+
+def _possible_shares(shape: tuple[int, int], budget_bytes: int, recipe: Recipe) -> list[float]:
+    """The shares to try that pay for a train of bond 1 at least.
+
+    Raises:
+        BudgetError: none does.
+    """
+    smallest = full_train_numel(mode_dims(shape, recipe.order), 1) * VALUE_BYTES
+    shares = TRAIN_SHARES if recipe.share is None else (recipe.share,)
+    possible = [share for share in shares if int(budget_bytes * share) >= smallest]
+    if not possible:
+        raise BudgetError(
+            f"{budget_bytes} bytes for a matrix of {shape[0]} × {shape[1]} do not pay for a train of bond 1 "
+            f"({smallest} bytes of a share of {max(shares):g}); raise --budget"
+        )
+    return possible
 
 
 def _affordable_bond(dims: tuple[tuple[int, ...], tuple[int, ...]], values: int) -> int:

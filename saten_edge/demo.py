@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saten_edge import corpus
 from saten_edge.console import Talk
 from saten_edge.decompose import Recipe
 from saten_edge.finetune import Progress, Schedule
@@ -34,8 +35,8 @@ class DemoSettings:
     pattern: str = "grouped"
     group: int = 32
     budget: float = 0.285
-    minutes: float = 3.5
-    calibration_texts: int = 768
+    minutes: float = 3.0
+    calibration_texts: int = 512
     tokens: tuple[int, ...] = (32, 128)
     rounds: int = 10
 
@@ -51,12 +52,15 @@ def run_demo(out: Path, settings: DemoSettings, talk: Talk, *, model: Path | Non
     if not (out / MARKER_FILE).is_file():
         refuse_existing(out)
     source = model or _packaged_model()
-    out.mkdir(parents=True, exist_ok=True)
+    task = _read_corpus(talk)
+    texts = [text for passage in task.train for text in (passage.query, passage.answer)]
+    _compress(out, source, texts, settings, talk)  # the first to write, after it found model and settings usable
     for stale in ("summary.json", "report.html"):
         (out / stale).unlink(missing_ok=True)
     write_json(out / MARKER_FILE, dataclasses.asdict(settings))
-    texts = _write_corpus(out, talk)
-    history = _make_student(out, source, texts, settings, talk)
+    for name, passages in (("train", task.train), ("held_out", task.held_out)):
+        write_lines(out / f"{name}.jsonl", map(dataclasses.asdict, passages))
+    history = _finetune(out, source, texts, settings, talk)
     bundles = _export_all(out, source, talk)
     return _measure(out, bundles, history, settings, talk)
 
@@ -71,21 +75,15 @@ def _packaged_model() -> Path:
     return Path(MODEL_DIR)
 
 
-def _write_corpus(out: Path, talk: Talk) -> list[str]:
-    """Write train.jsonl and held_out.jsonl; returns the training texts."""
-    from saten_edge.corpus import search_task
-
+def _read_corpus(talk: Talk) -> corpus.SearchTask:
     with talk.stage("read docstrings of this Python installation"):
-        task = search_task()
-    for name, passages in (("train", task.train), ("held_out", task.held_out)):
-        write_lines(out / f"{name}.jsonl", map(dataclasses.asdict, passages))
+        task = corpus.search_task()
     talk.say(f"  {len(task.train)} passages to train on, {len(task.held_out)} held out")
-    return [text for passage in task.train for text in (passage.query, passage.answer)]
+    return task
 
 
-def _make_student(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[Progress]:
-    """Compress and fine-tune; the checkpoints go to `compressed` and `finetuned`."""
-    from saten_edge.stages import compress_stage, finetune_stage
+def _compress(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> None:
+    from saten_edge.stages import compress_stage
 
     compress_stage(
         source,
@@ -99,6 +97,11 @@ def _make_student(out: Path, source: Path, texts: list[str], settings: DemoSetti
         talk=talk,
         overwrite=True,
     )
+
+
+def _finetune(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[Progress]:
+    from saten_edge.stages import finetune_stage
+
     schedule = Schedule(steps=1_000_000, minutes=settings.minutes)
     return finetune_stage(
         out / "compressed",

@@ -27,7 +27,8 @@ class Schedule:
     """How long and how hard to train.
 
     steps: optimizer steps; minutes: wall-clock limit, whichever ends first (the learning rate then falls
-    to zero at that end). warmup: share of the training in which the learning rate rises.
+    to zero at that end). warmup: share of the training in which the learning rate rises. bf16: products in
+    bfloat16, weights and sums in float32; None where this processor multiplies bfloat16 in hardware.
     """
 
     steps: int = 400
@@ -37,6 +38,7 @@ class Schedule:
     learning_rate: float = 1e-3
     warmup: float = 0.05
     seed: int = 0
+    bf16: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ def distill(
     parameters = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, weight_decay=0.0)
     batches = _batches(texts, schedule)
+    bf16 = _multiplies_bf16() if schedule.bf16 is None else schedule.bf16
     started, history, done = time.monotonic(), list[Progress](), 0.0
     student.model.eval()  # distillation has a target for every activation; dropout would only blur it
     while done < 1:
         optimizer.param_groups[0]["lr"] = schedule.learning_rate * _rate(done, schedule.warmup)
-        loss = distillation_loss(student, teacher, student.encode(next(batches), schedule.max_length))
+        batch = student.encode(next(batches), schedule.max_length)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = distillation_loss(student, teacher, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -101,9 +106,22 @@ def distillation_loss(student: LoadedModel, teacher: LoadedModel, batch: dict[st
         )
     kept = mask.bool()
     pairs = zip(got.hidden_states, wanted.hidden_states, strict=True)
-    hidden = torch.stack([(a[kept] - b[kept]).square().sum() / b[kept].square().sum() for a, b in pairs]).mean()
-    pooled = student.pool(got.last_hidden_state, mask), teacher.pool(wanted.last_hidden_state, mask)
+    hidden = torch.stack([_relative_error(a[kept].float(), b[kept].float()) for a, b in pairs]).mean()
+    pooled = (
+        student.pool(got.last_hidden_state.float(), mask),
+        teacher.pool(wanted.last_hidden_state.float(), mask),
+    )
     return hidden + (1 - torch.nn.functional.cosine_similarity(*pooled)).mean()
+
+
+def _relative_error(got: Tensor, wanted: Tensor) -> Tensor:
+    return (got - wanted).square().sum() / wanted.square().sum()
+
+
+def _multiplies_bf16() -> bool:
+    """Whether this processor has bfloat16 products; emulating them is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "neon_bf16"))
 
 
 def _rate(done: float, warmup: float) -> float:

@@ -95,10 +95,10 @@ class ResidualPart(nn.Module):
             positions = self.pattern.positions(self.index_tensors(), self.shape)
         except (ShapeError, RuntimeError):  # torch's, of row ends that fall
             positions = torch.empty(0)
-        inside = positions.shape == self.values.shape and bool(
-            ((positions >= 0) & (positions < math.prod(self.shape))).all()
-        )
-        if not inside or positions.unique().numel() != positions.numel():
+        ordered = positions.reshape(-1).sort().values
+        ends = ordered[[0, -1]].tolist() if ordered.numel() else [0, 0]
+        inside = ends[0] >= 0 and ends[1] < math.prod(self.shape)
+        if positions.shape != self.values.shape or not inside or not bool((ordered.diff() > 0).all()):
             raise CheckpointError(
                 f"{where}: its indices do not name one entry of a matrix {self.shape[0]} × {self.shape[1]} for each "
                 f"value; the file is damaged, download it again"

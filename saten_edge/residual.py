@@ -108,13 +108,14 @@ class Grouped(Pattern):
 class WholeRows(Grouped):
     """Whole rows of a table (rows, width): the grouped pattern with one group as wide as the table.
 
-    A lookup needs to know where a row's residual lies, so two (four) bytes for each row of the
-    table are counted, not four for each kept one.
+    A lookup needs to know where a row's residual lies, so two (four) bytes for each row of the table are
+    counted, not four for each kept one, and one more row, of zeros, for those that have none.
     """
 
     def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
         left = size_bytes - shape[0] * slot_bytes(shape[0])
-        return min(shape[0], max(0, left) // (shape[1] * VALUE_BYTES)) * shape[1]
+        rows = max(0, left) // (shape[1] * VALUE_BYTES) - 1
+        return min(shape[0], max(0, rows)) * shape[1]
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         return (count + shape[1]) * VALUE_BYTES + shape[0] * slot_bytes(shape[0]) if count else 0

@@ -20,7 +20,7 @@ def read_texts(path: Path) -> list[str]:
         DataError: the file cannot be read, a line is no JSON object, or there is no text in it.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")  # JSON leaves other line ends inside its strings
     except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: cannot be read ({cause}); expected a JSON Lines file") from None
     texts = [text for number, line in enumerate(lines, 1) if line.strip() for text in _texts_of(path, number, line)]

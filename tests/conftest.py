@@ -83,6 +83,7 @@ def save_bert(folder: Path, *, width: int = WIDTH, layers: int = LAYERS, seed: i
     import torch
     from transformers import BertConfig, BertModel
 
+    torch.set_num_threads(1)  # threads cost more than they bring to models this small
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=VOCABULARY,

@@ -1,0 +1,33 @@
+"""What the tests of compression and training share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they bring to matrices this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def saten_edge_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """saten_edge_command(*arguments, cwd=…) -> the finished `saten-edge`, which cannot reach the hub."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "saten_edge.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+
+    return run
