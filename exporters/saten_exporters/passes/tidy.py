@@ -54,7 +54,8 @@ def _described(model: ir.Model) -> Iterator[Any]:
             *weights,
             *(value.const_value for value in weights if value.const_value is not None),
         )
-    for owner in (model.graph, *model.functions.values()):
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for owner in owners:
         yield owner
         for node in owner.all_nodes():
             yield from (node, *node.outputs)
