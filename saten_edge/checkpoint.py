@@ -17,7 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saten_edge.modules import LayerSpec, build_module, replace_module, saten_layers
-from saten_runtime.errors import CheckpointError
+from saten_runtime.errors import CheckpointError, UsageError
 
 __all__ = ["FORMAT_VERSION", "SatenConfig", "SatenQuantizer", "attach_config"]
 
@@ -63,8 +63,12 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
                     f"config.json: compressed layer {name!r} is none of {type(model).__name__}'s layers; "
                     "was the checkpoint made for another architecture?"
                 ) from None
-            with torch.device("meta"):
-                replace_module(model, name, build_module(name, spec, torch.get_default_dtype()))
+            try:
+                with torch.device("meta"):
+                    module = build_module(name, spec, torch.get_default_dtype())
+            except UsageError as cause:
+                raise CheckpointError(f"config.json: layer {name!r}: {cause}") from None
+            replace_module(model, name, module)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

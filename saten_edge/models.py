@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import saten_edge.checkpoint  # noqa: F401 - registers the "saten" method with transformers
+from saten_edge.checkpoint import SatenConfig  # importing it registers the "saten" method with transformers
 from saten_edge.modules import saten_layers
 from saten_exporters.parts import LayerParts
 from saten_runtime.bundle import Postprocess
@@ -74,12 +74,7 @@ def load_model(name: str | Path) -> LoadedModel:
         raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({_one_line(cause)})") from cause
     if missing:  # transformers would go on with random numbers
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; download it again")
-    weights = sorted(folder.glob("*.safetensors"))
-    source = {
-        "model": Path(name).name if Path(name).exists() else str(name),
-        "architecture": type(model).__name__,
-        "sha256": sha256_file(weights[0]) if weights else "",
-    }
+    source = _source(str(name), folder, model)
     return LoadedModel(model.eval(), tokenizer, _postprocess(folder), _max_length(folder, model), source, folder)
 
 
@@ -146,6 +141,20 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _source(name: str, folder: Path, model: Any) -> dict[str, str]:
+    """Where the weights come from; of a Saten checkpoint, which model was compressed."""
+    weights = sorted(folder.glob("*.safetensors"))
+    own = {
+        "model": Path(name).name if Path(name).exists() else name,
+        "architecture": type(model).__name__,
+        "sha256": sha256_file(weights[0]) if weights else "",
+    }
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SatenConfig):
+        return own
+    return {**own, "model": config.source["model"], "checkpoint": own["model"]}
 
 
 def _postprocess(folder: Path) -> Postprocess:
