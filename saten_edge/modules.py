@@ -131,7 +131,10 @@ class SatenModule(nn.Module):
         return self.train_part().dense() + self.residual.dense()
 
     def parts(self) -> LayerParts:
-        """The layer's numbers as arrays, the train's cores folded to two factors; they may share the parameters' memory."""
+        """The layer's numbers as arrays, the train's cores folded to two factors.
+
+        The arrays may share the parameters' memory.
+        """
         with torch.no_grad():
             train = self.train_part()
             a, b = (factor.float().cpu().numpy() for factor in train.factors())
