@@ -20,6 +20,8 @@ from saten_runtime.results import printable
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -43,6 +45,9 @@ def main() -> None:
     except SatenError as error:
         print(f"saten-edge: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # outside of a command, where typer does not catch it
+        print("saten-edge: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except OSError as error:  # a full or read-only disk, a file that went away
         print(f"saten-edge: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
         sys.exit(SatenError.exit_code)
@@ -107,7 +112,7 @@ def finetune_command(
     minutes: Annotated[float, typer.Option(min=0.01, help="Minutes at most.")] = 60.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per text.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Order of the texts.")] = 0,
     bf16: Annotated[
         bool | None, typer.Option("--bf16/--fp32", help="Precision of products; bf16 where the processor has it.")
@@ -265,7 +270,7 @@ def demo_command(
     pattern: Pattern = "grouped",
     group: Group = 32,
     budget: Annotated[float, typer.Option(help="Share of the dense bytes of all compressed matrices.")] = 0.285,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of fine-tuning.")] = 3.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of fine-tuning.")] = 3.9,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell of the benchmark.")] = 10,
     quiet: Quiet = False,
 ) -> None:

@@ -35,7 +35,7 @@ class DemoSettings:
     pattern: str = "grouped"
     group: int = 32
     budget: float = 0.285
-    minutes: float = 3.0
+    minutes: float = 3.9
     calibration_texts: int = 512
     tokens: tuple[int, ...] = (32, 128)
     rounds: int = 10

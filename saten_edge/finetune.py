@@ -35,7 +35,7 @@ class Schedule:
     minutes: float = math.inf
     batch_size: int = 32
     max_length: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     warmup: float = 0.05
     seed: int = 0
     bf16: bool | None = None

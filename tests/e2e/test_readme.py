@@ -22,11 +22,11 @@ def fenced(section: str) -> str:
     return re.search(r"```sh\n(.*?)```", below, re.DOTALL).group(1)
 
 
-def test_the_stage_commands_run_as_written(tiny_bert, tmp_path):
+def test_the_stage_commands_run_as_written(long_bert, tmp_path):
     texts = [f'{{"query": "what is number {k}", "answer": "the answer to question {k} is {k}"}}' for k in range(64)]
     (tmp_path / "texts.jsonl").write_text("\n".join(texts))
     (tmp_path / "held_out.jsonl").write_text("\n".join(texts[:8]))
-    script = fenced("Your own model").replace(HUB_NAME, shlex.quote(str(tiny_bert)))
+    script = fenced("Your own model").replace(HUB_NAME, shlex.quote(str(long_bert)))
     for slow, quick in QUICKER.items():
         assert slow in script
         script = script.replace(slow, quick)
