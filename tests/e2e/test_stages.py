@@ -268,20 +268,39 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
             process.communicate()
 
 
-def press_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """What a terminal does; it must end soon, as an interruption and without a word on stdout."""
+# CPython ends by the signal itself, which a shell shows as 130 too, when the interrupt met code inside `exec`.
+INTERRUPTED = (130, -signal.SIGINT)
+# An interrupt that arrives while some library's `__del__` runs is dropped by Python, and the command goes on.
+TRIES = 4
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> bool:
+    """What a terminal does; False where Python dropped the interrupt, else the command ended as interrupted."""
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=10)
-    assert process.returncode == 130
+    stdout, stderr = process.communicate(timeout=60)
+    if process.returncode == 0 and "Exception ignored in" in stderr:
+        return False
+    assert process.returncode in INTERRUPTED
     assert stdout == ""
     assert "Traceback" not in stderr
+    return True
+
+
+def interrupted(when: Callable[[], object], out: Path, *arguments: object) -> bool:
+    """Press Ctrl-C as soon as `when()` holds, anew where the interrupt was dropped and `out` written."""
+    for _ in range(TRIES):
+        with started(*arguments) as process:
+            wait_until(when)
+            time.sleep(0.5)
+            if press_ctrl_c(process):
+                return True
+        shutil.rmtree(out)
+    return False
 
 
 def test_ctrl_c_while_tracing_leaves_nothing(tiny_bert: Path, tmp_path: Path) -> None:
-    with started("export", tiny_bert, "-o", tmp_path / "bundle") as process:
-        wait_until(lambda: list(tmp_path.glob(".bundle.partial-*")))
-        time.sleep(0.5)
-        press_ctrl_c(process)
+    out = tmp_path / "bundle"
+    assert interrupted(lambda: list(tmp_path.glob(".bundle.partial-*")), out, "export", tiny_bert, "-o", out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,6 +309,6 @@ def test_ctrl_c_while_writing_keeps_the_old_bundle(work: Work, tiny_bert: Path, 
     shutil.copytree(work.bundle("saten-fp32"), out)
     with started("export", tiny_bert, "-o", out, "--overwrite") as process:
         wait_until(lambda: list(tmp_path.glob(".bundle.partial-*/model.onnx*")))
-        press_ctrl_c(process)
+        assert press_ctrl_c(process)
     assert list(tmp_path.iterdir()) == [out]
     assert Bundle.open(out).name == "saten-fp32"
