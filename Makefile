@@ -9,7 +9,7 @@ SOURCES := saten_edge exporters runtime tests benchmarks
 .PHONY: help demo test test-slow lint types check wheels clean
 
 help:
-	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 7 minutes)"
+	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
