@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks
 
-.PHONY: help demo test test-slow lint types check wheels clean
+.PHONY: help demo test test-slow lint types check bench-accuracy wheels clean
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   what CI runs: lint, types, test"
+	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
@@ -37,6 +38,12 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint types test
+
+# DATA: the folder that benchmarks/glue.py writes. JOBS: cells at a time, each with its share of the cores.
+JOBS ?= $(shell nproc)
+bench-accuracy: $(INSTALLED)
+	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
+	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
 
 wheels: $(INSTALLED)
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .
