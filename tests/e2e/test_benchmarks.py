@@ -1,7 +1,9 @@
 """The benchmark programs run, and time only what computes the right thing."""
 
 import importlib.util
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,21 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-LAYERS = Path(__file__).parents[2] / "benchmarks" / "layers.py"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def layers():
-    spec = importlib.util.spec_from_file_location("layers", LAYERS)
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
+def run(name, *arguments, **options):
+    command = [sys.executable, FOLDER / f"{name}.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return load("layers")
+
+
 def test_the_table_has_every_form_and_its_own_baseline_is_one(tmp_path):
     out = tmp_path / "layers.json"
-    command = [sys.executable, LAYERS, "--shape", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run("layers", "--shape", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
     assert done.returncode == 0, done.stderr
     table = json.loads(out.read_text())["table"]
     assert len(table) == 2 * 12
@@ -38,3 +49,63 @@ def test_a_form_that_computes_something_else_is_not_timed(layers):
         layers.check(name, run, matrix)
         with pytest.raises(SystemExit, match="relative error"):
             layers.check(name, run, np.roll(matrix, 1, axis=1))
+
+
+def labelled(folder, texts):
+    """The folder `benchmarks/accuracy.py` reads: a text is good or bad, and says which."""
+    for task in ("sst2", "stsb", "rte"):
+        (folder / task).mkdir(parents=True)
+        for split in ("train", "validation"):
+            pairs = list(itertools.pairwise(texts))
+            single = [{"text": f"{text} {'ab'[k % 2] * 3}", "label": k % 2} for k, text in enumerate(texts)]
+            double = [{"text_a": a, "text_b": b, "label": k % 2} for k, (a, b) in enumerate(pairs)]
+            rows = single if task == "sst2" else double
+            (folder / task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_accuracy_makes_each_cell_once_and_counts_bytes_as_the_files_do(tiny_bert, texts, tmp_path):
+    data, results = labelled(tmp_path / "data", texts), tmp_path / "results"
+    options = ("--data", data, "--model", tiny_bert, "--work", tmp_path / "work", "--results", results)
+    options += ("--only", "sst2-svd-0.40", "--most-steps", 2)
+    done = run("accuracy", *options)
+    assert done.returncode == 0, done.stderr
+    names = {"sst2-dense-1.00-0", "sst2-dense-1.00-1", "sst2-svd-0.40-0", "sst2-svd-0.40-1"}
+    assert {path.stem for path in results.glob("*.json")} == names
+    for path in results.glob("sst2-svd-*.json"):
+        size = json.loads(path.read_text())["compressed"]
+        assert 0 < size["bytes"] <= 0.40 * size["dense_bytes"]
+        assert size["stored_bytes"] == size["bytes"]
+    assert "| sst2 | accuracy | 0.40 | svd |" in done.stdout
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    again = run("accuracy", *options)
+    assert again.stdout == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in results.glob("*.json")} == before
+
+
+def test_accuracy_has_a_cell_for_every_row_the_table_promises():
+    accuracy = load("accuracy")
+    dense, compressed = accuracy.cells()
+    assert len(dense) == 2 + 1 + 1
+    assert len(compressed) == len(accuracy.METHODS) * (3 * 2 + 1 + 1)
+    assert len({cell.name for cell in [*dense, *compressed]}) == len(dense) + len(compressed)
+
+
+def test_glue_is_written_in_the_layout_that_accuracy_reads(tmp_path):
+    pandas = pytest.importorskip("pandas", reason="pandas comes with datasets")
+    columns = {"sst2": ("sentence",), "stsb": ("sentence1", "sentence2"), "rte": ("sentence1", "sentence2")}
+    configs = ""
+    for task, names in columns.items():
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        configs += f"- config_name: {task}\n  data_files:\n"
+        for split in ("train", "validation"):
+            table = {**{name: [f"{split} {name} é ", "b"] for name in names}, "label": [0, 1], "idx": [0, 1]}
+            pandas.DataFrame(table).to_parquet(tmp_path / "glue" / task / f"{split}.parquet")
+            configs += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
+    (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = run("glue", tmp_path / "out", "--source", tmp_path / "glue", env=environment)
+    assert done.returncode == 0, done.stderr
+    first = {task: (tmp_path / "out" / task / "train.jsonl").read_text("utf-8").splitlines()[0] for task in columns}
+    assert json.loads(first["sst2"]) == {"text": "train sentence é", "label": 0}
+    assert json.loads(first["rte"]) == {"text_a": "train sentence1 é", "text_b": "train sentence2 é", "label": 0}
