@@ -59,16 +59,17 @@ def parts(inputs: int, outputs: int, pattern: str, group: int, rng: np.random.Ge
         columns = np.stack([np.sort(rng.choice(inputs, kept, replace=False)) for _ in range(outputs)])
         indices = {"indptr": np.arange(outputs + 1, dtype=np.int32) * kept, "indices": columns.ravel().astype("uint16")}
         stored = rng.standard_normal(columns.size, np.float32)
-    return LayerParts("layer", "linear", (inputs, outputs), [rank], a, b, pattern, stored, indices)
+    layout = {"unstructured": "csr"}.get(pattern, pattern)
+    return LayerParts("layer", "linear", (inputs, outputs), [rank], a, b, layout, stored, indices)
 
 
 def dense_matrix(layer: LayerParts, group: int) -> np.ndarray:
     """A B + S in float64."""
     matrix = layer.a.astype(np.float64) @ layer.b
-    if layer.pattern == "grouped":
+    if layer.layout == "grouped":
         for number, (block, chosen) in enumerate(zip(layer.values, layer.indices["indices"], strict=True)):
             matrix[chosen, number * group : (number + 1) * group] += block.T
-    elif layer.pattern == "unstructured":
+    elif layer.layout == "csr":
         rows = np.repeat(np.arange(layer.shape[1]), np.diff(layer.indices["indptr"]))
         matrix[layer.indices["indices"], rows] += layer.values
     return matrix

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from saten_edge.metric import Metric
 from saten_edge.residual import VALUE_BYTES
-from saten_runtime.errors import UsageError
+from saten_runtime.errors import CheckpointError, UsageError
+from saten_runtime.files import replace_file
 
 __all__ = ["ALLOCATIONS", "Measured", "allocate"]
 
@@ -25,6 +29,32 @@ class Measured:
 
     moments: Mapping[str, Tensor]
     sensitivities: Mapping[str, float]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: `moments.<layer>` and `sensitivities.<layer>`, float64."""
+        tensors = {f"moments.{name}": moments.contiguous() for name, moments in self.moments.items()}
+        for name, sensitivity in self.sensitivities.items():
+            tensors[f"sensitivities.{name}"] = torch.tensor(sensitivity, dtype=torch.float64)
+        replace_file(path, save(tensors))
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """Back from `save`.
+
+        Raises:
+            CheckpointError: there is no such file, or it holds something else.
+        """
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as cause:
+            raise CheckpointError(f"{path}: cannot be read as measurements of a model ({cause})") from None
+        found: dict[str, dict[str, Tensor]] = {"moments": {}, "sensitivities": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            if part not in found:
+                raise CheckpointError(f"{path}: holds {key!r}, expected moments and sensitivities of layers")
+            found[part][name] = tensor
+        return cls(found["moments"], {name: float(value) for name, value in found["sensitivities"].items()})
 
 
 # matrices (in, out) by layer, share of the dense bytes, measurements → bytes by layer
@@ -80,12 +110,7 @@ def _offers(matrix: Tensor, floor_bytes: int, moments: Tensor, sensitivity: floa
 
 def _energy(matrix: Tensor, moments: Tensor) -> Tensor:
     """σ_k² / Σσ² of Σ^½ M, largest first."""
-    exact = matrix.double()
-    if moments.ndim == 2 and matrix.shape[0] > matrix.shape[1]:
-        gram = exact.T @ (moments.double() @ exact)  # no root of the larger Σ is needed
-    else:
-        scaled = Metric.from_moments(moments).scale(exact)
-        gram = scaled.T @ scaled if scaled.shape[0] > scaled.shape[1] else scaled @ scaled.T
+    gram = Metric.from_moments(moments).gram(matrix.double())
     energy: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
     total: Tensor = energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
     return energy / total

@@ -6,6 +6,8 @@ Everything heavy is imported inside the commands, so that help answers at once.
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from saten_runtime.results import printable
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+# A parameter that stayed dense is named in the table if it is this share of what is stored.
+SHOWN_SHARE = 0.01
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +38,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; m
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Pattern = Annotated[str, typer.Option(help="Residual: grouped or unstructured.")]
+Pattern = Annotated[str, typer.Option(help="Residual: grouped, unstructured, N:M such as 2:4, or none.")]
 Group = Annotated[int, typer.Option(min=1, help="Outputs per block of a grouped residual.")]
 
 
@@ -64,77 +68,149 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def compress_command(
     model: Annotated[str, typer.Argument(help="Model folder, or a name on the Hugging Face hub.")],
     output: Output,
-    budget: Annotated[float, typer.Option(help="Share of the dense fp32 bytes, indices included.")] = 0.25,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the dense fp32 bytes, indices included; 0.25 unless --eps and --density are given."
+        ),
+    ] = None,
     pattern: Pattern = "grouped",
     group: Group = 32,
     allocation: Annotated[
         str | None, typer.Option(help="Of bytes among layers: sensitivity (default with --calibration) or uniform.")
     ] = None,
     order: Annotated[int, typer.Option(min=2, max=6, help="Cores of a tensor train.")] = 4,
-    eps: Annotated[float, typer.Option(min=0, help="Relative error the inner splits may add.")] = 0.0,
+    train: Annotated[
+        str | None, typer.Option(help="bond: best bond, inner ranks whole; tt-svd: one error for all splits.")
+    ] = None,
+    eps: Annotated[float | None, typer.Option(help="Relative error of the train, a TT-SVD; 0 to 1.")] = None,
+    density: Annotated[float | None, typer.Option(help="Residual entries per entry of a matrix; 0 to 1.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Alternations of train and residual.")] = 3,
     share: Annotated[
-        float | None, typer.Option(min=0.05, max=1, help="Train's share of the bytes; measured if left out.")
+        float | None, typer.Option(help="Train's share of the bytes, 0 to 1; measured per layer if left out.")
     ] = None,
+    shape_search: Annotated[
+        bool, typer.Option("--shape-search", help="Try every factorization of a train's dims, not the balanced one.")
+    ] = False,
     calibration: Annotated[Path | None, typer.Option(help="JSON Lines of texts to weigh errors by.")] = None,
     texts: Annotated[int, typer.Option(min=1, help="How many calibration texts to read.")] = 512,
+    smallest: Annotated[int, typer.Option(min=1, help="Values a matrix must have to be compressed.")] = 4096,
+    include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches, * for anything.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No layer whose name matches.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compress a model into a Saten checkpoint."""
+    from saten_edge.compress import Selection
     from saten_edge.decompose import Recipe
     from saten_edge.stages import compress_stage
     from saten_edge.texts import read_texts
 
-    rows = compress_stage(
+    shapes = "search" if shape_search else "balanced"
+    recipe = Recipe(order, rounds, share, density, eps, train, shapes)
+    table = compress_stage(
         model,
         output,
-        budget=budget,
+        budget=0.25 if budget is None and not recipe.sized else budget,
         pattern=pattern,
         group=group,
         allocation=allocation,
-        recipe=Recipe(order=order, eps=eps, rounds=rounds, share=share),
+        recipe=recipe,
         calibration=read_texts(calibration)[:texts] if calibration else (),
         talk=Talk(quiet=quiet),
         overwrite=overwrite,
+        selection=Selection(smallest, tuple(include or ("*",)), tuple(exclude or ())),
     )
-    _print_layers(rows, as_json)
+    _print_layers(table, as_json)
+
+
+@app.command("import")
+def import_command(
+    src: Annotated[Path, typer.Argument(help="State dict of the authors' code, or a folder with it.")],
+    base: Annotated[str, typer.Option(help="Dense model of its architecture: folder or hub name.")],
+    output: Output,
+    task: Annotated[str | None, typer.Option(help="As on the hub; by default what the heads in it say.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Read a checkpoint made with the Saten authors' code."""
+    from saten_edge.stages import import_stage
+
+    table = import_stage(src, base, output, task=task, talk=Talk(quiet=quiet), overwrite=overwrite)
+    _print_layers(table, as_json)
 
 
 @app.command("finetune")
 def finetune_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Saten checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Saten checkpoint, or a dense model: folder or hub name.")],
     output: Output,
-    teacher: Annotated[str, typer.Option(help="The dense model it was made from: folder or hub name.")],
-    data: Annotated[Path, typer.Option(help="JSON Lines of texts.")],
+    data: Annotated[str, typer.Option(help="JSON Lines or CSV file, or NAME[:CONFIG] of a data set on the hub.")],
+    task: Annotated[
+        str | None, typer.Option(help="text-classification, text-regression, …; read off the data by default.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a data set to train on.")] = "train",
+    teacher: Annotated[str | None, typer.Option(help="Dense model to learn from: folder or hub name.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Data that only judges the result, as for --data.")] = None,
+    judge_split: Annotated[str, typer.Option(help="Split of a data set to judge on.")] = "validation",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps at most.")] = 400,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes at most.")] = 60.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts per step.")] = 32,
+    epochs: Annotated[float | None, typer.Option(min=0.001, help="Passes over the data, instead of --steps.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes at most.")] = math.inf,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step and process.")] = 32,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per text.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 5e-4,
-    seed: Annotated[int, typer.Option(help="Order of the texts.")] = 0,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Its peak; 5e-4 for a compressed model and 1e-4 for a dense one.")
+    ] = None,
+    warmup: Annotated[float, typer.Option(min=0, max=0.9, help="Share in which the learning rate rises.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of a new head and the order of the examples.")] = 0,
     bf16: Annotated[
         bool | None, typer.Option("--bf16/--fp32", help="Precision of products; bf16 where the processor has it.")
     ] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="What of the teacher is learned: logits, hidden, embedding, or none.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.01, help="That logits are divided by.")] = 2.0,
+    label_weight: Annotated[float, typer.Option(min=0, help="Of the loss on labels.")] = 1.0,
+    reselect_until: Annotated[int, typer.Option(min=0, help="Step until which masks may move.")] = 0,
+    hold_out: Annotated[float, typer.Option(min=0, max=0.5, help="Share kept aside for --early-stop.")] = 0.05,
+    early_stop: Annotated[
+        int, typer.Option(min=0, help="Evaluations without a better loss before it ends; 0 never.")
+    ] = 0,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 50,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints to resume from.")] = 200,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
-    """Distil the dense model into a Saten checkpoint."""
-    from saten_edge.finetune import Schedule
+    """Fine-tune a model on labels, towards the dense model it was made from, or both."""
+    from saten_edge.finetune import Distillation, Schedule
     from saten_edge.stages import finetune_stage
-    from saten_edge.texts import read_texts
 
-    history = finetune_stage(
-        checkpoint,
+    parts = None if distill is None else tuple(part for part in distill.split(",") if part != "none")
+    schedule = Schedule(
+        *(steps, epochs, minutes, batch_size, max_length, learning_rate, warmup, seed, bf16, reselect_until),
+        *(hold_out if early_stop else 0.0, early_stop, evaluate_every, save_every),
+    )
+    main_process = os.environ.get("RANK", "0") == "0"
+    metrics = finetune_stage(
+        model,
         output,
+        data=data,
+        task=task,
+        split=split,
         teacher=teacher,
-        texts=read_texts(data),
-        schedule=Schedule(steps, minutes, batch_size, max_length, learning_rate, seed=seed, bf16=bf16),
-        talk=Talk(quiet=quiet),
+        judged_on=judge,
+        judged_split=judge_split,
+        schedule=schedule,
+        distillation=Distillation(parts, temperature, label_weight),
+        resume=resume,
+        talk=Talk(quiet=quiet or not main_process),
         overwrite=overwrite,
     )
-    print(f"{len(history)} steps, loss {history[0].loss:.4f} -> {history[-1].loss:.4f}")
+    if main_process:
+        _print_metrics(metrics, as_json)
 
 
 @app.command("export")
@@ -284,30 +360,58 @@ def demo_command(
     print(f"\n{headline(report)}\n\nreport: {output / 'report.html'}\nsummary: {output / 'summary.json'}")
 
 
-def _print_layers(rows: list[Any], as_json: bool) -> None:
-    """The per-layer table of a compression, with its sum."""
-    from dataclasses import asdict
-
+def _print_layers(table: dict[str, Any], as_json: bool) -> None:
+    """The per-layer table of a compression, with its sum, and what stayed dense."""
     from saten_runtime.results import align
 
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps(table, indent=2))
         return
-    stored, dense = sum(row.bytes for row in rows), sum(row.dense_bytes for row in rows)
+    rows = table["layers"]
+    stored, before, dense = (
+        sum(sizes) for sizes in (_of(rows, "bytes"), _of(rows, "dense_bytes"), table["dense"].values())
+    )
     lines = [
         (
-            row.name,
-            " × ".join(map(str, row.shape)),
-            ",".join(map(str, row.ranks)),
-            str(row.nnz),
-            str(row.bytes),
-            f"{row.bytes / row.dense_bytes:.3f}",
-            f"{row.error:.3f}",
+            row["name"],
+            " × ".join(map(str, row["shape"])),
+            ",".join(map(str, row["ranks"])),
+            str(row["nnz"]),
+            str(row["bytes"]),
+            f"{row['bytes'] / row['dense_bytes']:.3f}",
+            f"{row['error']:.3f}",
         )
         for row in rows
     ]
     head = ("layer", "in × out", "ranks", "residual", "bytes", "of dense", "error")
-    print(align([head, *lines, ("all", "", "", "", str(stored), f"{stored / dense:.3f}", "")]))
+    print(align([head, *lines, ("all", "", "", "", str(stored), f"{stored / before:.3f}", "")]))
+    large = {name: size for name, size in table["dense"].items() if size >= SHOWN_SHARE * (stored + dense)}
+    others = {f"{len(table['dense']) - len(large)} smaller parameters": dense - sum(large.values()), "all": dense}
+    kept = [(name, str(size), f"{size / (stored + dense):.3f}") for name, size in {**large, **others}.items()]
+    print("\n" + align([("kept dense", "bytes", "of all stored"), *kept]))
+
+
+def _of(rows: list[dict[str, Any]], column: str) -> list[int]:
+    return [row[column] for row in rows]
+
+
+def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
+    """Steps and loss of a fine-tuning, and how it was judged before and after."""
+    from saten_runtime.results import align
+
+    if as_json:
+        print(json.dumps(metrics, indent=2))
+        return
+    losses = [step["loss"] for step in metrics["history"]]
+    print(f"{metrics['steps']} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    if metrics["after"] is not None:
+        names = list(metrics["after"])
+        rows = [(when, *(_short(metrics[when][name]) for name in names)) for when in ("before", "after")]
+        print(align([("", *names), *rows]))
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

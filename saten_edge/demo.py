@@ -14,7 +14,6 @@ from typing import Any
 from saten_edge import corpus
 from saten_edge.console import Talk
 from saten_edge.decompose import Recipe
-from saten_edge.finetune import Progress, Schedule
 from saten_edge.texts import write_lines
 from saten_runtime.errors import UsageError
 from saten_runtime.files import refuse_existing, write_json
@@ -99,19 +98,23 @@ def _compress(out: Path, source: Path, texts: list[str], settings: DemoSettings,
     )
 
 
-def _finetune(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[Progress]:
+def _finetune(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[dict[str, Any]]:
+    """The history of the distillation."""
+    from saten_edge.finetune import Examples, Schedule
     from saten_edge.stages import finetune_stage
 
-    schedule = Schedule(steps=1_000_000, minutes=settings.minutes)
-    return finetune_stage(
+    metrics = finetune_stage(
         out / "compressed",
         out / "finetuned",
+        data=Examples("docstrings", [(text,) for text in texts]),
+        task="feature-extraction",
         teacher=source,
-        texts=texts,
-        schedule=schedule,
+        schedule=Schedule(steps=1_000_000, minutes=settings.minutes),
         talk=talk,
         overwrite=True,
     )
+    history: list[dict[str, Any]] = metrics["history"]
+    return history
 
 
 def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
@@ -127,7 +130,7 @@ def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
     return paths
 
 
-def _measure(out: Path, bundles: list[Path], history: list[Progress], settings: DemoSettings, talk: Talk) -> Any:
+def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoSettings, talk: Talk) -> Any:
     from saten_edge.report import build_report, summary_json, write_html
     from saten_edge.stages import bench_stage, eval_stage
     from saten_runtime.bench import Plan
@@ -144,7 +147,7 @@ def _measure(out: Path, bundles: list[Path], history: list[Progress], settings: 
         measured.to_json(),
         accuracy,
         notes=_notes(settings),
-        history=[dataclasses.asdict(step) for step in history],
+        history=history,
     )
     write_html(report, out / "report.html")
     write_json(out / "summary.json", summary_json(report))

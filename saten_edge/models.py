@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from saten_edge.checkpoint import SatenConfig  # importing it registers the "saten" method with transformers
+from saten_edge.architectures import TASKS, Architecture, architecture, task_of
+from saten_edge.checkpoint import SatenConfig, seal  # importing it registers the "saten" method with transformers
 from saten_edge.modules import saten_layers
 from saten_exporters.parts import LayerParts
 from saten_runtime.bundle import Postprocess
-from saten_runtime.errors import CheckpointError, SatenError
+from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.files import new_folder, read_json, sha256_file
 
-__all__ = ["LoadedModel", "load_model", "save_model"]
+__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model"]
 
 # What sentence-transformers keeps beside the weights; without it the pooling would be guessed.
 SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
@@ -28,7 +29,10 @@ SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_tran
 
 @dataclass
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer, and what follows the model to make an embedding."""
+    """A model in evaluation mode, what prepares its inputs, and what follows it to make an embedding.
+
+    task: a name in `TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
+    """
 
     model: Any
     tokenizer: Any
@@ -36,11 +40,26 @@ class LoadedModel:
     max_length: int
     source: dict[str, str]
     folder: Path
+    task: str = "feature-extraction"
+    processor: Any = None
 
-    def encode(self, texts: list[str], max_length: int | None = None) -> dict[str, torch.Tensor]:
-        """input_ids, attention_mask …, each (texts, longest) int64."""
+    @property
+    def architecture(self) -> Architecture:
+        """The model's row of `ARCHITECTURES`."""
+        return architecture(self.model.config.model_type)
+
+    def encode(self, items: Sequence[Any], max_length: int | None = None) -> dict[str, torch.Tensor]:
+        """The model's inputs for texts, for pairs of texts, or for images.
+
+        items: strings, tuples of two strings, or images as PIL has them; all of one kind. Texts give
+        input_ids, attention_mask …, each (items, longest) int64; images give pixel_values (items, channels,
+        height, width).
+        """
+        if self.processor is not None:
+            return dict(self.processor(images=list(items), return_tensors="pt"))
         cut = min(self.max_length, max_length or self.max_length)
-        return dict(self.tokenizer(texts, padding=True, truncation=True, max_length=cut, return_tensors="pt"))
+        columns = [list(column) for column in zip(*items, strict=True)] if _are_pairs(items) else [list(items)]
+        return dict(self.tokenizer(*columns, padding=True, truncation=True, max_length=cut, return_tensors="pt"))
 
     def layer_parts(self) -> dict[str, LayerParts]:
         """The numbers of every compressed layer, for the exporter; none for a dense model."""
@@ -56,40 +75,71 @@ class LoadedModel:
         return nn.functional.normalize(pooled, dim=-1) if self.postprocess.normalize else pooled
 
 
-def load_model(name: str | Path) -> LoadedModel:
+def load_model(
+    name: str | Path,
+    task: str | None = None,
+    *,
+    num_labels: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | str = torch.float32,
+) -> LoadedModel:
     """A dense or Saten model from a folder, or by name from the Hugging Face hub.
+
+    task: a name in `TASKS`; None reads it from the config, and a sentence-transformers folder is one for
+    feature-extraction. num_labels: size of a classifier; where the files hold none of that size, a new one is
+    drawn from `seed`, and nothing else ever is. One label is a regression. dtype: of the weights;
+    "auto" leaves them as they are stored, and then they stay in the file, mapped, until they are written to.
 
     Raises:
         CheckpointError: there is no such model, or its files cannot be read.
+        ExportError: a family that is not in `ARCHITECTURES`, or an option of it that we cannot express.
+        UsageError: a task that there is not, or that the family does not have.
     """
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = _resolve(str(name))
+    folder = resolve_model(str(name))
+    row, task = _family_and_task(folder, task)
     try:
-        model, missing = _without_pooler(AutoModel, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, missing = _read_weights(folder, row, task, num_labels, seed, dtype)
+        tokenizer, processor = _preprocessors(folder, row)
     except SatenError:
         raise
     except Exception as cause:  # transformers raises almost anything on a bad folder
         raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({_one_line(cause)})") from cause
     if missing:  # transformers would go on with random numbers
-        raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; download it again")
-    source = _source(str(name), folder, model)
-    return LoadedModel(model.eval(), tokenizer, _postprocess(folder), _max_length(folder, model), source, folder)
+        advice = "download it again" if num_labels else "download it again, or name a new head's --num-labels"
+        raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
+    if tokenizer is not None and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classifier reads the last token before it
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        _postprocess(folder),
+        _max_length(folder, model, row),
+        _source(str(name), folder, model),
+        folder,
+        task,
+        processor,
+    )
 
 
 def save_model(
-    loaded: LoadedModel, path: Path, *, extra: dict[str, Any] | None = None, overwrite: bool = False
+    loaded: LoadedModel,
+    path: Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
 ) -> None:
     """Write model, tokenizer and side files into a new folder; it appears complete or not at all.
 
-    extra: file name → JSON data to put beside them.
+    extra: file name → JSON data to put beside them. max_shard_size: of a weight file, in transformers' spelling.
     """
     with new_folder(path, overwrite=overwrite) as folder:
         with _silent_transformers():
-            loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
-        for name in SIDE_FILES:
+            loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
+        if saten_layers(loaded.model):
+            seal(folder)
+        (loaded.tokenizer or loaded.processor).save_pretrained(folder)
+        for name in SIDE_FILES if loaded.task == "feature-extraction" else ():
             if (loaded.folder / name).is_file():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(loaded.folder / name, folder / name)
@@ -97,7 +147,7 @@ def save_model(
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _resolve(name: str) -> Path:
+def resolve_model(name: str) -> Path:
     """The folder of a model: as given, or downloaded from the hub."""
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
@@ -116,15 +166,68 @@ def _resolve(name: str) -> Path:
         ) from None
 
 
-def _without_pooler(auto: Any, folder: Path) -> tuple[Any, list[str]]:
-    """The model and the weights it lacks. BERT's pooler, which embeddings do not read, is left out where it can be."""
-    options = {"dtype": torch.float32, "output_loading_info": True}
+def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]:
+    """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
+    config = read_json(folder / "config.json", CheckpointError)
+    row = architecture(config.get("model_type"))
+    if task is None:
+        sentences = (folder / "modules.json").is_file()
+        task = "feature-extraction" if sentences else task_of(list(config.get("architectures") or ()))
+    if task not in TASKS:
+        raise UsageError(f"no task {task!r}; there are: {', '.join(TASKS)}")
+    row.check_task(task)
+    return row, task
+
+
+def _read_weights(
+    folder: Path, row: Architecture, task: str, num_labels: int | None, seed: int, dtype: torch.dtype | str
+) -> tuple[Any, list[str]]:
+    """The model and the weights it lacks but for a new head's.
+
+    The pooler of a base model, which embeddings do not read, is left out where it can be.
+    """
+    import transformers
+
     with _silent_transformers():  # a pooler left unread is reported as unexpected keys
-        try:
-            model, loaded = auto.from_pretrained(folder, add_pooling_layer=False, **options)
-        except TypeError:
-            model, loaded = auto.from_pretrained(folder, **options)
-    return model, sorted(loaded["missing_keys"])
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **_labels(task, num_labels))
+        row.check_options(config.to_dict())
+        options: dict[str, Any] = {"add_pooling_layer": False} if task == "feature-extraction" and row.pooler else {}
+        auto = getattr(transformers, TASKS[task].auto)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, found = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=num_labels is not None,
+                **options,
+            )
+    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    new = tuple(f"{head}." for head in row.heads) if num_labels is not None else ()
+    return model, sorted(key for key in absent if not key.startswith(new))
+
+
+def _labels(task: str, num_labels: int | None) -> dict[str, Any]:
+    if num_labels is None:
+        return {}
+    if num_labels < 1 or not task.endswith("-classification"):
+        raise UsageError(f"{num_labels} labels for {task}; expected at least one, for a classification")
+    regression = task == "text-classification" and num_labels == 1
+    return {"num_labels": num_labels, **({"problem_type": "regression"} if regression else {})}
+
+
+def _preprocessors(folder: Path, row: Architecture) -> tuple[Any, Any]:
+    """The tokenizer of a text model, or the image processor of a vision model, and None for the other."""
+    import transformers
+
+    if row.kind == "vision":
+        return None, transformers.AutoImageProcessor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders often name none; the mask hides it
+    return tokenizer, None
 
 
 @contextlib.contextmanager
@@ -171,13 +274,17 @@ def _postprocess(folder: Path) -> Postprocess:
     return Postprocess(known[chosen.pop()], not modules.is_file() or "Normalize" in modules.read_text("utf-8"))
 
 
-def _max_length(folder: Path, model: Any) -> int:
+def _max_length(folder: Path, model: Any, row: Architecture) -> int:
     """The length texts are cut to: sentence-transformers' choice, or the model's positions."""
-    positions = int(getattr(model.config, "max_position_embeddings", 512))
+    positions = int(getattr(model.config, "max_position_embeddings", 512)) - row.first_position
     side = folder / "sentence_bert_config.json"
     if not side.is_file():
         return positions
     return min(positions, int(read_json(side, CheckpointError).get("max_seq_length") or positions))
+
+
+def _are_pairs(items: Sequence[Any]) -> bool:
+    return bool(items) and isinstance(items[0], tuple)
 
 
 def _some(names: list[str]) -> str:

@@ -1,13 +1,14 @@
 """torch modules that hold a weight as tensor train + sparse residual.
 
 While training and evaluating, the matrix M (in, out) is rebuilt from its parts once per call: with many
-rows that is the cheapest way there is, and its gradient reaches cores and values. While exporting, a module
-emits one placeholder node in the ONNX domain `saten` that carries its name; `saten_exporters` replaces it
-by small operators. No weight passes through the tracer.
+rows that is the cheapest way there is, and its gradient reaches cores and values; a lookup of few ids builds
+only their rows. While exporting, a module emits one placeholder node in the ONNX domain `saten` that carries
+its name; `saten_exporters` replaces it by small operators. No weight passes through the tracer.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,17 @@ from saten_runtime.errors import CheckpointError, ShapeError
 __all__ = [
     "LayerSpec",
     "SatenEmbedding",
+    "SatenHead",
     "SatenLinear",
     "SatenModule",
     "build_module",
     "replace_module",
     "saten_layers",
 ]
+
+# A lookup builds rows alone while they are at most this share of the table; above it, the whole table is cheaper.
+FEW_ROWS = 0.5
+INDEX_DTYPES = ("uint8", "uint16", "int32", "int64")
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,18 @@ class LayerSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerSpec:
-        """Back from `to_json`."""
+        """Back from `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: `data` comes from elsewhere.
+        """
+        for size in (*data["shape"], *itertools.chain(*data["cores"]), *data["values"], data["group"], data["inputs"]):
+            if type(size) is not int or size < 0:
+                raise ValueError(f"a size of {size!r}")
+        if not data["group"]:
+            raise ValueError("groups of nothing")
+        if any(dtype not in INDEX_DTYPES for dtype, _ in data["indices"].values()):
+            raise ValueError("an index type of another kind")
         return cls(
             **{
                 **data,
@@ -80,10 +97,19 @@ class ResidualPart(nn.Module):
         for name, (kind, shape) in spec.indices.items():
             self.register_buffer(name, torch.empty(shape, dtype=getattr(torch, kind)))
         self._positions: Tensor | None = None
+        self._by_row: tuple[Tensor, Tensor] | None = None
 
     def index_tensors(self) -> dict[str, Tensor]:
         """The index buffers by name."""
         return {name: self.get_buffer(name) for name in self.index_names}
+
+    def replace(self, residual: Residual) -> None:
+        """Copy values and indices of a residual of the same sizes."""
+        with torch.no_grad():
+            self.values.copy_(residual.values)
+        for name, tensor in residual.indices.items():
+            self.get_buffer(name).copy_(tensor)
+        self._positions = None
 
     def check(self, where: str) -> None:
         """Refuse indices read from a file that do not name one entry of the matrix for each value.
@@ -93,7 +119,7 @@ class ResidualPart(nn.Module):
         """
         try:
             positions = self.pattern.positions(self.index_tensors(), self.shape)
-        except (ShapeError, RuntimeError):  # torch's, of row ends that fall
+        except (ShapeError, RuntimeError, IndexError):  # torch's, of lengths that do not add up
             positions = torch.empty(0)
         ordered = positions.reshape(-1).sort().values
         ends = ordered[[0, -1]].tolist() if ordered.numel() else [0, 0]
@@ -106,15 +132,41 @@ class ResidualPart(nn.Module):
 
     def dense(self) -> Tensor:
         """The residual as a matrix (in, out)."""
+        return scatter(self.values, self._where(), self.shape)
+
+    def laid_out(self) -> Residual:
+        """The residual in the exporter's layout."""
+        return self.pattern.lay_out(Residual(self.values, self.index_tensors()), self.shape)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Rows `numbers` (n,) of the residual, (n, out)."""
+        order, ends = self._sorted_by_row()
+        starts, counts = ends[numbers], ends[numbers + 1] - ends[numbers]
+        row = torch.repeat_interleave(torch.arange(len(numbers), device=numbers.device), counts)
+        nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        entries = order[starts[row] + nth]
+        columns = self._where().reshape(-1)[entries] % self.shape[1]
+        values = self.values.reshape(-1)[entries]
+        return scatter(values, row * self.shape[1] + columns, (len(numbers), self.shape[1]))
+
+    def _where(self) -> Tensor:
+        """Flat positions of the values, computed once per device."""
         if self._positions is None or self._positions.device != self.values.device:
-            self._positions = self.pattern.positions(self.index_tensors(), self.shape)
-        return scatter(self.values, self._positions, self.shape)
+            self._positions, self._by_row = self.pattern.positions(self.index_tensors(), self.shape), None
+        return self._positions
+
+    def _sorted_by_row(self) -> tuple[Tensor, Tensor]:
+        """The numbers of the values in the order of their rows, and where each row ends (in + 1,)."""
+        positions = self._where()
+        if self._by_row is None:
+            rows = positions.reshape(-1) // self.shape[1]
+            counts = torch.bincount(rows, minlength=self.shape[0])
+            self._by_row = rows.argsort(stable=True), nn.functional.pad(counts.cumsum(0), (1, 0))
+        return self._by_row
 
 
 class SatenModule(nn.Module):
     """A layer whose matrix M (in, out) is tensor train + residual."""
-
-    placeholder: str
 
     def __init__(self, name: str, spec: LayerSpec, dtype: torch.dtype) -> None:
         super().__init__()
@@ -122,9 +174,18 @@ class SatenModule(nn.Module):
         self.cores = nn.ParameterList(nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in spec.cores)
         self.residual = ResidualPart(spec, dtype)
 
+    @property
+    def weight(self) -> Tensor:
+        """Stands in for the dense weight where transformers fills `.weight` of a block's layers by name.
+
+        On the meta device, so that filling it does nothing and computing with it fails.
+        """
+        shape = tuple(reversed(self.spec.shape)) if self.spec.kind == "linear" else self.spec.shape
+        return torch.empty(shape, dtype=self.residual.values.dtype, device="meta")
+
     def train_part(self) -> TensorTrain:
         """The tensor train, sharing the parameters' memory."""
-        return TensorTrain(tuple(self.cores), self.spec.inputs)
+        return TensorTrain(tuple(self.cores), self.spec.inputs, self.spec.shape)
 
     def matrix(self) -> Tensor:
         """M (in, out), rebuilt from its parts."""
@@ -138,6 +199,7 @@ class SatenModule(nn.Module):
         with torch.no_grad():
             train = self.train_part()
             a, b = (factor.float().cpu().numpy() for factor in train.factors())
+            residual = self.residual.laid_out()
             return LayerParts(
                 name=self.layer_name,
                 kind=self.spec.kind,
@@ -145,9 +207,9 @@ class SatenModule(nn.Module):
                 ranks=train.ranks,
                 a=a,
                 b=b,
-                pattern=self.spec.pattern,
-                values=self.residual.values.float().cpu().numpy(),
-                indices={name: tensor.cpu().numpy() for name, tensor in self.residual.index_tensors().items()},
+                layout=self.residual.pattern.layout,
+                values=residual.values.float().cpu().numpy(),
+                indices={name: tensor.cpu().numpy() for name, tensor in residual.indices.items()},
             )
 
     def set_parts(self, train: TensorTrain, residual: Residual) -> None:
@@ -155,28 +217,11 @@ class SatenModule(nn.Module):
         with torch.no_grad():
             for parameter, core in zip(self.cores, train.cores, strict=True):
                 parameter.copy_(core)
-            self.residual.values.copy_(residual.values)
-        for name, tensor in residual.indices.items():
-            self.residual.get_buffer(name).copy_(tensor)
-
-    def _placeholder(self, x: Tensor) -> Tensor:
-        return torch.onnx.ops.symbolic(
-            f"saten::{self.placeholder}",
-            (x,),
-            attrs={"layer": self.layer_name},
-            dtype=self.cores[0].dtype,
-            shape=self._output_shape(x),
-            version=1,
-        )
-
-    def _output_shape(self, x: Tensor) -> tuple[int | torch.SymInt, ...]:
-        raise NotImplementedError
+        self.residual.replace(residual)
 
 
 class SatenLinear(SatenModule):
     """`nn.Linear` with M = weight.T kept in parts."""
-
-    placeholder = "Linear"
 
     def __init__(self, name: str, spec: LayerSpec, dtype: torch.dtype) -> None:
         super().__init__(name, spec, dtype)
@@ -185,17 +230,15 @@ class SatenLinear(SatenModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        y = self._placeholder(x) if torch.compiler.is_exporting() else x @ self.matrix()
+        if torch.compiler.is_exporting():
+            y = _placeholder("Linear", self, x, (*x.shape[:-1], self.out_features))
+        else:
+            y = x @ self.matrix()
         return y if self.bias is None else y + self.bias
-
-    def _output_shape(self, x: Tensor) -> tuple[int | torch.SymInt, ...]:
-        return (*x.shape[:-1], self.out_features)
 
 
 class SatenEmbedding(SatenModule):
     """`nn.Embedding` with its table M (rows, width) kept in parts."""
-
-    placeholder = "Embedding"
 
     def __init__(self, name: str, spec: LayerSpec, dtype: torch.dtype) -> None:
         super().__init__(name, spec, dtype)
@@ -205,11 +248,54 @@ class SatenEmbedding(SatenModule):
     def forward(self, ids: Tensor) -> Tensor:
         """(…) int64 → (…, width)."""
         if torch.compiler.is_exporting():
-            return self._placeholder(ids)
-        return nn.functional.embedding(ids, self.matrix(), self.padding_idx)
+            return _placeholder("Embedding", self, ids, (*ids.shape, self.embedding_dim))
+        asked, places = torch.unique(ids, return_inverse=True)
+        if len(asked) > FEW_ROWS * self.num_embeddings:
+            return nn.functional.embedding(ids, self.matrix(), self.padding_idx)
+        rows = self.rows(asked)
+        if self.padding_idx is not None:  # as in `nn.Embedding`, padding teaches the table nothing
+            rows = torch.where((asked == self.padding_idx)[:, None], rows.detach(), rows)
+        return nn.functional.embedding(places, rows)
 
-    def _output_shape(self, x: Tensor) -> tuple[int | torch.SymInt, ...]:
-        return (*x.shape, self.embedding_dim)
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Rows `numbers` (n,) of M, (n, width)."""
+        a, b = self.train_part().factors()
+        return a[numbers] @ b + self.residual.rows(numbers)
+
+
+class SatenHead(nn.Module):
+    """An output layer that shares the parts of a table M (rows, width): h (…, width) → h Mᵀ (…, rows).
+
+    It refers to the table without owning it, so the shared numbers are parameters once, saved once, and follow
+    the table wherever it goes. Its placeholder carries the table's name.
+    """
+
+    def __init__(self, table: SatenEmbedding, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self._shared = (table,)  # in a tuple, torch does not register it a second time
+        self.in_features, self.out_features = table.embedding_dim, table.num_embeddings
+        self.bias = bias
+
+    @property
+    def table(self) -> SatenEmbedding:
+        """The table whose parts this head uses."""
+        return self._shared[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) → (…, rows)."""
+        if torch.compiler.is_exporting():
+            y = _placeholder("Head", self.table, x, (*x.shape[:-1], self.out_features))
+        else:
+            a, b = self.table.train_part().factors()
+            y = (x @ b.T) @ a.T + x @ self.table.residual.dense().T
+        return y if self.bias is None else y + self.bias
+
+
+def _placeholder(kind: str, layer: SatenModule, x: Tensor, shape: tuple[int | torch.SymInt, ...]) -> Tensor:
+    """The node `saten::kind` that stands for a layer in a traced graph."""
+    return torch.onnx.ops.symbolic(
+        f"saten::{kind}", (x,), attrs={"layer": layer.layer_name}, dtype=layer.cores[0].dtype, shape=shape, version=1
+    )
 
 
 MODULES: dict[str, type[SatenModule]] = {"linear": SatenLinear, "embedding": SatenEmbedding}
@@ -227,5 +313,5 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def saten_layers(model: nn.Module) -> dict[str, SatenModule]:
-    """The compressed layers of a model by name."""
+    """The compressed layers of a model by name; a tied head is no layer of its own."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SatenModule)}

@@ -9,16 +9,25 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from saten_edge.allocation import Measured
 from saten_edge.calibration import output_sensitivities, second_moments
-from saten_edge.compress import CompressedLayer, compress, compressible_layers, dense_layers, matrices
+from saten_edge.compress import (
+    EVERYTHING,
+    CompressedLayer,
+    Selection,
+    compress,
+    compressible_layers,
+    dense_layers,
+    matrices,
+    tied_head,
+)
 from saten_edge.console import Talk
 from saten_edge.decompose import Recipe
-from saten_edge.finetune import Progress, Schedule, distill
 from saten_edge.models import LoadedModel, load_model, save_model
 from saten_exporters import export
 from saten_runtime.bench import Plan, bench
@@ -27,11 +36,16 @@ from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.files import refuse_existing
 from saten_runtime.results import BenchResult
 
-__all__ = ["bench_stage", "compress_stage", "eval_stage", "export_stage", "finetune_stage"]
+if TYPE_CHECKING:
+    from saten_edge.finetune import Distillation, Examples, Schedule
+
+__all__ = ["bench_stage", "compress_stage", "eval_stage", "export_stage", "finetune_stage", "import_stage"]
 
 LAYERS_FILE = "saten_layers.json"
-HISTORY_FILE = "saten_history.json"
+METRICS_FILE = "metrics.json"
 CALIBRATION_BATCH = 32
+# The budget at which sensitivities are measured where none is given.
+SHARE_FOR_SENSITIVITY = 0.25
 CALIBRATION_TOKENS = 128
 
 
@@ -39,7 +53,7 @@ def compress_stage(
     model: str | Path,
     out: Path,
     *,
-    budget: float,
+    budget: float | None,
     pattern: str,
     group: int,
     allocation: str | None,
@@ -47,17 +61,25 @@ def compress_stage(
     calibration: Sequence[str],
     talk: Talk,
     overwrite: bool,
-) -> list[CompressedLayer]:
+    selection: Selection = EVERYTHING,
+) -> dict[str, Any]:
     """Compress a model folder into a Saten checkpoint at `out`.
 
-    allocation: a name in `ALLOCATIONS`; None is "sensitivity" with calibration texts and "uniform" without.
+    budget: None where eps and density of the recipe say every size. allocation: a name in `ALLOCATIONS`; None is
+    "sensitivity" with calibration texts and "uniform" without.
     """
     if not overwrite:
         refuse_existing(out)
-    loaded = load_model(model)
-    layers = compressible_layers(loaded.model)
-    measured = _calibrate(loaded, layers, calibration, budget, talk) if calibration else None
-    with talk.stage(f"compress {len(layers)} matrices to {budget:g} of their bytes") as advance:
+    loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
+    if calibration and loaded.processor is not None:
+        raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
+    layers = compressible_layers(loaded.model, selection)
+    count = len(layers)
+    share = SHARE_FOR_SENSITIVITY if budget is None else budget
+    measured = _calibrate(loaded, layers, calibration, share, talk) if calibration else None
+    del layers  # `compress` frees each dense weight in its turn
+    goal = "" if budget is None else f" to {budget:g} of their bytes"
+    with talk.stage(f"compress {count} matrices{goal}") as advance:
         rows = compress(
             loaded,
             budget,
@@ -66,42 +88,69 @@ def compress_stage(
             allocation=allocation or ("sensitivity" if measured else "uniform"),
             recipe=recipe,
             measured=measured,
+            selection=selection,
             progress=lambda name, done, total: advance(done, total, name),
         )
-    table = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense_layers(loaded.model)}
-    save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)
-    return rows
+    return _save_compressed(loaded, rows, out, overwrite=overwrite)
+
+
+def import_stage(
+    src: Path, base: str | Path, out: Path, *, task: str | None, talk: Talk, overwrite: bool
+) -> dict[str, Any]:
+    """Read a checkpoint of the authors' code into a Saten checkpoint at `out`; returns what `compress_stage` does."""
+    from saten_edge.imports import import_checkpoint
+
+    if not overwrite:
+        refuse_existing(out)
+    with talk.stage(f"import {src.name}"):
+        loaded, rows = import_checkpoint(src, base, task)
+    return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
 def finetune_stage(
-    student: Path,
+    model: str | Path,
     out: Path,
     *,
-    teacher: str | Path,
-    texts: list[str],
+    data: str | Examples,
+    task: str | None = None,
+    split: str = "train",
+    teacher: str | Path | None = None,
+    judged_on: str | None = None,
+    judged_split: str = "validation",
     schedule: Schedule,
+    distillation: Distillation | None = None,
+    resume: bool = False,
     talk: Talk,
     overwrite: bool,
-) -> list[Progress]:
-    """Distil the teacher into a Saten checkpoint; the result goes to `out`."""
+) -> dict[str, Any]:
+    """Fine-tune a dense or Saten model; the result goes to `out`, and `metrics.json` in it is returned.
+
+    task: a name in `saten_edge.finetune.TASKS`; None reads it off model and data. judged_on: data that only judges.
+    resume: go on where an interrupted run of the same settings stopped, if there is one.
+    """
+    from saten_edge.finetune import prepare  # the Trainer takes seconds to import
+
     if not overwrite:
         refuse_existing(out)
-    pupil, master = load_model(student), load_model(teacher)
-    if not pupil.layer_parts():
-        raise UsageError(f"{student}: has no compressed layer; run `saten-edge compress` first")
-    with talk.stage(f"fine-tune on {len(texts)} texts") as advance:
-        history = distill(
-            pupil,
-            master,
-            texts,
-            schedule,
-            lambda step: advance(step.done, 1.0, f"step {step.step}, loss {step.loss:.3f}"),
-        )
-    extra = {HISTORY_FILE: [dataclasses.asdict(step) for step in history]}
-    if (student / LAYERS_FILE).is_file():
-        extra[LAYERS_FILE] = json.loads((student / LAYERS_FILE).read_text("utf-8"))
-    save_model(pupil, out, extra=extra, overwrite=overwrite)
-    return history
+    job = prepare(model, data, task, split, teacher, judged_on, judged_split, schedule, distillation)
+    with job.keeping(out, resume=resume, overwrite=overwrite) as folder:
+        try:
+            with talk.stage(f"fine-tune {Path(model).name} on {len(job.examples.inputs)} examples") as advance:
+                metrics = job.run(
+                    folder,
+                    resume=resume,
+                    report=lambda step: advance(step.done, 1.0, f"step {step.step}, loss {step.loss:.3f}"),
+                )
+        except KeyboardInterrupt:
+            talk.say(job.interrupted(folder))
+            raise
+        extra = {METRICS_FILE: metrics}
+        layers = job.student.folder / LAYERS_FILE
+        if layers.is_file():
+            extra[LAYERS_FILE] = json.loads(layers.read_text("utf-8"))
+        if job.writes:
+            save_model(job.student, out, extra=extra, overwrite=overwrite)
+    return metrics
 
 
 def export_stage(
@@ -146,9 +195,15 @@ def _as_error(code: int, stderr: str) -> SatenError:
     return error
 
 
+def _save_compressed(loaded: LoadedModel, rows: list[CompressedLayer], out: Path, *, overwrite: bool) -> dict[str, Any]:
+    table = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense_layers(loaded.model)}
+    save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)
+    return table
+
+
 def _calibrate(
     loaded: LoadedModel,
-    layers: dict[str, nn.Linear | nn.Embedding],
+    layers: dict[str, nn.Module],
     texts: Sequence[str],
     budget: float,
     talk: Talk,
@@ -164,7 +219,7 @@ def _calibrate(
                 advance(done, steps, "second moments")
                 yield loaded.encode(ordered[start : start + CALIBRATION_BATCH], CALIBRATION_TOKENS)
 
-        moments = second_moments(loaded.model, layers, batches())
+        moments = second_moments(loaded.model, layers, batches(), tied_head(loaded.model).values())
         done = itertools.count(len(starts))
         sensitivities = output_sensitivities(
             loaded.model,

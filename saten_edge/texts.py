@@ -1,29 +1,46 @@
-"""Plain texts out of JSON Lines files, for calibration and distillation."""
+"""Rows of JSON Lines and CSV files, and the plain texts in them, for calibration and training."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError
 from saten_runtime.files import replace_file
 
-__all__ = ["read_texts", "write_lines"]
+__all__ = ["FORMATS", "Row", "read_rows", "read_texts", "write_lines"]
+
+# Where a row stands, for messages, and its values by column.
+Row = tuple[str, dict[str, Any]]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The objects of a JSON Lines file or the rows of a CSV file with a header, in order.
+
+    A CSV file's `label` is read as a number where it is one, so that both formats say the same.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no object.
+    """
+    read = FORMATS.get(path.suffix.lower(), _json_rows)
+    try:
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"{path}: cannot be read ({cause}); expected a JSON Lines or CSV file") from None
+    return list(read(path, content))
 
 
 def read_texts(path: Path) -> list[str]:
-    """Every string value of every object in a JSON Lines file, in order.
+    """Every string value of every row of a JSON Lines or CSV file, in order.
 
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or there is no text in it.
     """
-    try:
-        lines = path.read_text("utf-8").split("\n")  # JSON leaves other line ends inside its strings
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"{path}: cannot be read ({cause}); expected a JSON Lines file") from None
-    texts = [text for number, line in enumerate(lines, 1) if line.strip() for text in _texts_of(path, number, line)]
+    texts = [value for _, row in read_rows(path) for value in row.values() if isinstance(value, str) and value.strip()]
     if not texts:
         raise DataError(f'{path}: holds no text; expected lines such as {{"text": "…"}}')
     return texts
@@ -34,11 +51,39 @@ def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
     replace_file(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in objects).encode())
 
 
-def _texts_of(path: Path, number: int, line: str) -> list[str]:
+def _json_rows(path: Path, content: str) -> Iterator[Row]:
+    for number, line in enumerate(content.split("\n"), 1):  # JSON leaves other line ends inside its strings
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            item = json.loads(line)
+        except ValueError as cause:
+            raise DataError(f"{where}: no JSON ({cause})") from None
+        if not isinstance(item, dict):
+            raise DataError(f"{where}: expected an object, found {type(item).__name__}")
+        yield where, item
+
+
+def _csv_rows(path: Path, content: str) -> Iterator[Row]:
+    reader = csv.DictReader(content.splitlines(keepends=True), strict=True)
     try:
-        item = json.loads(line)
-    except ValueError as cause:
-        raise DataError(f"{path}:{number}: no JSON ({cause})") from None
-    if not isinstance(item, dict):
-        raise DataError(f"{path}:{number}: expected an object, found {type(item).__name__}")
-    return [value for value in item.values() if isinstance(value, str) and value.strip()]
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line")
+            yield where, {**row, **({"label": _number(row["label"])} if "label" in row else {})}
+    except csv.Error as cause:
+        raise DataError(f"{path}:{reader.line_num}: no CSV ({cause})") from None
+
+
+def _number(cell: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(cell)
+    return cell
+
+
+# file ending → its reader; any other is read as JSON Lines
+Reader = Callable[[Path, str], Iterator[Row]]
+FORMATS: dict[str, Reader] = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}

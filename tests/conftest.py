@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -33,11 +34,74 @@ def vocabulary() -> list[str]:
     return list(itertools.islice(pieces, VOCABULARY))
 
 
-def save_tokenizer(folder: Path) -> None:
+TOKEN_TYPES = ("bert", "electra")
+VISION_SIZES = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
+# Two heads share each key and value.
+DECODER_SIZES = {**TEXT_SIZES, "num_key_value_heads": HEADS // 2}
+# A small configuration of every family in `saten_edge.architectures`; decoders with and without a tied head.
+TINY: dict[str, dict[str, Any]] = {
+    "bert": TEXT_SIZES,
+    "roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {
+        "vocab_size": VOCABULARY,
+        "dim": WIDTH,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "hidden_dim": INNER,
+        "max_position_embeddings": POSITIONS,
+    },
+    "electra": {**TEXT_SIZES, "embedding_size": WIDTH // 2},
+    "mpnet": {**TEXT_SIZES, "pad_token_id": 1},
+    "modernbert": {
+        **TEXT_SIZES,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+    },
+    "vit": VISION_SIZES,
+    "deit": VISION_SIZES,
+    "llama": {**DECODER_SIZES, "tie_word_embeddings": False},
+    "qwen2": {**DECODER_SIZES, "tie_word_embeddings": True},
+    "qwen3": {**DECODER_SIZES, "tie_word_embeddings": True, "head_dim": WIDTH // HEADS},
+    "mistral": {**DECODER_SIZES, "sliding_window": None, "head_dim": WIDTH // HEADS},
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": WIDTH,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": POSITIONS,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+    },
+}
+
+
+def save_tokenizer(folder: Path, *, token_types: bool = True, pad_id: int = 0) -> None:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     pieces = {piece: number for number, piece in enumerate(vocabulary())}
+    pieces["[PAD]"], pieces["[UNK]"] = pad_id, 1 - pad_id
     tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -51,7 +115,7 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=POSITIONS,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *["token_type_ids"] * token_types, "attention_mask"],
         **dict(zip(names, SPECIAL, strict=True)),
     ).save_pretrained(folder)
 
@@ -95,15 +159,45 @@ def save_bert(folder: Path, *, width: int = WIDTH, layers: int = LAYERS, seed: i
         initializer_range=0.1,
     )
     model = BertModel(config)
+    stir(model)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    save_side_files(folder)
+    return folder
+
+
+def stir(model: Any) -> None:
+    """Make every bias and norm random, and a few weights of every matrix large."""
+    import torch
+
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
                 parameter.add_(0.5 * torch.randn_like(parameter) * (torch.rand_like(parameter) < 0.05))
+
+
+def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **options: Any) -> Path:
+    """A random model of any family with the head of any of its tasks, and what prepares its inputs."""
+    import torch
+    import transformers
+
+    from saten_edge.architectures import TASKS
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    architectures = ["DeiTForImageClassification"] if (model_type, task) == ("deit", "image-classification") else None
+    sizes = {**TINY[model_type], "initializer_range": 0.1, "architectures": architectures, **options}
+    config = transformers.AutoConfig.for_model(model_type, **sizes)
+    model = getattr(transformers, TASKS[task].auto).from_config(config)
+    stir(model)
     model.save_pretrained(folder)
-    save_tokenizer(folder)
-    save_side_files(folder)
+    if "image_size" in sizes:
+        size = {"height": sizes["image_size"], "width": sizes["image_size"]}
+        transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
+    else:
+        save_tokenizer(folder, token_types=model_type in TOKEN_TYPES, pad_id=sizes.get("pad_token_id", 0))
     return folder
 
 
@@ -111,6 +205,39 @@ def save_bert(folder: Path, *, width: int = WIDTH, layers: int = LAYERS, seed: i
 def make_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """make_bert(width=…, layers=…, seed=…) -> a new dense model folder."""
     return lambda **options: save_bert(tmp_path_factory.mktemp("models") / "bert", **options)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_tiny(model_type, task, seed=…, **entries of the config) -> a dense model folder.
+
+    The same arguments give the same folder: read-only, copy it to change it.
+    """
+    made: dict[str, Path] = {}
+
+    def make(model_type: str, task: str, **options: Any) -> Path:
+        key = repr((model_type, task, sorted(options.items())))
+        if key not in made:
+            made[key] = save_tiny(tmp_path_factory.mktemp("models") / model_type, model_type, task, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sizes() -> dict[str, dict[str, Any]]:
+    """The configuration `make_tiny` uses, by model_type."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def images() -> list[Any]:
+    """Eight 40 × 36 images of seeded noise, as PIL has them."""
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(SEED).integers(0, 256, (8, 40, 36, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise]
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +267,7 @@ def compressed(model: Path, out: Path, pattern: str, texts: Sequence[str]) -> Pa
         pattern=pattern,
         group=8,
         allocation=None,
-        recipe=Recipe(rounds=2),
+        recipe=Recipe(rounds=2, share=0.6),  # every layer has both parts
         calibration=texts,
         talk=Talk(quiet=True),
         overwrite=False,

@@ -17,8 +17,16 @@ __all__ = ["Exportable", "LayerParts"]
 class LayerParts:
     """The numbers of one compressed layer, y = x (A B + S).
 
-    shape: (in, out). a: A (in, r). b: B (r, out). ranks: of the tensor train that A B came from. pattern: how S
-    is stored, see `saten_edge.residual`; values, indices: S in that pattern.
+    shape: (in, out). a: A (in, r), r = 0 where there is no train. b: B (r, out). ranks: of the tensor train that
+    A B came from. layout: how values and indices hold S, a row of the table below; values are empty where there
+    is no residual.
+
+    layout   values                    indices
+    none     (0,)
+    grouped  (groups, size, kept)      indices (groups, kept): the inputs that `size` consecutive outputs read
+    csr      (nnz,)                    indptr (out + 1,), indices (nnz,): the inputs of each output, ascending
+    rows     (kept, width)             rows (kept,): the rows of a table that have a residual
+    ell      (rows, kept)              indices (rows, kept): the columns of each row of a table, ascending
     """
 
     name: str
@@ -27,7 +35,7 @@ class LayerParts:
     ranks: list[int]
     a: NDArray[np.float32]
     b: NDArray[np.float32]
-    pattern: str
+    layout: str
     values: NDArray[np.float32]
     indices: dict[str, NDArray[Any]] = field(default_factory=dict)
 

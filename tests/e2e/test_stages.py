@@ -93,7 +93,7 @@ def test_compress(work: Work) -> None:
 
 def test_finetune(work: Work) -> None:
     assert work.done["finetune"].stdout.startswith("3 steps, loss ")
-    history = json.loads((work.folder / "tuned" / "saten_history.json").read_text())
+    history = json.loads((work.folder / "tuned" / "metrics.json").read_text())["history"]
     assert [step["step"] for step in history] == [1, 2, 3]
     before, after = ((work.folder / name / "model.safetensors").read_bytes() for name in ("student", "tuned"))
     assert len(before) == len(after)

@@ -42,19 +42,25 @@ SIZES = {
 }
 
 
-def _grouped(size: Size, random: np.random.Generator, kind: str) -> tuple[np.ndarray, Arrays]:
-    group = size.group if kind == "linear" else size.outputs  # a table keeps whole rows
-    groups = size.outputs // group
+def _grouped(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
+    groups = size.outputs // size.group
     indices = np.stack([np.sort(random.permutation(size.inputs)[: size.kept]) for _ in range(groups)])
-    values = random.standard_normal((groups, group, indices.shape[1]))
+    values = random.standard_normal((groups, size.group, indices.shape[1]))
     return values, {"indices": indices.astype(np.int32)}
 
 
-def _unstructured(size: Size, random: np.random.Generator, kind: str) -> tuple[np.ndarray, Arrays]:
-    if kind == "embedding":
-        kept = min(size.kept, size.outputs)
-        indices = np.stack([np.sort(random.permutation(size.outputs)[:kept]) for _ in range(size.inputs)])
-        return random.standard_normal(indices.shape), {"indices": indices.astype(np.uint16)}
+def _rows(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
+    rows = np.sort(random.permutation(size.inputs)[: size.kept])
+    return random.standard_normal((len(rows), size.outputs)), {"rows": rows.astype(np.int32)}
+
+
+def _ell(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
+    kept = min(size.kept, size.outputs)
+    indices = np.stack([np.sort(random.permutation(size.outputs)[:kept]) for _ in range(size.inputs)])
+    return random.standard_normal(indices.shape), {"indices": indices.astype(np.uint16)}
+
+
+def _csr(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
     mask = random.random((size.outputs, size.inputs)) < 0.2
     mask[1:-1:5] = False  # rows without an entry: several, and two that are neighbours
     mask[2:4] = False
@@ -67,8 +73,8 @@ def _unstructured(size: Size, random: np.random.Generator, kind: str) -> tuple[n
     }
 
 
-# pattern → how its random residual is made; a new pattern needs a row here
-RESIDUALS = {"grouped": _grouped, "unstructured": _unstructured}
+# layout → how its random residual is made; a new layout needs a row here
+RESIDUALS = {"grouped": _grouped, "csr": _csr, "rows": _rows, "ell": _ell}
 
 
 @pytest.fixture(scope="session")
@@ -78,13 +84,12 @@ def sizes() -> dict[str, Size]:
 
 @pytest.fixture(scope="session")
 def make_parts() -> Callable[..., LayerParts]:
-    """make_parts(kind, pattern, size="usual", seed=…) -> random numbers of one layer; the seed is printed."""
+    """make_parts(kind, layout, size="usual", seed=…) -> random numbers of one layer; the seed is printed."""
 
-    def make(kind: str, pattern: str | None, size: str = "usual", seed: int = 1) -> LayerParts:
-        print(f"{kind} layer, {pattern} residual, size {size}, seed {seed}")
+    def make(kind: str, layout: str | None, size: str = "usual", seed: int = 1) -> LayerParts:
+        print(f"{kind} layer, {layout} residual, size {size}, seed {seed}")
         chosen, random = SIZES[size], np.random.default_rng(seed)
-        empty = np.zeros((chosen.outputs // chosen.group, chosen.group, 0)), {}
-        values, indices = RESIDUALS[pattern](chosen, random, kind) if pattern else empty
+        values, indices = RESIDUALS[layout](chosen, random) if layout else (np.zeros(0), {})
         return LayerParts(
             name="layer",
             kind=kind,
@@ -92,7 +97,7 @@ def make_parts() -> Callable[..., LayerParts]:
             ranks=[chosen.bond],
             a=random.standard_normal((chosen.inputs, chosen.bond)).astype(np.float32),
             b=(random.standard_normal((chosen.bond, chosen.outputs)) / chosen.bond).astype(np.float32),
-            pattern=pattern or "grouped",
+            layout=layout or "none",
             values=values.astype(np.float32),
             indices=indices,
         )

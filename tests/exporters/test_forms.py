@@ -16,6 +16,7 @@ import pytest
 
 from saten_exporters import LayerParts
 from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_runtime.errors import ExportError
 
 Array = np.ndarray
 MakeParts = Callable[..., LayerParts]
@@ -26,14 +27,14 @@ UNIT = float(np.finfo(np.float32).eps) / 2
 # Half a step; dividing by a rounded step moves a number by a few roundings of at most 255 steps.
 HALF = 0.5 + 255 * 4 * UNIT
 
-PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]  # (pattern or None, kind, precision)
+PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]  # (layout or None, kind, precision)
 LAYERS = [row for row in PARTS if row[0]]
 SIZES = ("usual", "smallest", "primes", "full")
 SHAPES = ((1, 1), (2, 7), (3, 1), (1, 33))
 
 
-def form_row(pattern: str | None, kind: str, precision: str) -> Form:
-    return TRAIN_FORMS[kind, precision] if pattern is None else RESIDUAL_FORMS[pattern, kind, precision]
+def form_row(layout: str | None, kind: str, precision: str) -> Form:
+    return TRAIN_FORMS[kind, precision] if layout is None else RESIDUAL_FORMS[layout, kind, precision]
 
 
 def gamma(k: int) -> float:
@@ -48,12 +49,16 @@ def dense_residual(parts: LayerParts) -> Array:
     table = np.zeros(parts.shape)
     if parts.values.size == 0:
         return table
+    if parts.layout == "rows":
+        for row, values in zip(parts.indices["rows"], parts.values, strict=True):
+            table[row] = values
+        return table
     indices = parts.indices["indices"].astype(np.int64)
-    if "indptr" in parts.indices:
+    if parts.layout == "csr":
         for row, (start, end) in enumerate(zip(parts.indices["indptr"][:-1], parts.indices["indptr"][1:], strict=True)):
             for k in range(start, end):
                 table[indices[k], row] = parts.values[k]
-    elif parts.values.ndim == 2:
+    elif parts.layout == "ell":
         for row, columns in enumerate(indices):
             for column, value in zip(columns, parts.values[row], strict=True):
                 table[row, column] = value
@@ -182,8 +187,8 @@ def make_x(parts: LayerParts, shape: tuple[int, int]) -> Array:
     return random.integers(0, parts.shape[0], shape)
 
 
-def forms_at(pattern: str | None, kind: str, precision: str, *, whole: bool) -> tuple[Form, ...]:
-    own = form_row(pattern, kind, precision)
+def forms_at(layout: str | None, kind: str, precision: str, *, whole: bool) -> tuple[Form, ...]:
+    own = form_row(layout, kind, precision)
     return (form_row(None, kind, precision), own) if whole else (own,)
 
 
@@ -197,9 +202,9 @@ def test_every_form_has_a_bound() -> None:
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("pattern", "kind", "precision"), PARTS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), PARTS)
 def test_a_part(
-    pattern: str | None,
+    layout: str | None,
     kind: str,
     precision: str,
     size: str,
@@ -208,21 +213,21 @@ def test_a_part(
     one_form: OneForm,
     run_ort: RunOrt,
 ) -> None:
-    parts, form = make_parts(kind, pattern, size), form_row(pattern, kind, precision)
+    parts, form = make_parts(kind, layout, size), form_row(layout, kind, precision)
     model = one_form(form, parts)
     for shape in SHAPES:
         x = make_x(parts, shape)
         (got,) = run_ort(model, {"x": x}, optimized=optimized)
-        expected = wanted(x, parts, train=pattern is None, residual=pattern is not None)
+        expected = wanted(x, parts, train=layout is None, residual=layout is not None)
         assert got.dtype == np.float32
         assert same(got, expected, allowed(x, parts, (form,))), (shape, np.abs(got - expected).max())
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("pattern", "kind", "precision"), LAYERS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
 def test_a_whole_layer(
-    pattern: str,
+    layout: str,
     kind: str,
     precision: str,
     size: str,
@@ -231,8 +236,8 @@ def test_a_whole_layer(
     one_form: OneForm,
     run_ort: RunOrt,
 ) -> None:
-    parts = make_parts(kind, pattern, size)
-    forms = forms_at(pattern, kind, precision, whole=True)
+    parts = make_parts(kind, layout, size)
+    forms = forms_at(layout, kind, precision, whole=True)
     model = one_form(form_of(parts, precision), parts)
     for shape in SHAPES:
         x = make_x(parts, shape)
@@ -246,21 +251,41 @@ def test_a_layer_whose_residual_kept_nothing_is_its_train(kind: str, precision: 
     assert form_of(make_parts(kind, None), precision) is TRAIN_FORMS[kind, precision]
 
 
-@pytest.mark.parametrize(("pattern", "kind", "precision"), [row for row in LAYERS if row[1] == "embedding"])
-def test_the_rows_of_a_table(
-    pattern: str, kind: str, precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
+@pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
+def test_a_layer_without_train_is_its_residual(
+    layout: str, kind: str, precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
 ) -> None:
-    parts = make_parts(kind, pattern)
+    parts = make_parts(kind, layout)
+    alone = dataclasses.replace(parts, a=parts.a[:, :0], b=parts.b[:0])
+    form = form_of(alone, precision)
+    assert form is RESIDUAL_FORMS[layout, kind, precision]
+    x = make_x(parts, (2, 7))
+    (got,) = run_ort(one_form(form, alone), {"x": x})
+    assert same(got, wanted(x, parts, train=False, residual=True), allowed(x, parts, (form,)))
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_a_layer_of_nothing_is_refused(kind: str, make_parts: MakeParts) -> None:
+    parts = make_parts(kind, None)
+    with pytest.raises(ExportError, match="layer: has neither a tensor train nor a residual"):
+        form_of(dataclasses.replace(parts, a=parts.a[:, :0], b=parts.b[:0]), "fp32")
+
+
+@pytest.mark.parametrize(("layout", "kind", "precision"), [row for row in LAYERS if row[1] == "embedding"])
+def test_the_rows_of_a_table(
+    layout: str, kind: str, precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
+) -> None:
+    parts = make_parts(kind, layout)
     residual = dense_residual(parts)
     has_entries = residual.any(axis=1)
     with_entries, last = int(np.flatnonzero(has_entries)[0]), parts.shape[0] - 1
     x = np.array([[0, last, with_entries, with_entries]])
-    if pattern == "grouped":  # whole rows: some rows have none
+    if layout == "rows":  # whole rows: some rows have none
         x[0, 3] = np.flatnonzero(~has_entries)[0]
-    (got,) = run_ort(one_form(form_row(pattern, kind, precision), parts), {"x": x})
+    (got,) = run_ort(one_form(form_row(layout, kind, precision), parts), {"x": x})
     for k, row in enumerate(x[0]):
-        assert same(got[0, k], residual[row], allowed(x, parts, (form_row(pattern, kind, precision),))[0, k]), row
-    if pattern == "grouped":
+        assert same(got[0, k], residual[row], allowed(x, parts, (form_row(layout, kind, precision),))[0, k]), row
+    if layout == "rows":
         assert not got[0, 3].any()
 
 
@@ -271,18 +296,18 @@ def test_a_table_too_long_for_two_byte_slots(
     """Row 65535 needs slot 65536, which two bytes do not hold."""
     rows_number, random = 1 << 16, np.random.default_rng(2)
     parts = dataclasses.replace(
-        make_parts("embedding", "grouped", "smallest"),
+        make_parts("embedding", "rows", "smallest"),
         shape=(rows_number, 2),
         a=random.standard_normal((rows_number, 1)).astype(np.float32),
-        values=random.standard_normal((1, 2, rows_number)).astype(np.float32),
-        indices={"indices": np.arange(rows_number, dtype=np.int32)[None]},
+        values=random.standard_normal((rows_number, 2)).astype(np.float32),
+        indices={"rows": np.arange(rows_number, dtype=np.int32)},
     )
-    form = form_row("grouped", "embedding", precision)
+    form = form_row("rows", "embedding", precision)
     x = np.array([[0, rows_number - 1, rows_number - 2]])
     (got,) = run_ort(one_form(form, parts), {"x": x})
     assert same(got, wanted(x, parts, train=False, residual=True), allowed(x, parts, (form,)))
     assert form.pack(parts)["slots"].dtype == np.int32
-    few = {"values": parts.values[:, :, :5], "indices": {"indices": np.arange(5, dtype=np.int32)[None]}}
+    few = {"values": parts.values[:5], "indices": {"rows": np.arange(5, dtype=np.int32)}}
     shorter = dataclasses.replace(parts, shape=(rows_number - 1, 2), **few)
     assert form.pack(shorter)["slots"].dtype == np.uint16
 
@@ -291,14 +316,14 @@ def test_an_index_beyond_int16(make_parts: MakeParts, one_form: OneForm, run_ort
     """Column numbers are unsigned: 40000 must not come out negative."""
     inputs = 40_001
     parts = dataclasses.replace(
-        make_parts("linear", "unstructured", "smallest"),
+        make_parts("linear", "csr", "smallest"),
         shape=(inputs, 2),
         a=np.zeros((inputs, 1), np.float32),
         values=np.array([3, 5], np.float32),
         indices={"indptr": np.array([0, 1, 2], np.int32), "indices": np.array([inputs - 1, 7], np.uint16)},
     )
     x = make_x(parts, (1, 1))
-    form = form_row("unstructured", "linear", "fp32")
+    form = form_row("csr", "linear", "fp32")
     (got,) = run_ort(one_form(form, parts), {"x": x})
     assert same(got, wanted(x, parts, train=False, residual=True), allowed(x, parts, (form,)))
 
@@ -319,10 +344,10 @@ def seen(parts: LayerParts, x: Array) -> Array:
 
 
 def shift_indices(parts: LayerParts, x: Array) -> LayerParts:
-    indices = parts.indices["indices"]
-    ends = parts.shape[1] if parts.values.ndim == 2 else parts.shape[0]
-    moved = ((indices.astype(np.int64) + 1) % ends).astype(indices.dtype)
-    return dataclasses.replace(parts, indices={**parts.indices, "indices": moved})
+    key = "rows" if parts.layout == "rows" else "indices"
+    ends = parts.shape[1] if parts.layout == "ell" else parts.shape[0]
+    moved = ((parts.indices[key].astype(np.int64) + 1) % ends).astype(parts.indices[key].dtype)
+    return dataclasses.replace(parts, indices={**parts.indices, key: moved})
 
 
 def permute_values(parts: LayerParts, x: Array) -> LayerParts:
@@ -369,11 +394,11 @@ def test_damaged_weights_are_seen(
     one_form: OneForm,
     run_ort: RunOrt,
 ) -> None:
-    pattern, kind, precision = row
-    parts = make_parts(kind, pattern)
+    layout, kind, precision = row
+    parts = make_parts(kind, layout)
     x = make_x(parts, (2, 7))
     form = form_of(parts, precision) if whole else form_row(*row)
-    expected = wanted(x, parts, train=whole or pattern is None, residual=pattern is not None)
+    expected = wanted(x, parts, train=whole or layout is None, residual=layout is not None)
     bound = allowed(x, parts, forms_at(*row, whole=whole))
     (right,) = run_ort(one_form(form, parts), {"x": x})
     (wrong,) = run_ort(one_form(form, damage(parts, x)), {"x": x})
@@ -382,9 +407,9 @@ def test_damaged_weights_are_seen(
 
 
 @pytest.mark.parametrize("damage", OF_OUTPUTS)
-@pytest.mark.parametrize(("pattern", "kind", "precision"), PARTS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), PARTS)
 def test_wrong_outputs_are_seen(
-    pattern: str | None,
+    layout: str | None,
     kind: str,
     precision: str,
     damage: str,
@@ -392,8 +417,8 @@ def test_wrong_outputs_are_seen(
     one_form: OneForm,
     run_ort: RunOrt,
 ) -> None:
-    parts, form = make_parts(kind, pattern), form_row(pattern, kind, precision)
+    parts, form = make_parts(kind, layout), form_row(layout, kind, precision)
     x = make_x(parts, (2, 7))
     (got,) = run_ort(one_form(form, parts), {"x": x})
-    expected = wanted(x, parts, train=pattern is None, residual=pattern is not None)
+    expected = wanted(x, parts, train=layout is None, residual=layout is not None)
     assert not same(OF_OUTPUTS[damage](got), expected, allowed(x, parts, (form,)))

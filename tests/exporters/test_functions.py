@@ -63,17 +63,17 @@ def test_no_two_forms_share_a_name() -> None:
 @pytest.mark.parametrize("op_type", FORMS)
 def test_the_weights_come_in_the_order_of_the_inputs(op_type: str, make_parts: Callable[..., LayerParts]) -> None:
     form = FORMS[op_type]
-    pattern = next((row[0] for row, other in RESIDUAL_FORMS.items() if other is form), None)
-    assert tuple(form.pack(make_parts(form.kind, pattern))) == form.inputs
+    layout = next((row[0] for row, other in RESIDUAL_FORMS.items() if other is form), None)
+    assert tuple(form.pack(make_parts(form.kind, layout))) == form.inputs
 
 
-@pytest.mark.parametrize(("pattern", "kind", "precision"), LAYERS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
 def test_a_layer_calls_its_two_parts(
-    pattern: str, kind: str, precision: str, make_parts: Callable[..., LayerParts]
+    layout: str, kind: str, precision: str, make_parts: Callable[..., LayerParts]
 ) -> None:
-    form = form_of(make_parts(kind, pattern), precision)
+    form = form_of(make_parts(kind, layout), precision)
     whole, *parts = form.functions(OPSET)
-    train, residual = TRAIN_FORMS[kind, precision], RESIDUAL_FORMS[pattern, kind, precision]
+    train, residual = TRAIN_FORMS[kind, precision], RESIDUAL_FORMS[layout, kind, precision]
     assert [function.name for function in parts] == [train.op_type, residual.op_type]
     assert [(node.domain, node.op_type) for node in whole] == [
         (DOMAIN, train.op_type),
@@ -84,15 +84,15 @@ def test_a_layer_calls_its_two_parts(
     assert len(set(form.inputs)) == len(form.inputs)
 
 
-@pytest.mark.parametrize(("pattern", "kind", "precision"), LAYERS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
 def test_a_layer_passes_the_checker(
-    pattern: str,
+    layout: str,
     kind: str,
     precision: str,
     make_parts: Callable[..., LayerParts],
     one_form: Callable[[Form, LayerParts], ir.Model],
 ) -> None:
-    parts = make_parts(kind, pattern)
+    parts = make_parts(kind, layout)
     model = one_form(form_of(parts, precision), parts)
     onnx.checker.check_model(ir.to_proto(model), full_check=inferable(model))
 

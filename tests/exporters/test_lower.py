@@ -53,9 +53,9 @@ def to_bytes(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize(("pattern", "kind", "precision"), RESIDUAL_FORMS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), RESIDUAL_FORMS)
 def test_a_placeholder_becomes_its_form(
-    pattern: str,
+    layout: str,
     kind: str,
     precision: str,
     parse_model: Parse,
@@ -63,7 +63,7 @@ def test_a_placeholder_becomes_its_form(
     one_form: Callable[[Form, LayerParts], ir.Model],
     run_ort: Callable[..., list[np.ndarray]],
 ) -> None:
-    model, parts = parse_model(ONE[kind]), make_parts(kind, pattern)
+    model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
     form = form_of(parts, precision)
     lower = LowerPass({"layer": parts}, precision)
     assert lower(model).modified
@@ -83,11 +83,11 @@ def test_a_placeholder_becomes_its_form(
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize(("pattern", "kind", "precision"), RESIDUAL_FORMS)
+@pytest.mark.parametrize(("layout", "kind", "precision"), RESIDUAL_FORMS)
 def test_the_row_for_the_manifest(
-    pattern: str, kind: str, precision: str, parse_model: Parse, make_parts: MakeParts
+    layout: str, kind: str, precision: str, parse_model: Parse, make_parts: MakeParts
 ) -> None:
-    model, parts = parse_model(ONE[kind]), make_parts(kind, pattern)
+    model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
     lower = LowerPass({"layer": parts}, precision)
     lower(model)
     (row,) = lower.layers
@@ -100,18 +100,18 @@ def test_the_row_for_the_manifest(
 
 
 @pytest.mark.parametrize(
-    ("pattern", "kind", "macs"),
+    ("layout", "kind", "macs"),
     [
         ("grouped", "linear", (48 + 64) * 7 + 64 * 9),
-        ("unstructured", "linear", (48 + 64) * 7 + 48 * 64),
-        ("grouped", "embedding", 7 * 64),
-        ("unstructured", "embedding", 7 * 64),
+        ("csr", "linear", (48 + 64) * 7 + 48 * 64),
+        ("rows", "embedding", 7 * 64),
+        ("ell", "embedding", 7 * 64),
     ],
 )
 def test_multiplications_for_one_row(
-    pattern: str, kind: str, macs: int, parse_model: Parse, make_parts: MakeParts
+    layout: str, kind: str, macs: int, parse_model: Parse, make_parts: MakeParts
 ) -> None:
-    lower = LowerPass({"layer": make_parts(kind, pattern)}, "fp32")
+    lower = LowerPass({"layer": make_parts(kind, layout)}, "fp32")
     lower(parse_model(ONE[kind]))
     assert [row.macs_per_row for row in lower.layers] == [macs]
 

@@ -17,7 +17,7 @@ from saten_edge.texts import write_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = typer.main.get_command(cli.app).commands
-NAMES = ["compress", "finetune", "export", "validate", "bench", "eval", "report", "demo"]
+NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "report", "demo"]
 
 
 @pytest.fixture
@@ -35,17 +35,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return in_process
 
 
-@pytest.fixture(scope="session")
-def without_linear(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """GPT-2, whose matrices are `Conv1D`s."""
-    from transformers import AutoTokenizer, GPT2Config, GPT2Model
-
-    folder = tmp_path_factory.mktemp("models") / "gpt2"
-    GPT2Model(GPT2Config(vocab_size=1200, n_positions=96, n_embd=64, n_layer=1, n_head=4)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
-    return folder
-
-
 def content(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: path → bytes, None for a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -58,18 +47,17 @@ class TestBadInput:
         ("arguments", "message"),
         [
             (["{tmp}/nowhere", "-o", "out"], "nowhere: no such folder"),
-            (["{without_linear}", "-o", "out"], "GPT2Model has no linear layer of at least 4096 weights"),
+            (["{tiny_bert}", "-o", "out", "--include", "*nowhere*"], "BertModel has no weight matrix of at least 4096"),
             (["{tiny_bert}", "-o", "out", "--budget", "0.001"], "embeddings.word_embeddings: 307 bytes for a matrix"),
             (["{tiny_bert}", "-o", "folder"], "folder: already exists; choose another output path or pass --overwrite"),
         ],
-        ids=["no such folder", "no Linear", "budget", "output exists"],
+        ids=["no such folder", "nothing to compress", "budget", "output exists"],
     )
-    def test_compress(self, arguments, message, request, saten_edge_command: Command, tmp_path: Path):
+    def test_compress(self, arguments, message, tiny_bert, saten_edge_command: Command, tmp_path: Path):
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "file.txt").write_text("mine")
         before = content(tmp_path)
-        models = {name: request.getfixturevalue(name) for name in ("without_linear", "tiny_bert")}
-        arguments = [argument.format(tmp=tmp_path, **models) for argument in arguments]
+        arguments = [argument.format(tmp=tmp_path, tiny_bert=tiny_bert) for argument in arguments]
         done = saten_edge_command("compress", *arguments, "--quiet", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("saten-edge: error: ")
@@ -82,7 +70,7 @@ class TestBadInput:
         [
             (["--budget", "1.5"], "--budget 1.5: expected a share of the dense bytes between 0 and 1"),
             (["--budget", "nan"], "expected a share"),
-            (["--pattern", "blocky"], "no residual pattern 'blocky'; there are: grouped, unstructured"),
+            (["--pattern", "blocky"], "no residual pattern 'blocky'; there are: N:M, grouped, none, unstructured"),
             (["--group", "7"], "64 outputs cannot be grouped by 7"),
             (["--allocation", "sensitivity"], "needs calibration texts"),
             (["--calibration", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
@@ -122,7 +110,7 @@ class TestBadInput:
         options = ["--teacher", tiny_bert, "--data", tmp_path / "data.jsonl", "--quiet"]
         code, out, shown = run("finetune", tiny_saten, "-o", tmp_path / "out", *options)
         assert (code, out) == (2, "")
-        assert "1 texts to train on, expected at least one batch of 32" in shown
+        assert "1 examples to train on, expected at least one batch of 32" in shown
         assert content(tmp_path) == before
 
     @pytest.mark.parametrize("command", ["export", "validate", "bench", "eval", "report"])
@@ -160,21 +148,23 @@ class TestStages:
         options = ["--budget", 0.3, "--group", 8, "--rounds", 1, "--calibration", tmp_path / "texts.jsonl"]
         code, printed, shown = run("compress", tiny_bert, "-o", out, *options, "--json", "--quiet")
         assert (code, shown) == (0, "")
-        rows = json.loads(printed)
-        assert len(rows) == 13
+        table = json.loads(printed)
+        rows = table["layers"]
+        assert len(rows) == 14
         assert sum(row["bytes"] for row in rows) <= 0.3 * sum(row["dense_bytes"] for row in rows)
-        assert json.loads((out / "saten_layers.json").read_text())["layers"] == rows
+        assert json.loads((out / "saten_layers.json").read_text()) == table
         assert [path.name for path in sorted(tmp_path.iterdir())] == ["saten", "texts.jsonl"]
 
     def test_the_table_for_people_has_a_line_per_layer_and_the_sum(self, run, tiny_bert, tmp_path):
         options = ["--pattern", "unstructured", "--rounds", 1, "--share", 0.6, "--budget", 0.3]
         code, out, shown = run("compress", tiny_bert, "-o", tmp_path / "saten", *options)
         assert code == 0
-        lines = out.splitlines()
-        assert len(lines) == 1 + 13 + 1
-        assert lines[-1].split()[0] == "all"
-        assert 0 < float(lines[-1].split()[-1]) <= 0.3
-        assert "compress 13 matrices to 0.3 of their bytes" in shown
+        compressed, dense = (block.splitlines() for block in out.split("\n\n"))
+        assert len(compressed) == 1 + 14 + 1
+        assert compressed[-1].split()[0] == dense[-1].split()[0] == "all"
+        assert 0 < float(compressed[-1].split()[-1]) <= 0.3
+        assert 0 < float(dense[-1].split()[-1]) < 1
+        assert "compress 14 matrices to 0.3 of their bytes" in shown
         assert "\x1b" not in out + shown
 
     def test_overwrite_replaces_the_output(self, run, tiny_bert, tmp_path):
@@ -192,7 +182,7 @@ class TestStages:
         code, printed, shown = run("finetune", tiny_saten, "-o", out, *options, "--quiet")
         assert (code, shown) == (0, "")
         assert printed.startswith("3 steps, loss 0.")
-        history = json.loads((out / "saten_history.json").read_text())
+        history = json.loads((out / "metrics.json").read_text())["history"]
         assert [step["step"] for step in history] == [1, 2, 3]
         assert (out / "saten_layers.json").read_text() == (tiny_saten / "saten_layers.json").read_text()
         assert (out / "1_Pooling" / "config.json").is_file()

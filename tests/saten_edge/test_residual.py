@@ -14,6 +14,8 @@ from saten_edge.residual import (
     PATTERNS,
     EqualRows,
     Grouped,
+    NOfM,
+    NoResidual,
     Pattern,
     Residual,
     Unstructured,
@@ -24,7 +26,7 @@ from saten_edge.residual import (
 )
 from saten_runtime.errors import ShapeError, UsageError
 
-KINDS = ("grouped", "whole rows", "unstructured", "equal rows")
+KINDS = ("grouped", "whole rows", "unstructured", "equal rows", "2:4", "1:3", "5:8", "none")
 
 
 def pattern_of(kind: str, outputs: int, group: int) -> Pattern:
@@ -33,6 +35,10 @@ def pattern_of(kind: str, outputs: int, group: int) -> Pattern:
         "whole rows": WholeRows(size=outputs),
         "unstructured": Unstructured(),
         "equal rows": EqualRows(),
+        "2:4": NOfM(2, 4),
+        "1:3": NOfM(1, 3),
+        "5:8": NOfM(5, 8),
+        "none": NoResidual(),
     }[kind]
 
 
@@ -41,7 +47,7 @@ def cases(draw: st.DrawFn) -> tuple[Pattern, torch.Tensor]:
     """A pattern and a matrix (in, out) without zeros, its outputs a multiple of the group."""
     group = draw(st.integers(1, 5))
     outputs = group * draw(st.integers(1, 5))
-    inputs = draw(st.integers(1, 12))
+    inputs = draw(st.integers(1, 12) | st.integers(500, 600))
     matrix = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).uniform(0.5, 1.5, (inputs, outputs))
     return pattern_of(draw(st.sampled_from(KINDS)), outputs, group), torch.from_numpy(matrix)
 
@@ -93,6 +99,8 @@ class TestRoundTrip:
     @given(case=cases())
     def test_keeping_everything_gives_the_matrix_back(self, case):
         pattern, matrix = case
+        if isinstance(pattern, (NoResidual, NOfM)):
+            return
         residual = pattern.extract(matrix, pattern.select(matrix.square(), matrix.numel()))
         assert torch.equal(rebuilt(pattern, residual, shape_of(matrix)), matrix)
 
@@ -109,14 +117,8 @@ class TestRoundTrip:
     def test_indices_ascend_strictly_in_each_run(self, case, share):
         pattern, matrix = case
         indices = pattern.select(matrix.square(), int(share * matrix.numel()))
-        columns = indices["indices"].to(torch.int64)
-        if "indptr" in indices:
-            bounds = indices["indptr"].tolist()
-            assert bounds[0] == 0
-            assert bounds[-1] == columns.numel()
-            runs = [columns[start:end] for start, end in itertools.pairwise(bounds)]
-        else:
-            runs = list(columns)
+        columns = indices.get("outputs", indices.get("indices", torch.zeros(0))).to(torch.int64)
+        runs = list(columns) if columns.ndim == 2 else [columns]
         assert all(bool((run.diff() > 0).all()) for run in runs)
 
     def test_the_entries_with_most_energy_are_kept(self):
@@ -126,6 +128,8 @@ class TestRoundTrip:
             "whole rows": [[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]],
             "unstructured": [[1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]],
             "equal rows": [[1, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]],
+            "1:3": [[1, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0]],
+            "none": [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
         }
         for kind, expected in kept.items():
             pattern = pattern_of(kind, 4, 2)
@@ -158,23 +162,31 @@ class TestBytes:
         shape = shape_of(matrix)
         indices = pattern.select(matrix.square(), int(share * matrix.numel()))
         count = pattern.extract(matrix, indices).nnz
-        if count and not isinstance(pattern, WholeRows):
+        if count and not isinstance(pattern, WholeRows):  # whose rows pay for slots and a row of zeros too
             assert pattern.affordable(shape, pattern.bytes(shape, count)) == count
             assert pattern.affordable(shape, pattern.bytes(shape, count) - 1) < count
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_no_budget_affords_more_than_the_matrix(self, kind):
-        assert pattern_of(kind, 8, 4).affordable((6, 8), 10**9) == 48
+        most = {"2:4": (2 + 2) * 8, "1:3": 2 * 8, "5:8": 5 * 8, "none": 0}
+        assert pattern_of(kind, 8, 4).affordable((6, 8), 10**9) == most.get(kind, 48)
 
     def test_column_numbers_take_two_bytes_where_they_fit(self):
         for inputs, dtype in ((2**16, torch.uint16), (2**16 + 1, torch.int32)):
             energy = torch.zeros(inputs, 1)
             energy[-1] = 1
-            indices = Unstructured().select(energy, 1)
-            assert indices["indices"].dtype == dtype
-            assert indices["indptr"].dtype == torch.int32
-            assert indices["indices"].to(torch.int64).item() == inputs - 1
-            assert Unstructured().bytes((inputs, 1), 1) == 4 + indices["indices"].element_size() + 4 * 2
+            indices = Unstructured().encode(energy > 0)  # one entry, and the steps that lead to it
+            laid_out = Unstructured().lay_out(Unstructured().extract(energy, indices), (inputs, 1))
+            assert laid_out.indices["indices"].dtype == dtype
+            assert laid_out.indices["indptr"].dtype == torch.int32
+            assert laid_out.indices["indices"].to(torch.int64)[-1].item() == inputs - 1
+
+    def test_the_length_of_a_full_row_takes_two_bytes_where_it_fits(self):
+        for inputs, dtype in ((2**16 - 1, torch.uint16), (2**16, torch.int32)):
+            indices = Unstructured().select(torch.ones(inputs, 1), inputs)
+            assert indices["lengths"].dtype == dtype
+            assert indices["lengths"].to(torch.int64).item() == inputs
+            assert Unstructured().bytes((inputs, 1), inputs) == 5 * inputs + indices["lengths"].element_size()
 
     def test_block_numbers_take_four_bytes(self):
         assert Grouped(size=2).select(torch.ones(3, 4), 8)["indices"].dtype == torch.int32
@@ -184,18 +196,146 @@ class TestBytes:
         assert (slot_bytes(2**16 - 1), slot_bytes(2**16)) == (2, 4)
 
 
+class TestSteps:
+    """The coded steps of the unstructured pattern, against a loop."""
+
+    @staticmethod
+    def walk(lengths: list[int], steps: list[int]) -> list[tuple[int, int]]:
+        """(input, output) of each stored value."""
+        found, at = [], 0
+        for output, length in enumerate(lengths):
+            column = -1
+            for step in steps[at : at + length]:
+                column += step + 1
+                found.append((column, output))
+            at += length
+        assert at == len(steps)
+        return found
+
+    @settings(max_examples=60)
+    @given(
+        inputs=st.sampled_from([1, 2, 255, 256, 257, 512, 513, 1500]),
+        outputs=st.integers(1, 4),
+        density=st.sampled_from([0, 0.001, 0.01, 0.3, 1]),
+        seed=st.integers(0, 9999),
+    )
+    def test_the_entries_and_fillers_are_where_the_steps_lead(self, inputs, outputs, density, seed):
+        kept = torch.from_numpy(np.random.default_rng(seed).random((inputs, outputs)) < density)
+        indices = Unstructured().encode(kept)
+        assert indices["steps"].dtype == torch.uint8
+        found = self.walk(indices["lengths"].tolist(), indices["steps"].tolist())
+        flat = [column * outputs + output for column, output in found]
+        assert Unstructured().positions(indices, (inputs, outputs)).tolist() == flat
+        assert len(set(flat)) == len(flat)
+        assert all(0 <= column < inputs for column, _ in found)
+        wanted = {tuple(entry) for entry in kept.nonzero().tolist()}
+        assert wanted <= set(found)
+        gaps = [[-1, *sorted(column for column, row in wanted if row == output)] for output in range(outputs)]
+        fillers = sum((b - a - 1) // 256 for columns in gaps for a, b in itertools.pairwise(columns))
+        assert len(found) == len(wanted) + fillers
+
+    @settings(max_examples=60)
+    @given(inputs=st.integers(1, 1200), outputs=st.integers(1, 3), count=st.integers(0, 40), seed=st.integers(0, 9999))
+    def test_fillers_are_part_of_the_count_which_is_used_up(self, inputs, outputs, count, seed):
+        energy = torch.from_numpy(np.random.default_rng(seed).random((inputs, outputs)))
+        indices = Unstructured().select(energy, count)
+        assert indices["steps"].numel() == min(count, energy.numel())
+
+
+class TestNOfM:
+    @settings(max_examples=100)
+    @given(
+        numbers=st.sampled_from([(1, 1), (2, 4), (1, 8), (3, 5), (4, 4), (7, 16), (1, 256)]),
+        inputs=st.integers(1, 40),
+        outputs=st.integers(1, 6),
+        share=st.floats(0, 1),
+        seed=st.integers(0, 9999),
+    )
+    def test_no_group_keeps_more_and_the_best_are_kept(self, numbers, inputs, outputs, share, seed):
+        """Against all groups of all outputs, one at a time."""
+        kept_of = NOfM(*numbers)
+        energy = torch.from_numpy(np.random.default_rng(seed).random((inputs, outputs))) + 0.1
+        count = int(share * kept_of.affordable((inputs, outputs), 10**9))
+        residual = kept_of.extract(energy, kept_of.select(energy, count))
+        mask = rebuilt(kept_of, residual, (inputs, outputs)) != 0
+        gains, best = [], torch.zeros_like(mask)
+        for output in range(outputs):
+            for start in range(0, inputs, numbers[1]):
+                group = energy[start : start + numbers[1], output]
+                best[start + group.topk(min(numbers[0], len(group))).indices, output] = True
+            gains.append(float((energy * best)[:, output].sum()))
+        per_output = int(best[:, 0].sum())
+        chosen = sorted(np.argsort(gains)[::-1][: count // per_output])
+        assert residual.indices["outputs"].tolist() == chosen
+        expected = torch.zeros_like(mask)
+        expected[:, chosen] = best[:, chosen]
+        assert torch.equal(mask, expected)
+
+    def test_positions_take_as_many_bits_as_the_group_needs(self):
+        for numbers, bits in (((2, 4), 2), ((1, 8), 3), ((1, 5), 3), ((1, 1), 0), ((1, 256), 8)):
+            pattern = NOfM(*numbers)
+            indices = pattern.select(torch.rand(numbers[1] * 3, 5), pattern.affordable((numbers[1] * 3, 5), 10**9))
+            assert indices["codes"].numel() == -(-5 * 3 * numbers[0] * bits // 8)
+            assert indices["codes"].dtype == torch.uint8
+
+    def test_there_is_a_residual_at_every_byte_budget(self):
+        """One output of 64 inputs under 2:4: 32 values, 8 bytes of codes, 2 of its number."""
+        one = 32 * 4 + 8 + 2
+        assert [NOfM().affordable((64, 10), size) // 32 for size in (one - 1, one, 5 * one, 100 * one)] == [0, 1, 5, 10]
+
+
+class TestLayouts:
+    """What the exporter is handed names the same entries."""
+
+    @staticmethod
+    def from_layout(pattern: Pattern, laid_out: Residual, shape: tuple[int, int]) -> np.ndarray:
+        table, values = np.zeros(shape), laid_out.values.numpy()
+        indices = {name: tensor.to(torch.int64).numpy() for name, tensor in laid_out.indices.items()}
+        if pattern.layout == "csr":
+            for output in range(shape[1]):
+                where = slice(*indices["indptr"][output : output + 2])
+                assert (np.diff(indices["indices"][where]) > 0).all()
+                table[indices["indices"][where], output] = values[where]
+        elif pattern.layout == "rows":
+            table[indices["rows"]] = values
+        elif pattern.layout == "ell":
+            np.put_along_axis(table, indices["indices"], values, axis=1)
+        elif pattern.layout == "grouped":
+            for group, (chosen, block) in enumerate(zip(indices["indices"], values, strict=True)):
+                table[chosen, group * block.shape[0] : (group + 1) * block.shape[0]] = block.T
+        return table
+
+    @settings(max_examples=150)
+    @given(case=cases(), share=st.floats(0, 1))
+    def test_they_hold_the_entries_of_the_pattern(self, case, share):
+        pattern, matrix = case
+        shape = shape_of(matrix)
+        residual = pattern.extract(matrix, pattern.select(matrix.square(), int(share * matrix.numel())))
+        laid_out = pattern.lay_out(residual, shape)
+        expected = rebuilt(pattern, residual, shape).numpy()
+        assert np.array_equal(self.from_layout(pattern, laid_out, shape), expected)
+        if residual.nnz:
+            laid_out.values.view(-1)[0] = 7
+            assert not np.array_equal(self.from_layout(pattern, laid_out, shape), expected)
+
+
 class TestChoice:
     @pytest.mark.parametrize("name", PATTERNS)
     @pytest.mark.parametrize("kind", ["linear", "embedding"])
     def test_every_pattern_has_a_form_for_both_kinds(self, name, kind):
-        pattern = pattern_named(name, kind, group=4, width=12)
+        pattern = pattern_named({"N:M": "1:3"}.get(name, name), kind, group=4, width=12)
         residual = pattern.extract(torch.ones(6, 12), pattern.select(torch.ones(6, 12), 24))
-        assert residual.nnz == 24
-        assert pattern.name == name
+        assert residual.nnz == (0 if name == "none" else 24)
 
     def test_an_unknown_pattern_is_refused_naming_those_there_are(self):
-        with pytest.raises(UsageError, match="no residual pattern 'blocky'; there are: grouped, unstructured"):
-            pattern_named("blocky", "linear", group=4, width=12)
+        for name in ("blocky", "N:M", "2:4:8", "-1:4"):
+            with pytest.raises(UsageError, match=f"no residual pattern '{name}'; there are: N:M, grouped, none, unst"):
+                pattern_named(name, "linear", group=4, width=12)
+
+    @pytest.mark.parametrize("name", ["0:4", "5:4", "1:257", "0:0"])
+    def test_numbers_that_make_no_pattern_are_refused(self, name):
+        with pytest.raises(UsageError, match=f"--pattern {name}: expected N:M with 1 ≤ N ≤ M ≤ 256, such as 2:4"):
+            pattern_named(name, "linear", group=4, width=12)
 
     def test_a_group_that_does_not_divide_is_refused(self):
         with pytest.raises(ShapeError, match="10 outputs cannot be grouped by 4; choose a --group that divides them"):

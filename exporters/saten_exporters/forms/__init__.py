@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from saten_exporters.forms.csr import CSR_LINEAR, CSR_LINEAR_INT8
 from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, Form, Weights, sum_of
 from saten_exporters.forms.grouped import GROUPED_LINEAR, GROUPED_LINEAR_INT8
@@ -18,6 +20,7 @@ from saten_exporters.forms.rows import (
     SPARSE_EMBEDDING_INT8,
 )
 from saten_exporters.parts import LayerParts
+from saten_runtime.errors import ExportError
 
 __all__ = ["DOMAIN", "DOMAIN_VERSION", "RESIDUAL_FORMS", "TRAIN_FORMS", "Form", "Weights", "form_of"]
 
@@ -27,20 +30,31 @@ TRAIN_FORMS = {
     for form in (LOW_RANK_LINEAR, LOW_RANK_LINEAR_INT8, LOW_RANK_EMBEDDING, LOW_RANK_EMBEDDING_INT8)
 }
 
-# (pattern, kind, precision) → form of the residual
+# (layout, kind, precision) → form of the residual
 RESIDUAL_FORMS = {
-    (pattern, form.kind, form.precision): form
-    for pattern, forms in {
-        "grouped": (GROUPED_LINEAR, GROUPED_LINEAR_INT8, ROWS_EMBEDDING, ROWS_EMBEDDING_INT8),
-        "unstructured": (CSR_LINEAR, CSR_LINEAR_INT8, SPARSE_EMBEDDING, SPARSE_EMBEDDING_INT8),
+    (layout, form.kind, form.precision): form
+    for layout, forms in {
+        "grouped": (GROUPED_LINEAR, GROUPED_LINEAR_INT8),
+        "csr": (CSR_LINEAR, CSR_LINEAR_INT8),
+        "rows": (ROWS_EMBEDDING, ROWS_EMBEDDING_INT8),
+        "ell": (SPARSE_EMBEDDING, SPARSE_EMBEDDING_INT8),
     }.items()
     for form in forms
 }
 
 
 def form_of(parts: LayerParts, precision: str) -> Form:
-    """The form of a whole layer: the train's alone where the residual kept nothing, else the sum of both."""
-    train = TRAIN_FORMS[parts.kind, precision]
-    if parts.values.size == 0:
-        return train
-    return sum_of(train, RESIDUAL_FORMS[parts.pattern, parts.kind, precision])
+    """The form of a whole layer: that of its train, of its residual, or of the sum of both.
+
+    Raises:
+        ExportError: the layer has neither.
+    """
+    present = [TRAIN_FORMS[parts.kind, precision]] if parts.a.shape[1] else []
+    if parts.values.size:
+        present.append(RESIDUAL_FORMS[parts.layout, parts.kind, precision])
+    if not present:
+        raise ExportError(
+            f"{parts.name}: has neither a tensor train nor a residual, so its output would always be 0; "
+            "compress the model again with a larger budget"
+        )
+    return reduce(sum_of, present)

@@ -16,7 +16,7 @@ _LARGEST_U16 = 1 << 16
 
 def _slots(parts: LayerParts) -> NDArray[np.generic]:
     """For each row of the table the place of its residual row, 0 (a row of zeros) where it has none."""
-    kept = parts.indices["indices"].reshape(-1)
+    kept = parts.indices["rows"]
     slots = np.zeros(parts.shape[0], np.uint16 if parts.shape[0] + 1 <= _LARGEST_U16 else np.int32)
     slots[kept] = np.arange(1, len(kept) + 1)
     return slots
@@ -24,8 +24,7 @@ def _slots(parts: LayerParts) -> NDArray[np.generic]:
 
 def _stored_rows(parts: LayerParts) -> NDArray[np.float32]:
     """(kept + 1, width), the row of zeros first."""
-    rows = parts.values[0].T  # one group as wide as the table: (1, width, kept)
-    return np.concatenate([np.zeros((1, parts.shape[1]), np.float32), rows])
+    return np.concatenate([np.zeros((1, parts.shape[1]), np.float32), parts.values])
 
 
 def _whole_rows(parts: LayerParts) -> Weights:

@@ -1,0 +1,225 @@
+"""The model families we know, as one table: everything that differs between them is a column.
+
+To add a family, add a row to `ARCHITECTURES` and a configuration of it to the tests, which walk the table.
+Paths are those of transformers' base model (`BertModel`, `LlamaModel`, …), before a task's head is put around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saten_runtime.errors import ExportError, UsageError
+
+__all__ = ["ARCHITECTURES", "TASKS", "Architecture", "architecture", "task_of"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """auto: transformers' class that builds the model. suffixes: of the classes in `config.architectures`."""
+
+    auto: str
+    suffixes: tuple[str, ...]
+
+
+# A regression is a text classification with one label, as in transformers.
+TASKS = {
+    "feature-extraction": Task("AutoModel", ("Model", "ForPreTraining", "ForMaskedLM", "ForMaskedImageModeling")),
+    "text-classification": Task("AutoModelForSequenceClassification", ("ForSequenceClassification",)),
+    "token-classification": Task("AutoModelForTokenClassification", ("ForTokenClassification",)),
+    "question-answering": Task("AutoModelForQuestionAnswering", ("ForQuestionAnswering",)),
+    "image-classification": Task(
+        "AutoModelForImageClassification", ("ForImageClassification", "ForImageClassificationWithTeacher")
+    ),
+    "text-generation": Task("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel")),
+}
+
+ENCODER = ("feature-extraction", "text-classification", "token-classification", "question-answering")
+VISION = ("feature-extraction", "image-classification")
+DECODER = ("feature-extraction", "text-classification", "text-generation")
+
+ENCODER_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
+    "position_embedding_type": ("absolute",),  # transformers 5 ignores the others quietly
+}
+# "dynamic" and "longrope" change their frequencies with the length of the text, which a graph cannot.
+ROPE_OPTIONS: Mapping[str, tuple[Any, ...]] = {"rope_parameters.rope_type": ("default", "linear", "llama3", "yarn")}
+# A window makes the cache forget, by a rule that one graph for every length does not have.
+FULL_ATTENTION: Mapping[str, tuple[Any, ...]] = {**ROPE_OPTIONS, "use_sliding_window": (False,)}
+BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family.
+
+    kind: "encoder", "decoder" or "vision". tables: lookup tables to compress, the vocabulary first, then positions.
+    blocks: the list of blocks, whose outputs distillation compares. linear: class of the linear layers; Conv1D
+    keeps its weight as (in, out). tied_head: the layer that uses the vocabulary table again where
+    `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
+    random weights. pooler: the base model takes `add_pooling_layer`. options: entries of the config that must
+    have one of the values listed; a dot leads into a dictionary, and an absent entry passes. first_position: rows
+    at the start of the position table that no text reaches.
+    """
+
+    model_type: str
+    kind: str
+    tasks: tuple[str, ...]
+    blocks: str
+    tables: tuple[str, ...] = ()
+    linear: str = "Linear"
+    tied_head: str | None = None
+    heads: tuple[str, ...] = ("classifier", "qa_outputs")
+    pooler: bool = False
+    first_position: int = 0
+    options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def check_task(self, task: str) -> None:
+        """Refuse a task that this family does not have.
+
+        Raises:
+            UsageError: naming those it has.
+        """
+        if task not in self.tasks:
+            raise UsageError(f"{self.model_type} has no task {task!r}; there are: {', '.join(self.tasks)}")
+
+    def check_options(self, config: Mapping[str, Any]) -> None:
+        """Refuse a `config.json` with an option that we cannot express.
+
+        Raises:
+            ExportError: naming the option, its value, and those that can be expressed.
+        """
+        for option, allowed in self.options.items():
+            value = _entry(config, option.split("."), allowed[0])
+            if value not in allowed:
+                expected = ", ".join(repr(each) for each in allowed)
+                raise ExportError(
+                    f"{self.model_type} with {option} = {value!r} cannot be expressed; expected one of: {expected}"
+                )
+
+
+ARCHITECTURES = {
+    row.model_type: row
+    for row in (
+        Architecture(
+            "bert",
+            "encoder",
+            ENCODER,
+            "encoder.layer",
+            BERT_TABLES,
+            heads=("classifier", "qa_outputs", "bert.pooler"),
+            pooler=True,
+            options=ENCODER_OPTIONS,
+        ),
+        Architecture(
+            "roberta",
+            "encoder",
+            ENCODER,
+            "encoder.layer",
+            BERT_TABLES,
+            pooler=True,
+            first_position=2,
+            options=ENCODER_OPTIONS,
+        ),
+        Architecture(
+            "distilbert",
+            "encoder",
+            ENCODER,
+            "transformer.layer",
+            BERT_TABLES,
+            heads=("pre_classifier", "classifier", "qa_outputs"),
+        ),
+        Architecture("electra", "encoder", ENCODER, "encoder.layer", BERT_TABLES, options=ENCODER_OPTIONS),
+        Architecture("mpnet", "encoder", ENCODER, "encoder.layer", BERT_TABLES, pooler=True, first_position=2),
+        Architecture(
+            "modernbert",
+            "encoder",
+            ENCODER,
+            "layers",
+            ("embeddings.tok_embeddings",),
+            heads=("head", "classifier", "qa_outputs"),
+        ),
+        Architecture("vit", "vision", VISION, "layers", pooler=True),
+        Architecture(
+            "deit",
+            "vision",
+            VISION,
+            "layers",
+            heads=("classifier", "cls_classifier", "distillation_classifier"),
+            pooler=True,
+        ),
+        *(
+            Architecture(
+                name,
+                "decoder",
+                DECODER,
+                "layers",
+                ("embed_tokens",),
+                tied_head="lm_head",
+                heads=("score",),
+                options=options,
+            )
+            for name, options in (
+                ("llama", ROPE_OPTIONS),
+                ("qwen2", FULL_ATTENTION),
+                ("qwen3", FULL_ATTENTION),
+                ("mistral", {**ROPE_OPTIONS, "sliding_window": (None,)}),
+            )
+        ),
+        Architecture(
+            "gpt2",
+            "decoder",
+            DECODER,
+            "h",
+            ("wte", "wpe"),
+            linear="Conv1D",
+            tied_head="lm_head",
+            heads=("score",),
+            options={"add_cross_attention": (False,)},
+        ),
+    )
+}
+
+
+def architecture(model_type: object) -> Architecture:
+    """Look a family up by the `model_type` of its config.
+
+    Raises:
+        ExportError: no such family; the message lists those there are.
+    """
+    row = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if row is None:
+        raise ExportError(f"model_type {model_type!r} is not known; there are: {', '.join(sorted(ARCHITECTURES))}")
+    return row
+
+
+def task_of(architectures: list[str]) -> str:
+    """The task of the model classes named in a config.
+
+    Raises:
+        UsageError: none of ours; the message lists the tasks there are.
+    """
+    suffixes = sorted(((suffix, task) for task, row in TASKS.items() for suffix in row.suffixes), key=_longest_first)
+    for name in architectures:
+        for suffix, task in suffixes:
+            if name.endswith(suffix):
+                return task
+    raise UsageError(
+        f"no task is known for a model of class {', '.join(architectures) or 'none'}; pass one of: {', '.join(TASKS)}"
+    )
+
+
+def _entry(config: Mapping[str, Any], path: list[str], default: Any) -> Any:
+    """The entry at a path of keys, `default` where a key is absent."""
+    value: Any = config
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            return default
+        value = value[key]
+    return value
+
+
+def _longest_first(entry: tuple[str, str]) -> int:
+    return -len(entry[0])

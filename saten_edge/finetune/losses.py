@@ -1,0 +1,136 @@
+"""What is minimised: losses on labels, and distances to a teacher.
+
+Every loss is a sum over what the batch holds, divided by how much that is. The two come apart, so that several
+processes can divide by what all of them hold: their mean gradient is then that of one large batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from saten_runtime.errors import ShapeError
+
+__all__ = [
+    "Fraction",
+    "Sides",
+    "cross_entropy",
+    "embedding_distance",
+    "hidden_distance",
+    "kl_divergence",
+    "logits_error",
+    "next_token",
+    "squared_error",
+]
+
+# numerator and denominator, each a scalar or of one shape (k,); their quotients are averaged
+Fraction = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a batch came to: the student's outputs, the teacher's or None, how each pools, and the temperature."""
+
+    batch: Mapping[str, Tensor]
+    student: Any
+    teacher: Any = None
+    pools: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
+    temperature: float = 1.0
+
+
+def cross_entropy(sides: Sides) -> Fraction:
+    """Of logits (n, classes) and labels (n,)."""
+    labels = sides.batch["labels"]
+    return functional.cross_entropy(sides.student.logits.float(), labels, reduction="sum"), _count(labels)
+
+
+def squared_error(sides: Sides) -> Fraction:
+    """Of logits (n, 1) and real labels (n,)."""
+    labels = sides.batch["labels"]
+    return (sides.student.logits.float()[:, 0] - labels).square().sum(), _count(labels)
+
+
+def next_token(sides: Sides) -> Fraction:
+    """Cross entropy of logits (n, t, vocabulary) with the token that follows, padding left out."""
+    follows = sides.batch["attention_mask"][:, 1:].bool()
+    wanted = sides.batch["input_ids"][:, 1:][follows]
+    got = sides.student.logits[:, :-1][follows].float()
+    return functional.cross_entropy(got, wanted, reduction="sum"), _count(wanted)
+
+
+def kl_divergence(sides: Sides) -> Fraction:
+    """KL of the softened distributions, times the temperature squared (Hinton et al., arXiv:1503.02531)."""
+    got, wanted = (_rows(side.logits, sides.batch) / sides.temperature for side in _both(sides, "logits"))
+    total = functional.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
+    return sides.temperature**2 * total, _count(got)
+
+
+def logits_error(sides: Sides) -> Fraction:
+    """Squared error of the logits, for regression."""
+    got, wanted = (_rows(side.logits, sides.batch) for side in _both(sides, "logits"))
+    return (got - wanted).square().sum(), _count(got)
+
+
+def hidden_distance(sides: Sides) -> Fraction:
+    """Relative squared error of the hidden states after the embedding and every block, padding left out: (blocks + 1,).
+
+    As in Jiao et al., "TinyBERT", EMNLP 2020.
+    """
+    _both(sides, "hidden_states")
+    pairs = [
+        (got.float(), wanted.float())
+        for got, wanted in zip(sides.student.hidden_states, sides.teacher.hidden_states, strict=True)
+    ]
+    kept = _kept(sides.batch, pairs[0][0])
+    return (
+        torch.stack([((got - wanted) * kept).square().sum() for got, wanted in pairs]),
+        torch.stack([(wanted * kept).square().sum() for _, wanted in pairs]),
+    )
+
+
+def embedding_distance(sides: Sides) -> Fraction:
+    """Cosine distance of the pooled embeddings (n, width)."""
+    mask = sides.batch["attention_mask"]
+    got, wanted = (
+        pool(side.hidden_states[-1].float(), mask)
+        for pool, side in zip(sides.pools, _both(sides, "hidden_states"), strict=True)
+    )
+    return (1 - functional.cosine_similarity(got, wanted)).sum(), _count(got)
+
+
+def _both(sides: Sides, name: str) -> tuple[Any, Any]:
+    """Student and teacher, whose outputs `name` have the same shapes.
+
+    Raises:
+        ShapeError: they have not.
+    """
+    got, wanted = (_shapes(getattr(side, name)) for side in (sides.student, sides.teacher))
+    if got != wanted:
+        raise ShapeError(
+            f"the student's {name.replace('_', ' ')} are {len(got)} × {got[0]}, the teacher's {len(wanted)} × "
+            f"{wanted[0]}; --teacher must be the model that was compressed"
+        )
+    return sides.student, sides.teacher
+
+
+def _shapes(outputs: Tensor | tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    return [tuple(tensor.shape) for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _rows(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """(n, classes) as it is, (n, t, classes) without padding, in float32."""
+    return (logits if logits.ndim == 2 else logits[batch["attention_mask"].bool()]).float()
+
+
+def _kept(batch: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+    """1 where `hidden` (n, t, width) counts, 0 at padding, to multiply by; images have no padding."""
+    return batch["attention_mask"][..., None].to(hidden.dtype) if "attention_mask" in batch else hidden.new_ones(())
+
+
+def _count(values: Tensor) -> Tensor:
+    return torch.tensor(float(len(values)), device=values.device)

@@ -1,0 +1,93 @@
+"""How long and how hard to train, and how much of that is done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+__all__ = ["Clock", "Progress", "Schedule", "rate"]
+
+
+# Peaks of the learning rate: factors and residual values start far from where they end, dense weights near.
+COMPRESSED_RATE = 5e-4
+DENSE_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how hard to train.
+
+    steps: optimizer steps; epochs: passes over the data, instead of steps; minutes: wall-clock limit, whichever
+    ends first (the learning rate then falls to zero at that end). batch_size: examples per step and process.
+    max_length: tokens per text. learning_rate: its peak; None is `COMPRESSED_RATE` or `DENSE_RATE`. warmup: share of
+    the training in which it rises.
+    bf16: products in bfloat16, weights and sums in float32; None where this processor multiplies bfloat16 in hardware.
+    reselect_until: the step after which masks are fixed, 0 for masks that always are.
+    hold_out: share of the training data kept aside for early stopping; patience: evaluations on it without
+    a better loss before the training ends, 0 to never stop early. evaluate_every, save_every: steps between.
+    """
+
+    steps: int = 400
+    epochs: float | None = None
+    minutes: float = math.inf
+    batch_size: int = 32
+    max_length: int = 64
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    seed: int = 0
+    bf16: bool | None = None
+    reselect_until: int = 0
+    hold_out: float = 0.0
+    patience: int = 0
+    evaluate_every: int = 50
+    save_every: int = 200
+
+    def settled(self, compressed: bool) -> Schedule:
+        """With the learning rate for a model that is compressed or dense, where none is given."""
+        default = COMPRESSED_RATE if compressed else DENSE_RATE
+        return self if self.learning_rate is not None else replace(self, learning_rate=default)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps at most, with this many in a pass over the data."""
+        return self.steps if self.epochs is None else max(1, math.ceil(self.epochs * steps_per_epoch))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One optimizer step: its number from 1, its loss, and the share of the training that is done."""
+
+    step: int
+    loss: float
+    done: float
+
+
+class Clock:
+    """The share of a training that is done, by its steps or its minutes, whichever is further."""
+
+    def __init__(self, steps: int, minutes: float, agree: Callable[[float], float]) -> None:
+        """agree: makes the seconds the same in all processes that train together."""
+        self._steps, self._minutes, self._agree = steps, minutes, agree
+        self.resume(0.0)
+
+    def resume(self, seconds: float) -> None:
+        """Count on from `seconds` of training done before."""
+        self._started = time.monotonic() - seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, those before a resumption included."""
+        return time.monotonic() - self._started
+
+    def done(self, step: int) -> float:
+        """0 … 1 after `step` steps."""
+        by_time = 0.0 if math.isinf(self._minutes) else self._agree(self.seconds) / (60 * self._minutes)
+        return min(1.0, max(step / self._steps, by_time))
+
+
+def rate(done: float, warmup: float) -> float:
+    """The learning rate's factor when `done` of the training is: a linear rise, then half a cosine."""
+    if done < warmup:
+        return (done + 1e-3) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
