@@ -160,7 +160,7 @@ def finetune_command(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples per step and process.")] = 32,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens per text.")] = 64,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Its peak; 5e-4 for a compressed model and 1e-4 for a dense one.")
+        float | None, typer.Option(min=0, help="Its peak; 1e-4 with labels and 5e-4 without.")
     ] = None,
     warmup: Annotated[float, typer.Option(min=0, max=0.9, help="Share in which the learning rate rises.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of a new head and the order of the examples.")] = 0,

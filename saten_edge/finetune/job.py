@@ -164,7 +164,7 @@ def prepare(
     if judging is not None:
         checked(row, judging, outputs)
     learning = distillation or Distillation()
-    settled = schedule.settled(bool(saten_layers(student.model)))
+    settled = schedule.settled(row.label_loss is not None)
     learning.chosen(row, master is not None)
     settings = {
         "model": student.source,

@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 __all__ = ["Clock", "Progress", "Schedule", "rate"]
 
 
-# Peaks of the learning rate: factors and residual values start far from where they end, dense weights near.
-COMPRESSED_RATE = 5e-4
-DENSE_RATE = 1e-4
+# Peaks of the learning rate. Towards a teacher alone, a compressed model has every activation as its target and bears a
+# high one; with labels, a lower one leaves less loss, compressed or dense (measured on MiniLM and SST-2: after 120 steps
+# of 64 texts 0.62 at 7e-5, 0.65 at 1.5e-4, 0.68 at 3e-4).
+DISTILLATION_RATE = 5e-4
+LABEL_RATE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Schedule:
 
     steps: optimizer steps; epochs: passes over the data, instead of steps; minutes: wall-clock limit, whichever
     ends first (the learning rate then falls to zero at that end). batch_size: examples per step and process.
-    max_length: tokens per text. learning_rate: its peak; None is `COMPRESSED_RATE` or `DENSE_RATE`. warmup: share of
-    the training in which it rises.
+    max_length: tokens per text. learning_rate: its peak; None is `LABEL_RATE` or, without labels, `DISTILLATION_RATE`.
+    warmup: share of the training in which it rises.
     bf16: products in bfloat16, weights and sums in float32; None where this processor multiplies bfloat16 in hardware.
     reselect_until: the step after which masks are fixed, 0 for masks that always are.
     hold_out: share of the training data kept aside for early stopping; patience: evaluations on it without
@@ -44,9 +46,9 @@ class Schedule:
     evaluate_every: int = 50
     save_every: int = 200
 
-    def settled(self, compressed: bool) -> Schedule:
-        """With the learning rate for a model that is compressed or dense, where none is given."""
-        default = COMPRESSED_RATE if compressed else DENSE_RATE
+    def settled(self, labelled: bool) -> Schedule:
+        """With the learning rate for a training with labels or without, where none is given."""
+        default = LABEL_RATE if labelled else DISTILLATION_RATE
         return self if self.learning_rate is not None else replace(self, learning_rate=default)
 
     def total_steps(self, steps_per_epoch: int) -> int:

@@ -108,7 +108,9 @@ def test_a_bundle_keeps_the_budget_of_its_checkpoint(
     promised = json.loads((loaded_tiny[model].folder / "saten_layers.json").read_text())["layers"]
     stored = {layer.name: layer.bytes for layer in bundle_of(model, "fp32").manifest.layers}
     for row in promised:
-        assert stored[row["name"]] <= row["bytes"] + 16, row["name"]  # 16: the shape that rebuilds a matrix
+        # 16: the shape that rebuilds a matrix; a checkpoint has positions of one byte, ONNX Runtime needs whole columns
+        columns = row["nnz"] + 4 * (row["shape"][1] + 1) if model == "unstructured" and row["kind"] == "linear" else 0
+        assert stored[row["name"]] <= row["bytes"] + columns + 16, row["name"]
     quarter = {layer.name: layer.bytes for layer in bundle_of(model, "int8").manifest.layers}
     assert sum(quarter.values()) < 0.5 * sum(stored.values())
 
