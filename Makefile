@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
-SOURCES := saten_edge exporters runtime tests benchmarks
+SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo test test-slow lint types check bench-accuracy wheels clean
+.PHONY: help demo web test test-slow lint types check bench-accuracy wheels clean
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   what CI runs: lint, types, test"
+	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
@@ -24,7 +25,13 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/saten-edge demo -o demo-out
 
+# The page's engine: 14 MB of somebody else's code, so it is fetched and compared with its sha256, not committed.
+web: $(INSTALLED)
+	$(BIN)/python tools/fetch_ort_web.py
+
+# Without npm the tests of the page are skipped, and say so.
 test: $(INSTALLED)
+	$(BIN)/python tools/fetch_ort_web.py || true
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(INSTALLED)
@@ -45,7 +52,7 @@ bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
 
-wheels: $(INSTALLED)
+wheels: $(INSTALLED) web
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .
 
 clean:

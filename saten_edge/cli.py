@@ -291,16 +291,55 @@ def eval_command(
     """Measure the accuracy of bundles, without torch."""
     from saten_edge.stages import eval_stage
     from saten_runtime.files import refuse_existing, write_json
-    from saten_runtime.results import align
 
     if output is not None and not overwrite:
         refuse_existing(output)
     result = eval_stage(bundles, data, reference=reference, threads=threads, talk=Talk(quiet=quiet))
     if output is not None:
         write_json(output, result)
-    names = list(result["rows"][0]["metrics"])
-    rows = [(row["bundle"], *(f"{row['metrics'][name]:.4f}" for name in names)) for row in result["rows"]]
-    print(json.dumps(result, indent=2) if as_json else align([("bundle", *names), *rows]))
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_evaluation(result)
+
+
+@app.command("serve")
+def serve_command(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; every run gets a new one in it.")],
+    baseline: Annotated[Path | None, typer.Option(help="One of the bundles; the others are compared with it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSON Lines as for eval; the page gets its token ids.")] = None,
+    examples: Annotated[int, typer.Option(min=1, help="How many of --data to ask.")] = 200,
+    reference: Annotated[Path | None, typer.Option(help="One of the bundles; cosine of embeddings to its.")] = None,
+    threads: Annotated[str, typer.Option("--threads", "-t", help="List; above 1 needs https or localhost.")] = "1",
+    batch: Annotated[str, typer.Option("--batch", "-b", help="List.")] = "1",
+    tokens: Annotated[str, typer.Option("--tokens", "-s", help="List.")] = "32,128",
+    min_time: Annotated[float, typer.Option(min=0, help="Seconds per cell.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell.")] = 10,
+    host: Annotated[str | None, typer.Option(help="Address to bind; this machine's in the local network.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file, for https; with --key.")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the first complete run.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure bundles on a phone or tablet, through its browser."""
+    from saten_edge.serve import Address, Run, lan_address, make_job, serve, show_link
+    from saten_runtime.plan import Plan
+
+    plan = Plan(_numbers(threads), _numbers(batch), _numbers(tokens), ("fast",), min_time, rounds)
+    address = Address(host or lan_address(), port, certificate, key)
+    job = make_job(bundles, plan, baseline=baseline, reference=reference, data=data, examples=examples)
+    runs: list[Run] = []
+
+    def done(run: Run) -> None:
+        runs.append(run)
+        _print_run(run)
+
+    serve(job, output, address, opened=show_link, done=done, once=once, talk=Talk(quiet=quiet))
+    reasons = [reason for run in runs if run.bench for reason in run.bench.verdict.reasons]
+    if once and reasons:
+        raise InvalidRun("; ".join(reasons))
 
 
 @app.command("report")
@@ -412,6 +451,31 @@ def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
 
 def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _print_run(run: Any) -> None:
+    """Tables of what a page sent, and where it was stored."""
+    from saten_runtime.results import table
+
+    print(f"{run.folder}:")
+    if run.bench is not None:
+        print(table(run.bench))
+    if run.evaluation is not None:
+        _print_evaluation(run.evaluation.to_json())
+    sys.stdout.flush()
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    """A row of metrics per bundle."""
+    from saten_runtime.results import align
+
+    names = list(result["rows"][0]["metrics"])
+    rows = [(row["bundle"], *(_metric(row["metrics"].get(name)) for name in names)) for row in result["rows"]]
+    print(align([("bundle", *names), *rows]))
+
+
+def _metric(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _numbers(text: str) -> tuple[int, ...]:

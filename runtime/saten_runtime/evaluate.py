@@ -18,7 +18,7 @@ from saten_runtime.errors import DataError, UsageError
 from saten_runtime.metrics import cosines, pearson, search_metrics, spearman
 from saten_runtime.runner import Runner
 
-__all__ = ["MEASURES", "EvalResult", "EvalRow", "Measure", "evaluate"]
+__all__ = ["MEASURES", "EvalResult", "EvalRow", "Measure", "Metrics", "evaluate", "measure_of"]
 
 Metrics = dict[str, float | None]
 Array = npt.NDArray[Any]
@@ -80,7 +80,7 @@ def evaluate(
     """
     named = open_bundles(bundles)
     examples = read_data(data)
-    measures = {name: _measure(bundle, examples) for name, bundle in named.items()}
+    measures = {name: measure_of(bundle, examples) for name, bundle in named.items()}
     measure = next(iter(measures.values()))
     if any(other is not measure for other in measures.values()):
         raise UsageError(f"{', '.join(named)}: are of different tasks; evaluate them apart")
@@ -119,7 +119,12 @@ def _row(name: str, bundle: Bundle, measure: Measure, data: Data, threads: int, 
     return EvalRow(name, metrics, seconds)
 
 
-def _measure(bundle: Bundle, data: Data) -> Measure:
+def measure_of(bundle: Bundle, data: Data) -> Measure:
+    """The row of `MEASURES` for a bundle's task and the kind of the data.
+
+    Raises:
+        DataError: there is none.
+    """
     for measure in MEASURES:
         if (measure.data, measure.bundle_task) == (data.kind, bundle.manifest.task):
             return measure

@@ -19,7 +19,7 @@ from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.results import align
 from saten_runtime.session import make_session, ort_errors
 
-__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "parity_table", "write_case"]
+__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "parity_table", "read_cases", "write_case"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -89,7 +89,7 @@ def compare(bundle: Bundle) -> list[Comparison]:
     Raises:
         BundleError: the bundle carries no cases, or their arrays are damaged.
     """
-    manifest, cases = bundle.manifest, _read_cases(bundle)
+    manifest, cases = bundle.manifest, read_cases(bundle)
     bound = manifest.tolerance.get("relative")
     results = []
     for optimized in (False, True):
@@ -140,7 +140,12 @@ def parity_table(comparisons: list[Comparison]) -> str:
     return align([("case", "output", "shape", "optimizations", "relative error", "bound", "cosine"), *rows])
 
 
-def _read_cases(bundle: Bundle) -> dict[str, Arrays]:
+def read_cases(bundle: Bundle) -> dict[str, Arrays]:
+    """Inputs and torch's outputs by name, of each case.
+
+    Raises:
+        BundleError: there are no cases, or their arrays are damaged.
+    """
     cases: dict[str, Arrays] = {}
     for file in sorted(bundle.manifest.files):
         if not file.startswith(f"{VALIDATION_FOLDER}/") or not file.endswith(".npy"):

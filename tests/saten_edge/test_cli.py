@@ -17,7 +17,7 @@ from saten_edge.texts import write_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = typer.main.get_command(cli.app).commands
-NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "report", "demo"]
+NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "serve", "report", "demo"]
 
 
 @pytest.fixture
@@ -113,11 +113,12 @@ class TestBadInput:
         assert "1 examples to train on, expected at least one batch of 32" in shown
         assert content(tmp_path) == before
 
-    @pytest.mark.parametrize("command", ["export", "validate", "bench", "eval", "report"])
+    @pytest.mark.parametrize("command", ["export", "validate", "bench", "eval", "serve", "report"])
     def test_a_model_or_bundle_that_is_not_there(self, command, run, tmp_path):
         write_lines(tmp_path / "data.jsonl", [{"query": "a", "answer": "b"}])
         before = content(tmp_path)
-        options = {"export": ["-o", tmp_path / "out"], "eval": ["--data", tmp_path / "data.jsonl"]}
+        out = ["-o", tmp_path / "out"]
+        options = {"export": out, "serve": [*out, "--host", "127.0.0.1"], "eval": ["--data", tmp_path / "data.jsonl"]}
         code, out, shown = run(command, tmp_path / "nowhere", *options.get(command, []))
         assert (code, out) == (2, "")
         errors = [line for line in shown.splitlines() if line.startswith("saten-edge: error: ")]

@@ -1,0 +1,295 @@
+"""One phone's turn: a token, what the page posted, and the files that come of it.
+
+received.jsonl    every post as it came, and who sent it; of refused ones the reason and the beginning
+samples.jsonl     raw samples, as `saten_runtime.bench` writes them
+bench.json        from the posted samples, by `saten_runtime.summary`
+eval.json         from the posted outputs, by `saten_runtime.evaluate.MEASURES`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import json
+import os
+import secrets
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import saten_edge
+from saten_edge.serve import ort
+from saten_edge.serve.job import Job, graph_files
+from saten_edge.serve.questions import Outputs, validation_sha256
+from saten_edge.serve.schema import Answer, Bench, Device, End, Post
+from saten_runtime.device import State
+from saten_runtime.errors import DataError
+from saten_runtime.evaluate import EvalResult, EvalRow, Metrics
+from saten_runtime.files import write_json
+from saten_runtime.memory import Memory
+from saten_runtime.parity import Comparison
+from saten_runtime.plan import Key, Setup, Size
+from saten_runtime.results import BenchResult, Journal, LoadMemory
+from saten_runtime.summary import Measured, Start, summary
+
+__all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
+
+AGREEMENT = "agreement with torch"
+"""Task of eval.json when there is no data file: the validation cases alone."""
+EVAL_FILE = "eval.json"
+RECEIVED_FILE = "received.jsonl"
+
+_MOST_RECEIVED_BYTES = 64 << 20
+_MOST_REFUSALS_KEPT = 100
+_MOST_REFUSED_BYTES = 2_000
+_MEMORY_MODE = "fast"
+_UNKNOWN_STATE = State(None, None, None, None, None, None)
+_UNKNOWN_MEMORY = Memory(None, None, None, None)
+# A browser does not tell what a process takes.
+_NO_READING = LoadMemory(_UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, None, None, None)
+
+
+class Mismatch(DataError):
+    """A sound post that is not of this run, or not of what this run serves."""
+
+
+class Run:
+    """Takes posts until `close`. `token` opens it and dies with it; bench and evaluation are None before they came.
+
+    A post that comes again replaces the earlier one: a page that was reloaded starts over.
+    """
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        self.id = secrets.token_hex(8)
+        self.token = secrets.token_urlsafe(16)
+        self.folder = folder
+        self.bench: BenchResult | None = None
+        self.evaluation: EvalResult | None = None
+        self._job = job
+        self._names = list(job.bundles)
+        self._open = True
+        self._answers: dict[str, dict[int, tuple[Answer, Outputs]]] = defaultdict(dict)
+        self._received_bytes = 0
+        self._refusals = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether posts are still taken."""
+        return self._open
+
+    def admits(self, token: str) -> bool:
+        """Whether `token` is this run's, compared in constant time, and the run not over."""
+        return hmac.compare_digest(token.encode(), self.token.encode()) and self._open
+
+    def to_json(self) -> dict[str, Any]:
+        """The job, with the id that every post has to carry."""
+        return {"run": self.id, **self._job.to_json()}
+
+    def receive(self, post: Post, raw: bytes, user_agent: str) -> dict[str, Any]:
+        """Check a post against what this run serves, store it, and answer the page.
+
+        Raises:
+            Mismatch: of another run or another model, or with parts that were not asked for.
+            DataError: outputs that are damaged.
+        """
+        if post.run != self.id:
+            raise Mismatch(f"run {post.run!r}: this is another run; load the page again")
+        if self._received_bytes + len(raw) > _MOST_RECEIVED_BYTES:
+            raise Mismatch(f"this run has taken {self._received_bytes:,} bytes, the most it keeps; start another")
+        taken = self._take(post, user_agent)
+        self._received_bytes += len(raw)
+        self._keep({"kind": type(post).__name__.lower(), "user_agent": user_agent}, raw)
+        return taken
+
+    def refuse(self, reason: str, raw: bytes, user_agent: str) -> None:
+        """Keep a post that was refused: the reason and its beginning."""
+        self._refusals += 1
+        if self._refusals <= _MOST_REFUSALS_KEPT:
+            line = {"kind": "refused", "reason": reason, "user_agent": user_agent}
+            self._keep(line, raw[:_MOST_REFUSED_BYTES])
+
+    def close(self) -> None:
+        """Take no more, and score the bundles that answered everything; harmless when done before."""
+        if not self._open:
+            return
+        self._open = False
+        complete = [name for name in self._names if len(self._answers[name]) == len(self._job.exams[name].questions)]
+        if complete:
+            self.evaluation = self._evaluate(complete)
+            write_json(self.folder / EVAL_FILE, self.evaluation.to_json())
+
+    def _take(self, post: Post, user_agent: str) -> dict[str, Any]:
+        if isinstance(post, Answer):
+            return self._take_answer(post)
+        if isinstance(post, Bench):
+            return self._take_bench(post, user_agent)
+        if isinstance(post, End):
+            self.close()
+            return {"rows": [dataclasses.asdict(row) for row in self.evaluation.rows] if self.evaluation else []}
+        raise TypeError(f"{type(post).__name__}: no post of ours")
+
+    def _take_answer(self, post: Answer) -> dict[str, Any]:
+        name = self._name(post.bundle)
+        self._check_loaded(name, post.loaded)
+        exam = self._job.exams[name]
+        if post.question >= len(exam.questions):
+            raise Mismatch(f"question {post.question}: {name} was asked {len(exam.questions)}")
+        outputs = {output: value.array() for output, value in post.outputs.items()}
+        wanted = exam.questions[post.question].outputs
+        found = {output: array.shape for output, array in outputs.items()}
+        if found != wanted:
+            raise Mismatch(f"question {post.question}: found outputs of the shapes {found}, expected {wanted}")
+        self._answers[name][post.question] = (post, outputs)
+        return {}
+
+    def _take_bench(self, post: Bench, user_agent: str) -> dict[str, Any]:
+        for index, loaded in post.loaded.items():
+            self._check_loaded(self._name(int(index)), loaded)
+        agreement = {name: self._compare(name) for name in self._names}
+        measured = self._measured(post, self._environment(post.device, user_agent, agreement))
+        reasons = [
+            *(["the page was in the background during the run; keep it open and the screen on"] if post.hidden else []),
+            *(reason for name, compared in agreement.items() for reason in _disagreements(name, compared)),
+        ]
+        with Journal(self.folder, overwrite=True) as journal:
+            _write_samples(journal, measured, post)
+            result = summary(measured, _UNKNOWN_STATE, reasons)
+            known = {key: value for key, value in result.environment.items() if key != "after"}
+            self.bench = dataclasses.replace(result, environment=known)
+            journal.finish(self.bench)
+        answer = self.bench.to_json()
+        return {"cells": answer["cells"], "verdict": answer["verdict"]}
+
+    def _measured(self, post: Bench, environment: dict[str, Any]) -> Measured:
+        job = self._job
+        measured = Measured(job.plan, job.bundles, job.baseline, environment, [_UNKNOWN_STATE])
+        cells = set(measured.cells())
+        for failure in post.failures:
+            reason = f"on the page: {failure.reason}"
+            setup = Setup(failure.threads, _MEMORY_MODE)
+            failed = {key: reason for key in cells if (key.bundle, key.setup) == (self._name(failure.bundle), setup)}
+            if not failed:
+                raise Mismatch(f"failures: {setup} was not asked for")
+            measured.failed.update(failed)
+        for start in sorted(post.starts, key=lambda start: start.round):
+            where = (self._name(start.bundle), Setup(start.threads, _MEMORY_MODE))
+            self._check_round("starts", start.round, len(measured.starts[where]), where[1] in job.plan.setups)
+            measured.starts[where].append(Start(start.cold_load_ms, start.session_ms, start.first_run_ms))
+            measured.memory[where] = _NO_READING
+        for turn in sorted(post.turns, key=lambda turn: turn.round):
+            size = Size(turn.batch, turn.tokens)
+            key = Key(self._name(turn.bundle), Setup(turn.threads, _MEMORY_MODE), size)
+            self._check_round("turns", turn.round, len(measured.samples[key]), key in cells)
+            self._check_served(key.bundle, post.loaded)
+            measured.samples[key].append(turn.samples_ns)
+        return measured
+
+    def _check_served(self, name: str, loaded: dict[str, Any]) -> None:
+        if str(self._names.index(name)) not in loaded:
+            raise Mismatch(f"loaded: {name} was measured, but not which files were")
+
+    def _check_round(self, where: str, number: int, expected: int, asked: bool) -> None:
+        """Each round of a cell once, none left out: ratios pair them by their place."""
+        if not asked or number != expected or number >= self._job.plan.rounds:
+            raise Mismatch(
+                f"{where}: round {number} was not asked for, expected round {expected} of what the plan lists"
+            )
+
+    def _check_loaded(self, name: str, loaded: dict[str, str]) -> None:
+        served = {file: entry.sha256 for file, entry in graph_files(self._job.bundles[name]).items()}
+        if loaded != served:
+            raise Mismatch(f"{name}: the page ran files of another sha256 than this run serves; load the page again")
+
+    def _name(self, index: int) -> str:
+        if index >= len(self._names):
+            raise Mismatch(f"bundle {index}: this run serves {len(self._names)}")
+        return self._names[index]
+
+    def _compare(self, name: str) -> list[Comparison]:
+        """Of the validation cases that were answered; empty until all were."""
+        exam, answers = self._job.exams[name], self._answers[name]
+        if not set(range(len(exam.cases))) <= set(answers):
+            return []
+        return exam.compare([answers[index][1] for index in range(len(exam.cases))])
+
+    def _environment(self, device: Device, user_agent: str, agreement: dict[str, list[Comparison]]) -> dict[str, Any]:
+        return {
+            "device": "browser",
+            "user_agent": user_agent,
+            "run": self.id,
+            "runtime": "WebAssembly with SIMD, in a fresh worker per bundle and round",
+            "cores": device.cores,
+            "memory_gib": device.memory_gib,
+            "cross_origin_isolated": device.isolated,
+            "secure_context": device.secure,
+            "clock_step_ns": device.tick_ns,
+            "packages": {"saten-edge": saten_edge.__version__, "onnxruntime-web": ort.VERSION},
+            "plan": self._job.plan.to_json(),
+            "models": {
+                name: {file: entry.sha256 for file, entry in graph_files(bundle).items()}
+                for name, bundle in self._job.bundles.items()
+            },
+            AGREEMENT: {name: _agreement(compared) for name, compared in agreement.items() if compared},
+        }
+
+    def _evaluate(self, names: list[str]) -> EvalResult:
+        job = self._job
+        exams = {name: job.exams[name] for name in names}
+        answers = {
+            name: [self._answers[name][index] for index in range(len(exam.questions))] for name, exam in exams.items()
+        }
+        measure, data = exams[names[0]].measure, exams[names[0]].data
+        rows = self._agree(names) if measure is None else self._score(names)
+        seconds = {name: sum(post.elapsed_ns for post, _ in given) / 1e9 for name, given in answers.items()}
+        cases = sum(len(exam.cases) for exam in exams.values())
+        described = {"file": "validation cases", "sha256": validation_sha256(exams), "count": cases}
+        if data is not None:
+            described = {"file": data.path.name, "sha256": data.sha256, "count": data.count}
+        task = AGREEMENT if measure is None else measure.name
+        return EvalResult(1, task, described, [EvalRow(name, rows[name], seconds[name]) for name in names])
+
+    def _agree(self, names: list[str]) -> dict[str, Metrics]:
+        return {name: {**_agreement(self._compare(name))} for name in names}
+
+    def _score(self, names: list[str]) -> dict[str, Metrics]:
+        predictions = {}
+        for name in names:
+            exam, given = self._job.exams[name], self._answers[name]
+            predictions[name] = exam.predict([given[index][1] for index in range(len(exam.questions))])
+        reference = predictions.get(self._job.reference or "")
+        return {name: self._job.exams[name].score(prediction, reference) for name, prediction in predictions.items()}
+
+    def _keep(self, line: dict[str, Any], raw: bytes) -> None:
+        text = json.dumps({**line, "body": raw.decode(errors="backslashreplace")}) + "\n"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / RECEIVED_FILE).open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _agreement(compared: list[Comparison]) -> dict[str, float]:
+    """The worst of all cases; empty when an output had another shape or was not finite."""
+    if not all(comparison.holds for comparison in compared if comparison.bound is None):
+        return {}
+    return {
+        "cosine": min(comparison.cosine for comparison in compared),
+        "relative_error": max(comparison.relative_error for comparison in compared),
+    }
+
+
+def _disagreements(name: str, compared: list[Comparison]) -> list[str]:
+    if not compared:
+        return [f"{name}: did not answer its validation cases"]
+    failed = [comparison for comparison in compared if not comparison.holds]
+    return (
+        [f"{name}: {len(failed)} of {len(compared)} outputs differ from torch's beyond their bound"] if failed else []
+    )
+
+
+def _write_samples(journal: Journal, measured: Measured, post: Bench) -> None:
+    names = list(measured.bundles)
+    journal.write("environment", measured.environment)
+    for kind, parts in (("start", post.starts), ("samples", post.turns)):
+        for part in parts:
+            journal.write(kind, {**part.model_dump(), "bundle": names[part.bundle], "memory_mode": _MEMORY_MODE})

@@ -1,0 +1,218 @@
+"""Binding one address, showing the link, and ending."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import segno
+import uvicorn
+from starlette.applications import Starlette
+
+from saten_edge.console import Talk
+from saten_edge.serve.app import make_app
+from saten_edge.serve.connection import Connection
+from saten_edge.serve.job import Job
+from saten_edge.serve.run import Run
+from saten_runtime.errors import DeviceError, UsageError
+from saten_runtime.results import printable
+
+__all__ = ["Address", "lan_address", "serve", "show_link", "uvicorn_config"]
+
+_GRACE_S = 1  # for responses under way when the server ends
+_BACKLOG = 64
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen. host: a name or IPv4 address of this machine; port 0: any free one.
+
+    certificate, key: PEM files; with them the page is served over https, where browsers allow
+    threads, a fine clock and installation.
+
+    Raises:
+        UsageError: every address at once, or a certificate and a key that do not make a pair.
+    """
+
+    host: str
+    port: int = 0
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.host in ("", "0.0.0.0", "::", "*") or ":" in self.host:  # noqa: S104 - refused here
+            raise UsageError(f"--host {self.host!r}: expected one IPv4 address or name of this machine")
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError("--certificate and --key: expected both or none")
+        if self.certificate and self.key:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key)
+            except OSError as cause:
+                raise UsageError(f"{self.certificate}, {self.key}: no certificate and its key ({cause})") from None
+
+    def listen(self) -> socket.socket:
+        """A socket bound to this address alone.
+
+        Raises:
+            DeviceError: the address is not of this machine, or the port is taken.
+        """
+        try:
+            return socket.create_server((self.host, self.port), backlog=_BACKLOG)
+        except OSError as cause:
+            raise DeviceError(
+                f"{self.host}:{self.port}: cannot listen ({cause.strerror}); see --host, --port"
+            ) from None
+
+    def at(self, port: int) -> Address:
+        """The same address with the port that was found."""
+        return replace(self, port=port)
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether browsers take a page from here for a secure context."""
+        return self.certificate is not None or self._is_loopback
+
+    def hosts(self) -> list[str]:
+        """Names that a request may call this server by."""
+        return [self.host, "localhost", "127.0.0.1"] if self._is_loopback else [self.host]
+
+    def url(self, token: str) -> str:
+        """What the phone opens. The token stands behind #, which browsers send to nobody."""
+        scheme = "https" if self.certificate else "http"
+        return f"{scheme}://{self.host}:{self.port}/#{token}"
+
+    @property
+    def _is_loopback(self) -> bool:
+        return self.host == "localhost" or self.host.startswith("127.")
+
+
+def lan_address() -> str:
+    """The address other machines of the local network reach this one by; 127.0.0.1 without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: the system only chooses the way there
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def show_link(url: str) -> None:
+    """Print the link to stderr, with its QR code where that is a terminal."""
+    if sys.stderr.isatty():
+        code = io.StringIO()
+        segno.make(url, micro=False).terminal(code, compact=True)
+        print(code.getvalue(), file=sys.stderr)
+    print(f"open on the phone: {url}", file=sys.stderr, flush=True)
+
+
+def serve(
+    job: Job,
+    out: Path,
+    address: Address,
+    *,
+    opened: Callable[[str], None],
+    done: Callable[[Run], None],
+    once: bool = False,
+    talk: Talk,
+) -> None:
+    """Serve until Ctrl-C, or with `once` until the first run is complete.
+
+    opened: gets the link of each run, when it opens; done: gets each run that has results, when it
+    is closed. The folder of a run is the first of `out`/run-1, run-2 … that is free; it appears with
+    the run's first post. When a run is complete its link is dead, and the next one opens.
+
+    Raises:
+        UsageError: threads that browsers will not give over this address.
+        DeviceError: the address cannot be bound.
+        RuntimeMismatch: the files of onnxruntime-web are missing.
+        KeyboardInterrupt: with `once`, before there was a complete run.
+    """
+    if max(job.plan.threads) > 1 and not address.is_secure:
+        raise UsageError(
+            f"--threads {max(job.plan.threads)}: browsers give one thread over plain http; "
+            "pass --certificate and --key, or --host 127.0.0.1 behind `adb reverse`"
+        )
+    with address.listen() as listening:
+        desk = _Desk(job, out, address.at(listening.getsockname()[1]), once, opened, done, talk)
+        try:
+            desk.announce()
+            desk.server.run(sockets=[listening])
+        except KeyboardInterrupt:
+            if once and desk.run.is_open:
+                raise
+        finally:
+            desk.finish()
+
+
+class _Desk:
+    """The open run, and what happens around it."""
+
+    def __init__(
+        self,
+        job: Job,
+        out: Path,
+        address: Address,
+        once: bool,
+        opened: Callable[[str], None],
+        done: Callable[[Run], None],
+        talk: Talk,
+    ) -> None:
+        self._job, self._out, self._address, self._once = job, out, address, once
+        self._opened, self._done, self._talk = opened, done, talk
+        self._handed_over = False
+        self.server = uvicorn.Server(uvicorn_config(make_app(job, self, address.hosts()), address))
+        self.run = self._next_run()
+
+    def announce(self) -> None:
+        """Give out the link of the open run."""
+        self._opened(self._address.url(self.run.token))
+
+    def fetched(self, user_agent: str) -> None:
+        """Say that a phone is at it."""
+        self._talk.say(f"opened by {printable(user_agent)}; measuring")
+
+    def ended(self) -> None:
+        """Hand over the run's results; end, or open the next."""
+        self.finish()
+        if self._once:
+            self.server.should_exit = True
+        else:
+            self._handed_over = False
+            self.run = self._next_run()
+            self.announce()
+
+    def finish(self) -> None:
+        """Close the open run and hand over what it has, once."""
+        self.run.close()
+        if not self._handed_over and (self.run.bench or self.run.evaluation):
+            self._handed_over = True
+            self._done(self.run)
+
+    def _next_run(self) -> Run:
+        folders = (self._out / f"run-{number}" for number in itertools.count(1))
+        return Run(self._job, next(folder for folder in folders if not folder.exists()))
+
+
+def uvicorn_config(app: Starlette, address: Address) -> uvicorn.Config:
+    """How uvicorn runs the routes: our connections, no proxy trusted, no log of addresses."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=_GRACE_S,
+        ssl_certfile=address.certificate,
+        ssl_keyfile=address.key,
+    )
