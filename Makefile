@@ -6,12 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks
 
-.PHONY: help demo test test-slow lint types check wheels clean
+.PHONY: help demo test test-slow lint types check kernels test-kernels fuzz-kernels bench-kernels wheels clean
+
+KERNELS := runtime/kernels
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   what CI runs: lint, types, test"
+	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
@@ -37,6 +40,24 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 check: lint types test
+
+kernels: $(INSTALLED)
+	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)
+	$(BIN)/saten-run doctor | grep kernels
+
+# Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.
+test-kernels: $(INSTALLED)
+	$(BIN)/python -m pytest tests/kernels tests/runtime/test_kernels.py
+
+fuzz-kernels:
+	cd $(KERNELS) && cmake --preset fuzz && cmake --build --preset fuzz
+	mkdir -p $(KERNELS)/build/corpus
+	$(KERNELS)/build/fuzz/saten_fuzz -max_total_time=600 -max_len=4096 -timeout=60 \
+		-artifact_prefix=$(KERNELS)/build/ $(KERNELS)/build/corpus
+
+bench-kernels: $(INSTALLED)
+	cd $(KERNELS) && cmake --preset release && cmake --build --preset release
+	$(BIN)/python benchmarks/kernels.py
 
 wheels: $(INSTALLED)
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .
