@@ -6,7 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow lint types check bench-accuracy wheels clean
+.PHONY: help demo web test test-slow lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
+
+KERNELS := runtime/kernels
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
@@ -14,6 +16,7 @@ help:
 	@echo "make check   what CI runs: lint, types, test"
 	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
+	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
@@ -51,6 +54,24 @@ JOBS ?= $(shell nproc)
 bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
+
+kernels: $(INSTALLED)
+	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)
+	$(BIN)/saten-run doctor | grep kernels
+
+# Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.
+test-kernels: $(INSTALLED)
+	$(BIN)/python -m pytest tests/kernels tests/runtime/test_kernels.py
+
+fuzz-kernels:
+	cd $(KERNELS) && cmake --preset fuzz && cmake --build --preset fuzz
+	mkdir -p $(KERNELS)/build/corpus
+	$(KERNELS)/build/fuzz/saten_fuzz -max_total_time=600 -max_len=4096 -timeout=60 \
+		-artifact_prefix=$(KERNELS)/build/ $(KERNELS)/build/corpus
+
+bench-kernels: $(INSTALLED)
+	cd $(KERNELS) && cmake --preset release && cmake --build --preset release
+	$(BIN)/python benchmarks/kernels.py
 
 wheels: $(INSTALLED) web
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .

@@ -17,7 +17,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parent.parent
-FILES = ("pyproject.toml", "runtime/pyproject.toml")
+FILES = ("pyproject.toml", "runtime/pyproject.toml", "runtime/kernels/pyproject.toml")
 OURS = {"saten-edge", "saten-runtime"}
 
 

@@ -20,6 +20,7 @@ from saten_runtime.bundle import Bundle, open_bundles
 from saten_runtime.child import Child
 from saten_runtime.device import State, environment
 from saten_runtime.errors import SatenError, UsageError
+from saten_runtime.kernels import probe
 from saten_runtime.memory import AnonPeak, Memory
 from saten_runtime.plan import Key, Plan, Setup, Size, turns
 from saten_runtime.results import BenchResult, Journal, LoadMemory
@@ -102,6 +103,7 @@ def _check_lengths(named: dict[str, Bundle], plan: Plan) -> None:
 def _describe(plan: Plan, named: dict[str, Bundle], before: State, root: Path) -> dict[str, Any]:
     return {
         **environment(root),
+        "kernels": dataclasses.asdict(probe()),
         "before": dataclasses.asdict(before),
         "plan": plan.to_json(),
         "session_options": {mode: dataclasses.asdict(MEMORY_MODES[mode]) for mode in plan.memory_modes},

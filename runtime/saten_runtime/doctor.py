@@ -19,6 +19,7 @@ from saten_runtime.bundle import Bundle
 from saten_runtime.child import Child, how_it_ended, python_command
 from saten_runtime.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
 from saten_runtime.errors import SatenError
+from saten_runtime.kernels import SWITCH, probe
 
 __all__ = ["CHECKS", "Check", "Examination", "examine"]
 
@@ -98,6 +99,15 @@ def _onnxruntime(_: Examination) -> Check:
     return Check("onnxruntime", "FAIL", how_it_ended(child.returncode, words), advice)
 
 
+def _kernels(_: Examination) -> Check:
+    found = probe()
+    advice = {
+        "unusable": "the function bodies run instead; install the saten-kernels that fits",
+        "off": f"unset {SWITCH} to use the native kernels",
+    }
+    return Check("kernels", "WARN" if found.state in advice else "OK", found.words, advice.get(found.state, ""))
+
+
 def _cpu(examination: Examination) -> Check:
     name = cpu_model(examination.root) or "unknown processor"
     fast = [flag for flag in INT8_FLAGS if flag in cpu_flags(examination.root)]
@@ -174,6 +184,7 @@ CHECKS: tuple[Callable[[Examination], Check], ...] = (
     _python,
     _glibc,
     _onnxruntime,
+    _kernels,
     _cpu,
     _memory,
     _governor,

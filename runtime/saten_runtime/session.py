@@ -10,6 +10,7 @@ from typing import Any
 
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, UsageError
+from saten_runtime.kernels import register
 
 __all__ = ["MEMORY_MODES", "MemoryMode", "make_session", "ort_errors"]
 
@@ -50,7 +51,8 @@ _MOST_CHARACTERS = 500
 
 
 def make_session(bundle: Bundle, *, threads: int = 1, memory: str = "fast", optimized: bool = True) -> Any:
-    """An `onnxruntime.InferenceSession` on the CPU, threads not spinning between runs.
+    """An `onnxruntime.InferenceSession` on the CPU, threads not spinning between runs, with the native kernels
+    where they are installed.
 
     optimized: whether ONNX Runtime may rewrite the graph; off only to check that it computes the same.
 
@@ -67,6 +69,7 @@ def make_session(bundle: Bundle, *, threads: int = 1, memory: str = "fast", opti
 
     _check_version(bundle, onnxruntime.__version__)
     options = _options(threads, MEMORY_MODES[memory])
+    register(options)
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with ort_errors(f"{bundle.model}", BundleError):

@@ -1,0 +1,290 @@
+// The block kernels, written once over `Simd`, the vectors of one instruction set. A vector holds R rows × G outputs
+// of y: where blocks are narrower than a vector, R = width / G rows share it; where they are wider, R = 1 and a
+// block takes N vectors. Either way one multiply-add takes one load of x, and no lane is idle.
+//
+// Simd: F (vector of `width` floats), kAccumulators (how many stay in registers), and
+//   repeat<R>(p)        p[0…R-1] p[0…R-1] …          R floats over and over
+//   spread<R>(v)        v[0]×R v[1]×R …              each value R times, as floats
+//   unmix<R>(f)         lanes from (output, row) order to (row, output) order
+//   expand<G>(x, i)     x[i[0]]×G x[i[1]]×G …        inputs of one row
+//   write<R, add>(f, y) R rows of f, in (row, output) order, to y, y + stride …
+//   zero, load, store, fma, mul, add, transpose, smaller, larger, least, most, codes
+
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+
+#include "kernel_table.h"
+
+// Accumulators stay in registers only where no loop over them is left.
+#define SATEN_UNROLL _Pragma("GCC unroll 16")
+
+namespace saten {
+namespace {
+
+template <class S, size_t G>
+struct Shape {
+  static constexpr size_t kRows = G < S::width ? S::width / G : 1;     // rows per vector
+  static constexpr size_t kVectors = G > S::width ? G / S::width : 1;  // vectors per block
+  // Row vectors per step: 8 multiply-adds in flight hide their latency, and more rows would crowd the nearest cache.
+  static constexpr size_t kMost = S::kAccumulators / kVectors < 8 ? S::kAccumulators / kVectors : 8;
+  static constexpr size_t kFew = kMost >= 4 ? kMost / 4 : 1;
+  static constexpr size_t kTileRows = (G == 1 ? S::kSingleVectors : kMost) * kRows;
+  static_assert(kTileRows <= kMostTileRows);
+  static constexpr size_t kQuantum = G == 1 || kFew * kRows < S::kTurn ? (G == 1 ? S::width : S::kTurn) : kFew * kRows;
+};
+
+// One vector of results, R rows × its outputs, to rows `y`, `y` + stride, … of which `rows` are there.
+template <class S, size_t G, bool kAdd>
+void write_rows(typename S::F result, size_t rows, float* y, size_t stride) {
+  constexpr size_t R = Shape<S, G>::kRows;
+  if constexpr (R == 1) {
+    if (rows) S::store(y, kAdd ? S::add(S::load(y), result) : result);
+  } else if (rows >= R) {
+    S::template write<R, kAdd>(S::template unmix<R>(result), y, stride);
+  } else {
+    alignas(64) float lanes[S::width];
+    S::store(lanes, S::template unmix<R>(result));
+    for (size_t r = 0; r < rows; ++r, y += stride)
+      for (size_t k = 0; k < G; ++k) y[k] = kAdd ? y[k] + lanes[r * G + k] : lanes[r * G + k];
+  }
+}
+
+// M row vectors of every panel. What the loops need is copied first: stores of vectors may alias anything.
+template <class S, size_t G, class V, class I, size_t M, bool kAdd>
+void row_step(const BlockCall& call, size_t row) {
+  using F = typename S::F;
+  constexpr size_t R = Shape<S, G>::kRows, N = Shape<S, G>::kVectors;
+  const I* const indices = static_cast<const I*>(call.indices);
+  const V* const values = static_cast<const V*>(call.values);
+  const float *const tile = call.x + row, *const scales = call.scale;
+  const uint32_t *const starts = call.starts, *const ends = call.ends;
+  const size_t x_stride = call.x_stride, y_stride = call.y_stride, first = call.first, last = call.last;
+  const size_t rows = call.rows - row < M * R ? call.rows - row : M * R;
+  float* const y = call.y + row * y_stride;
+  for (size_t panel = first; panel < last; ++panel) {
+    F sum[M][N];
+    SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+      SATEN_UNROLL for (size_t n = 0; n < N; ++n) sum[m][n] = S::zero();
+    for (size_t block = starts[panel], end = ends[panel]; block < end; ++block) {
+      const float* x = tile + indices[block] * x_stride;
+      F weight[N];
+      SATEN_UNROLL for (size_t n = 0; n < N; ++n)
+        weight[n] = S::template spread<R>(values + block * G + n * S::width);
+      SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
+        const F input = S::template repeat<R>(x + m * R);
+        SATEN_UNROLL for (size_t n = 0; n < N; ++n) sum[m][n] = S::fma(input, weight[n], sum[m][n]);
+      }
+    }
+    SATEN_UNROLL for (size_t n = 0; n < N; ++n) {
+      const size_t output = (panel - first) * G + n * S::width;
+      if (scales) {
+        const F scale = S::template spread<R>(scales + first * G + output);
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[m][n] = S::mul(sum[m][n], scale);
+      }
+      if (rows == M * R) {
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+          write_rows<S, G, kAdd>(sum[m][n], R, y + m * R * y_stride + output, y_stride);
+      } else {
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+          write_rows<S, G, kAdd>(sum[m][n], rows > m * R ? rows - m * R : 0, y + m * R * y_stride + output, y_stride);
+      }
+    }
+  }
+}
+
+template <class S, size_t G, class V, class I, bool kAdd>
+void many_rows(const BlockCall& call) {
+  constexpr size_t R = Shape<S, G>::kRows, kMost = Shape<S, G>::kMost, kFew = Shape<S, G>::kFew;
+  size_t row = 0;
+  for (; row + (kMost - kFew) * R < call.rows; row += kMost * R) row_step<S, G, V, I, kMost, kAdd>(call, row);
+  for (; row < call.rows; row += kFew * R) row_step<S, G, V, I, kFew, kAdd>(call, row);
+}
+
+// One row: several blocks are in flight, as each alone would wait for the one before.
+template <class S, size_t G, class V, class I>
+void one_row(const BlockCall& call) {
+  using F = typename S::F;
+  constexpr size_t N = Shape<S, G>::kVectors;
+  constexpr size_t kBlocks = Shape<S, G>::kRows;  // per vector
+  constexpr size_t kChains = N >= 4 ? 1 : 4 / N;
+  const I* indices = static_cast<const I*>(call.indices);
+  const V* values = static_cast<const V*>(call.values);
+  for (size_t panel = call.first; panel < call.last; ++panel) {
+    size_t block = call.starts[panel];
+    const size_t end = call.ends[panel];
+    F sum[kChains][N];
+    for (auto& chain : sum)
+      for (auto& each : chain) each = S::zero();
+    for (; block + kChains * kBlocks <= end; block += kChains * kBlocks)
+      for (size_t c = 0; c < kChains; ++c) {
+        const size_t at = block + c * kBlocks;
+        const F input = S::template expand<G>(call.x, indices + at);
+        for (size_t n = 0; n < N; ++n)
+          sum[c][n] = S::fma(input, S::template spread<1>(values + at * G + n * S::width), sum[c][n]);
+      }
+    alignas(64) float lanes[N * S::width];
+    for (size_t n = 0; n < N; ++n) {
+      F total = sum[0][n];
+      for (size_t c = 1; c < kChains; ++c) total = S::add(total, sum[c][n]);
+      S::store(lanes + n * S::width, total);
+    }
+    float outputs[G];
+    for (size_t k = 0; k < G; ++k) {
+      outputs[k] = lanes[k];
+      for (size_t part = 1; part < kBlocks; ++part) outputs[k] += lanes[part * G + k];
+    }
+    for (; block < end; ++block)
+      for (size_t k = 0; k < G; ++k) outputs[k] += call.x[indices[block]] * as_float(values[block * G + k]);
+    for (size_t k = 0; k < G; ++k) {
+      const float total = call.scale ? outputs[k] * call.scale[panel * G + k] : outputs[k];
+      float& y = call.y[(panel - call.first) * G + k];
+      y = call.accumulate ? y + total : total;
+    }
+  }
+}
+
+// M row vectors of up to `width` single outputs, through a buffer that is transposed into y.
+template <class S, class V, class I, size_t M>
+void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
+  using F = typename S::F;
+  constexpr size_t W = S::width;
+  constexpr size_t kChains = M >= 8 ? 1 : 8 / M;
+  const I* indices = static_cast<const I*>(call.indices);
+  const V* values = static_cast<const V*>(call.values);
+  const float* x = call.x + row;
+  alignas(64) float buffer[W][M * W];
+  for (size_t output = first; output < last; ++output) {
+    F sum[kChains][M];
+    for (auto& chain : sum)
+      for (auto& each : chain) each = S::zero();
+    size_t block = call.starts[output];
+    const size_t end = call.ends[output];
+    for (; block + kChains <= end; block += kChains)
+      for (size_t c = 0; c < kChains; ++c) {
+        const float* from = x + indices[block + c] * call.x_stride;
+        const F weight = S::template spread<W>(values + block + c);
+        for (size_t m = 0; m < M; ++m) sum[c][m] = S::fma(S::load(from + m * W), weight, sum[c][m]);
+      }
+    for (; block < end; ++block) {
+      const float* from = x + indices[block] * call.x_stride;
+      const F weight = S::template spread<W>(values + block);
+      for (size_t m = 0; m < M; ++m) sum[0][m] = S::fma(S::load(from + m * W), weight, sum[0][m]);
+    }
+    for (size_t m = 0; m < M; ++m) {
+      F total = sum[0][m];
+      for (size_t c = 1; c < kChains; ++c) total = S::add(total, sum[c][m]);
+      if (call.scale) total = S::mul(total, S::template spread<W>(call.scale + output));
+      S::store(buffer[output - first] + m * W, total);
+    }
+  }
+  for (size_t m = 0; m < M; ++m) {
+    alignas(64) float turned[W][W];
+    for (size_t k = 0; k < W; k += S::kTurn)
+      for (size_t r = 0; r < W; r += S::kTurn) S::transpose(&buffer[k][m * W + r], M * W, &turned[r][k], W);
+    for (size_t r = 0; r < W && row + m * W + r < call.rows; ++r) {
+      float* y = call.y + (row + m * W + r) * call.y_stride + first - call.first;
+      for (size_t k = 0; k < last - first; ++k) y[k] = call.accumulate ? y[k] + turned[r][k] : turned[r][k];
+    }
+  }
+}
+
+template <class S, class V, class I>
+void many_rows_of_singles(const BlockCall& call) {
+  constexpr size_t W = S::width, kMost = S::kSingleVectors;
+  for (size_t first = call.first; first < call.last; first += W) {
+    const size_t last = first + W < call.last ? first + W : call.last;
+    size_t row = 0;
+    for (; row + (kMost - 1) * W < call.rows; row += kMost * W) single_step<S, V, I, kMost>(call, first, last, row);
+    for (; row < call.rows; row += W) single_step<S, V, I, 1>(call, first, last, row);
+  }
+}
+
+template <class S, size_t G, class V, class I>
+void blocks(const BlockCall& call) {
+  if (call.x_stride == 1) return one_row<S, G, V, I>(call);
+  if constexpr (G == 1)
+    many_rows_of_singles<S, V, I>(call);
+  else
+    call.accumulate ? many_rows<S, G, V, I, true>(call) : many_rows<S, G, V, I, false>(call);
+}
+
+// x (rows, columns) → tile (columns, tile_stride), zeros in the rows beyond.
+template <class S>
+void transpose_tile(const float* x, size_t x_stride, size_t rows, size_t columns, float* tile, size_t tile_stride) {
+  constexpr size_t W = S::kTurn;
+  for (size_t row = 0; row < tile_stride; row += W) {
+    size_t column = 0;
+    if (row + W <= rows)
+      for (; column + W <= columns; column += W)
+        S::transpose(x + row * x_stride + column, x_stride, tile + column * tile_stride + row, tile_stride);
+    for (; column < columns; ++column)
+      for (size_t r = row; r < row + W; ++r) tile[column * tile_stride + r] = r < rows ? x[r * x_stride + column] : 0;
+  }
+}
+
+// One row of x as x ≈ (code − zero) · scale; the range is widened to hold 0, as DynamicQuantizeLinear does.
+template <class S>
+void quantize_row(const float* x, size_t columns, uint8_t* codes, float* scale, int32_t* zero) {
+  using F = typename S::F;
+  constexpr size_t W = S::width;
+  F lowest = S::zero(), highest = S::zero();
+  size_t k = 0;
+  for (; k + W <= columns; k += W) {
+    lowest = S::smaller(lowest, S::load(x + k));
+    highest = S::larger(highest, S::load(x + k));
+  }
+  float low = S::least(lowest), high = S::most(highest);
+  for (; k < columns; ++k) {
+    low = x[k] < low ? x[k] : low;
+    high = x[k] > high ? x[k] : high;
+  }
+  const float range = high - low;
+  const bool usable = range > 255 * FLT_MIN && range < INFINITY;  // else every code is 0
+  *scale = usable ? range / 255 : 1;
+  const float shift = usable ? __builtin_nearbyintf(-low / *scale) : 0;
+  const float inverse = usable ? 1 / *scale : 0;
+  *zero = static_cast<int32_t>(shift);
+  bool sound = range < INFINITY;
+  for (k = 0; k + W <= columns; k += W) sound &= S::codes(S::load(x + k), inverse, shift, codes + k);
+  for (; k < columns; ++k) {
+    const float code = __builtin_nearbyintf(x[k] * inverse + shift);
+    codes[k] = static_cast<uint8_t>(code > 0 ? (code < 255 ? code : 255) : 0);
+    sound &= x[k] == x[k];
+  }
+  if (!sound) *scale = NAN;  // NaN or infinity among the inputs: the outputs say so
+}
+
+// Writes one row of one panel: (sum − zero · weights) · scales. Unsigned, so that what cancels may wrap.
+inline void write_panel(const QuantizedCall& call, size_t row, size_t panel, const int32_t* sums) {
+  const size_t first = panel * kPanel;
+  const uint32_t zero = static_cast<uint32_t>(call.x_zero[row]);
+  float* y = call.y + row * call.y_stride + first - call.first * kPanel;
+  for (size_t k = 0; k < kPanel; ++k) {
+    const uint32_t exact = static_cast<uint32_t>(sums[k]) - zero * static_cast<uint32_t>(call.sums[first + k]);
+    y[k] = static_cast<float>(static_cast<int32_t>(exact)) * (call.x_scale[row] * call.scale[first + k]);
+  }
+}
+
+template <class S>
+Kernels make_kernels(const char* isa, bool (*supported)(), void (*quantized)(const QuantizedCall&)) {
+  Kernels made{};
+  made.isa = isa;
+  made.supported = supported;
+#define SATEN_FILL(value, V, G, index, I) \
+  made.blocks[int(Value::value)][group_slot(G)][int(Index::index)] = &blocks<S, G, V, I>;
+  SATEN_BLOCK_KERNELS(SATEN_FILL)
+#undef SATEN_FILL
+#define SATEN_ROWS(G)                                     \
+  made.tile_rows[group_slot(G)] = Shape<S, G>::kTileRows; \
+  made.row_quantum[group_slot(G)] = Shape<S, G>::kQuantum;
+  SATEN_ROWS(1) SATEN_ROWS(4) SATEN_ROWS(8) SATEN_ROWS(16) SATEN_ROWS(32)
+#undef SATEN_ROWS
+  made.transpose = &transpose_tile<S>;
+  made.quantize = &quantize_row<S>;
+  made.quantized = quantized;
+  return made;
+}
+
+}  // namespace
+}  // namespace saten

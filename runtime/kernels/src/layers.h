@@ -1,0 +1,100 @@
+// What one `saten` node computes: a low-rank product plus a residual, in one pass over x.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+
+#include "matrices.h"
+
+namespace saten {
+
+// Runs task(0) … task(count - 1), on as many threads as it likes, and returns when all are done.
+using ParallelFor = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+// That many bytes, aligned to a cache line, valid until the layer returns.
+using Scratch = std::function<void*(size_t bytes)>;
+
+// One factor of a low-rank product: floats, or int8 whose activations are quantized row by row.
+class Factor {
+ public:
+  Factor(const Kernels& kernels, const Tensor& values) : floats_(BlockMatrix::from_dense(kernels, values)) {}
+  Factor(const Tensor& values, const Tensor& scale) : codes_(QuantizedMatrix(values, scale)) {}
+
+  bool quantized() const { return codes_.has_value(); }
+  size_t inputs() const { return codes_ ? codes_->inputs() : floats_->inputs(); }
+  size_t outputs() const { return codes_ ? codes_->outputs() : floats_->outputs(); }
+  std::optional<size_t> row_bytes() const {  // of the codes it multiplies
+    return codes_ ? std::optional<size_t>(codes_->row_bytes()) : std::nullopt;
+  }
+
+  // y (rows, y_stride) = x times the outputs [first, last), multiples of 32 but for the end, which y has room for 15
+  // beyond.
+  void multiply(const Kernels& kernels, const struct Activations& x, float* y, size_t y_stride, size_t first,
+                size_t last) const;
+
+ private:
+  std::optional<BlockMatrix> floats_;
+  std::optional<QuantizedMatrix> codes_;
+};
+
+struct LowRank {
+  Factor a, b;
+};
+
+// y = x (A B + S); either part may be missing.
+class Linear {
+ public:
+  // Throws Refusal: parts of different sizes, or neither.
+  Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual);
+
+  size_t outputs() const { return outputs_; }
+  // Throws Refusal: x has not as many columns as the weights have inputs.
+  void expect_inputs(size_t columns) const;
+
+  // x (rows, columns) → y (rows, outputs).
+  void run(const Kernels& kernels, const float* x, size_t rows, size_t columns, float* y, const Scratch& scratch,
+           const ParallelFor& parallel) const;
+
+ private:
+  std::optional<LowRank> train_;
+  std::optional<BlockMatrix> residual_;
+  size_t inputs_, outputs_;
+};
+
+// The rows of a table (rows, width) as y = A[id] B + S[id]; each member may be missing.
+struct Table {
+  const float* a = nullptr;  // (rows, rank)
+  const int8_t* a_codes = nullptr;
+  const float* a_scale = nullptr;  // (rows)
+
+  const float* rows = nullptr;  // (stored rows, width), the row of an id at its slot
+  const int8_t* row_codes = nullptr;
+  const float* row_scale = nullptr;  // (stored rows)
+
+  const float* entries = nullptr;  // (rows, kept), each at its column
+  const int8_t* entry_codes = nullptr;
+  const float* entry_scale = nullptr;  // (rows)
+};
+
+class Embedding {
+ public:
+  // rows, width: of the table; b: of the train or none; slots (rows) into `stored` rows, or columns (rows, kept).
+  // Throws Refusal: a slot or column out of range, columns that do not ascend, sizes that do not meet.
+  Embedding(size_t rows, size_t width, std::optional<Factor> b, std::optional<Tensor> slots, size_t stored,
+            std::optional<Tensor> columns);
+
+  size_t width() const { return width_; }
+
+  // ids (count), negative ones from the end → y (count, width). Throws Refusal: an id outside the table.
+  void run(const Kernels& kernels, const Table& table, const int64_t* ids, size_t count, float* y,
+           const Scratch& scratch, const ParallelFor& parallel) const;
+
+ private:
+  void look_up(const Table& table, size_t id, float* y) const;
+
+  size_t rows_, width_, kept_ = 0;
+  std::optional<Factor> b_;
+  std::vector<uint32_t> slots_, columns_;
+};
+
+}  // namespace saten

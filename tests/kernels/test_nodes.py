@@ -1,0 +1,339 @@
+"""Nodes of the domain `saten` on the native kernels, inside ONNX Runtime: the numbers of the function bodies."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from saten_exporters import LayerParts
+from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+
+MakeParts = Callable[..., LayerParts]
+OneForm = Callable[[Form, LayerParts], ir.Model]
+Array = np.ndarray
+
+PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]
+NODES = [(row, whole) for row in PARTS for whole in ((False, True) if row[0] else (False,))]
+NAMES = ["-".join(map(str, row)) + ("-whole" if whole else "") for row, whole in NODES]
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm")
+SHAPES = ((1, 1), (2, 7), (1, 33), (0, 3))
+
+every_node = pytest.mark.parametrize(("row", "whole"), NODES, ids=NAMES)
+
+
+@pytest.fixture(scope="session")
+def session(library: Path) -> Callable[..., onnxruntime.InferenceSession]:
+    """session(model, threads=1) -> a session with the kernels registered."""
+
+    def make(model: ir.Model, threads: int = 1) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        options.register_custom_ops_library(str(library))
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    return make
+
+
+Session = Callable[..., onnxruntime.InferenceSession]
+
+
+def form_at(row: tuple[str | None, str, str], whole: bool, parts: LayerParts) -> Form:
+    pattern, kind, precision = row
+    if whole:
+        return form_of(parts, precision)
+    return TRAIN_FORMS[kind, precision] if pattern is None else RESIDUAL_FORMS[row]
+
+
+def without_meaning(model: ir.Model) -> ir.Model:
+    """The same graph with function bodies that give a scalar zero: only a kernel can give the right result."""
+    for function in model.functions.values():
+        nothing = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", 0.0)])
+        nothing.outputs[0].name = "y"
+        for node in reversed(list(function)):
+            function.remove(node)
+        function.append(nothing)
+        function.outputs[:] = nothing.outputs
+        function.opset_imports.clear()
+        function.opset_imports[""] = 18
+    return model
+
+
+def use(monkeypatch: pytest.MonkeyPatch, isa: str, make: Callable[[], object]) -> object:
+    """What `make` makes on an instruction set, skipping those that this processor has not."""
+    monkeypatch.setenv("SATEN_KERNELS_ISA", isa)
+    try:
+        return make()
+    except Exception as cause:
+        if "this processor has" not in str(cause):
+            raise
+        pytest.skip(str(cause))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@every_node
+def test_a_node(
+    row: tuple[str | None, str, str],
+    whole: bool,
+    isa: str,
+    forms: ModuleType,
+    make_parts: MakeParts,
+    one_form: OneForm,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pattern, kind, precision = row
+    for size in forms.SIZES:
+        parts = make_parts(kind, pattern, size)
+        model = without_meaning(one_form(form_at(row, whole, parts), parts))
+        run = use(monkeypatch, isa, lambda model=model: session(model, threads=2))
+        for shape in SHAPES:
+            x = forms.make_x(parts, shape)
+            (got,) = run.run(None, {"x": x})
+            expected = forms.wanted(x, parts, train=whole or pattern is None, residual=pattern is not None)
+            if x.size == 0:
+                assert got.shape == expected.shape
+                continue
+            bound = forms.allowed(x, parts, forms.forms_at(pattern, kind, precision, whole=whole))
+            assert forms.same(got, expected, bound), (size, shape, np.abs(got - expected).max())
+
+
+def test_without_a_kernel_the_emptied_body_would_show(
+    forms: ModuleType, make_parts: MakeParts, one_form: OneForm
+) -> None:
+    parts = make_parts("linear", "grouped")
+    model = without_meaning(one_form(form_of(parts, "fp32"), parts))
+    run = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    (got,) = run.run(None, {"x": forms.make_x(parts, (2, 7))})
+    assert got.shape == ()
+
+
+@every_node
+def test_damaged_weights_are_seen(
+    row: tuple[str | None, str, str],
+    whole: bool,
+    forms: ModuleType,
+    make_parts: MakeParts,
+    one_form: OneForm,
+    session: Session,
+) -> None:
+    pattern, kind, _ = row
+    parts = make_parts(kind, pattern)
+    x = forms.make_x(parts, (2, 7))
+    damage = forms.drop_one_value if pattern else forms.lose_a_rank
+    (got,) = session(one_form(form_at(row, whole, parts), damage(parts, x))).run(None, {"x": x})
+    expected = forms.wanted(x, parts, train=whole or pattern is None, residual=pattern is not None)
+    assert not forms.same(got, expected, forms.allowed(x, parts, forms.forms_at(*row, whole=whole)))
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 12, 16, 32, 64])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_group_of_any_size(
+    group: int, precision: str, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    random = np.random.default_rng(group)
+    groups = max(1, 96 // group)
+    indices = np.stack([np.sort(random.permutation(48)[:9]) for _ in range(groups)]).astype(np.int32)
+    values = random.standard_normal((groups, group, 9)).astype(np.float32)
+    parts = make_parts("linear", "grouped")
+    parts = dataclasses.replace(
+        parts,
+        shape=(48, groups * group),
+        b=random.standard_normal((parts.b.shape[0], groups * group)).astype(np.float32),
+        values=values,
+        indices={"indices": indices},
+    )
+    x = forms.make_x(parts, (3, 11))
+    forms_used = forms.forms_at("grouped", "linear", precision, whole=True)
+    (got,) = session(one_form(form_of(parts, precision), parts)).run(None, {"x": x})
+    expected = forms.wanted(x, parts, train=True, residual=True)
+    assert forms.same(got, expected, forms.allowed(x, parts, forms_used))
+
+
+@pytest.mark.parametrize("pattern", ["grouped", "unstructured"])
+def test_values_stored_as_fp16(
+    pattern: str, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    parts = make_parts("linear", pattern)
+    parts = dataclasses.replace(parts, values=parts.values.astype(np.float16).astype(np.float32))
+    form = RESIDUAL_FORMS[pattern, "linear", "fp32"]
+    model = one_form(form, parts)
+    stored = model.graph.initializers["blocks" if pattern == "grouped" else "stored"]
+    stored.const_value = ir.tensor(stored.const_value.numpy().astype(np.float16), name=stored.name)
+    stored.type = ir.TensorType(ir.DataType.FLOAT16)
+    x = forms.make_x(parts, (2, 7))
+    (got,) = session(without_meaning(model)).run(None, {"x": x})
+    assert forms.same(got, forms.wanted(x, parts, train=False, residual=True), forms.allowed(x, parts, (form,)))
+
+
+def test_indices_beyond_two_bytes(
+    forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    inputs = 70_000
+    parts = dataclasses.replace(
+        make_parts("linear", "grouped", "smallest"),
+        shape=(inputs, 8),
+        a=np.zeros((inputs, 1), np.float32),
+        b=np.zeros((1, 8), np.float32),
+        values=np.arange(1, 17, dtype=np.float32).reshape(1, 8, 2),
+        indices={"indices": np.array([[7, inputs - 1]], np.int32)},
+    )
+    form = RESIDUAL_FORMS["grouped", "linear", "fp32"]
+    run = session(one_form(form, parts))
+    for shape in ((1, 1), (1, 9)):
+        x = forms.make_x(parts, shape)
+        (got,) = run.run(None, {"x": x})
+        assert forms.same(got, forms.wanted(x, parts, train=False, residual=True), forms.allowed(x, parts, (form,)))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_the_result_does_not_depend_on_threads(
+    threads: int, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    parts = large_layer(make_parts("linear", "grouped"))
+    x = np.random.default_rng(3).standard_normal((1, 130, parts.shape[0])).astype(np.float32)
+    model = one_form(form_of(parts, "int8"), parts)
+    (one,), (several,) = session(model).run(None, {"x": x}), session(model, threads).run(None, {"x": x})
+    assert (one == several).all()
+
+
+def test_sessions_run_at_once(make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+    parts = large_layer(make_parts("linear", "grouped"))
+    model = one_form(form_of(parts, "int8"), parts)
+    runs = [session(model, threads=2) for _ in range(2)]
+    x = np.random.default_rng(3).standard_normal((1, 65, parts.shape[0])).astype(np.float32)
+    (expected,) = runs[0].run(None, {"x": x})
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda k: runs[k % 2].run(None, {"x": x})[0], range(40)))
+    assert all((result == expected).all() for result in results)
+
+
+def large_layer(parts: LayerParts) -> LayerParts:
+    """Large enough for several tasks."""
+    random = np.random.default_rng(5)
+    indices = np.stack([np.sort(random.permutation(200)[:40]) for _ in range(48)]).astype(np.int32)
+    return dataclasses.replace(
+        parts,
+        shape=(200, 768),
+        a=random.standard_normal((200, 20)).astype(np.float32),
+        b=random.standard_normal((20, 768)).astype(np.float32),
+        values=random.standard_normal((48, 16, 40)).astype(np.float32),
+        indices={"indices": indices},
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so_in_its_row(
+    bad: float, precision: str, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    parts = make_parts("linear", "grouped")
+    x = np.ones((1, 20, parts.shape[0]), np.float32)
+    x[0, 11, parts.indices["indices"][0, 0]] = bad
+    (got,) = session(one_form(form_of(parts, precision), parts)).run(None, {"x": x})
+    assert not np.isfinite(got[0, 11, :8]).any()
+    assert np.isfinite(np.delete(got[0], 11, axis=0)).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("pattern", [None, "grouped", "unstructured"])
+def test_ids_count_from_the_end_and_stay_inside(
+    pattern: str | None, precision: str, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    parts = make_parts("embedding", pattern)
+    rows = parts.shape[0]
+    run = session(one_form(form_at((pattern, "embedding", precision), True, parts), parts))
+    ids = np.array([[0, rows - 1]])
+    assert (run.run(None, {"x": ids - rows})[0] == run.run(None, {"x": ids})[0]).all()
+    for outside in (rows, -rows - 1):
+        with pytest.raises(Exception, match=f"id {outside} at position 1 is outside a table of {rows} rows"):
+            run.run(None, {"x": np.array([[0, outside]])})
+
+
+# --- what must be refused when the node is made: (pattern, kind, precision), the weight, its damage, the words -------
+
+
+def put(place: tuple[int, ...] | int, value: int) -> Callable[[Array], Array]:
+    def damage(array: Array) -> Array:
+        array = array.astype(np.int32)
+        array[place] = value
+        return array
+
+    return damage
+
+
+GROUPED, CSR = ("grouped", "linear", "fp32"), ("unstructured", "linear", "fp32")
+ROWS, SPARSE = ("grouped", "embedding", "int8"), ("unstructured", "embedding", "int8")
+REFUSALS = {
+    "index too large": (GROUPED, "indices", put((0, -1), 48), "indices.8. is 48|48 × 64"),
+    "index negative": (GROUPED, "indices", put((0, 0), -1), "is -1, expected less"),
+    "index wraps": (GROUPED, "indices", put((0, -1), -(2**31)), "expected less"),
+    "indices repeated": (GROUPED, "indices", lambda a: np.repeat(a[:, :1], a.shape[1], 1), "ascending"),
+    "indices unsorted": (GROUPED, "indices", lambda a: a[:, ::-1], "ascending"),
+    "fewer indices than blocks": (GROUPED, "indices", lambda a: a[:, :-1], "one for each block"),
+    "blocks without an axis": (GROUPED, "blocks", lambda a: a.reshape(-1), "1 axes, expected 3"),
+    "blocks of another type": (GROUPED, "blocks", lambda a: a.astype(np.float64), "element type"),
+    "rows do not start at 0": (CSR, "indptr", put(0, 1), "is not 0"),
+    "rows fall": (CSR, "indptr", put(5, 2**30), "out of order"),
+    "rows end early": (CSR, "indptr", put(-1, 3), "number of values"),
+    "too few rows": (CSR, "indptr", lambda a: a[:-1], "one more than outputs"),
+    "column too large": (CSR, "indices", put(-1, 48), "expected less than 48"),
+    "columns repeated": (CSR, "indices", np.zeros_like, "ascending"),
+    "fewer columns than values": (CSR, "indices", lambda a: a[:-1], "one for each value"),
+    "negative shape": (CSR, "shape", lambda a: -a, "out of range"),
+    "slot too large": (ROWS, "slots", put(0, 10), "slots.0. is 10, expected less than 10"),
+    "slot negative": (ROWS, "slots", put(0, -1), "is -1"),
+    "too few slots": (ROWS, "slots", lambda a: a[:-1], "one for each row"),
+    "too few scales": (ROWS, "scale", lambda a: a[:-1], "one for each stored row"),
+    "column beyond the width": (SPARSE, "columns", put((0, -1), 64), "below 64"),
+    "columns unsorted": (SPARSE, "columns", lambda a: a[:, ::-1], "ascending"),
+    "another width": (SPARSE, "width", lambda a: a + 1, "width is not that of b"),
+    "factors of different rank": (GROUPED, "b", lambda a: a[:-1], "differ in rank"),
+    "factors of another size": (GROUPED, "b", lambda a: a[:, :-8], "does not fit the factors"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused(case: str, make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+    (pattern, kind, precision), name, damage, words = REFUSALS[case]
+    parts = make_parts(kind, pattern)
+    model = one_form(form_of(parts, precision), parts)
+    session(model)
+    damage_weight(model, name, damage)
+    with pytest.raises(Exception, match=words) as caught:
+        session(model)
+    assert form_of(parts, precision).op_type in str(caught.value)
+
+
+def damage_weight(model: ir.Model, name: str, damage: Callable[[Array], Array]) -> None:
+    value = model.graph.initializers[name]
+    value.const_value = ir.tensor(np.ascontiguousarray(damage(value.const_value.numpy())), name=name)
+    value.shape, value.type = value.const_value.shape, ir.TensorType(value.const_value.dtype)
+
+
+def test_computed_indices_are_refused(make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+    parts = make_parts("linear", "grouped")
+    model = one_form(form_of(parts, "fp32"), parts)
+    indices = model.graph.initializers.pop("indices")
+    indices.const_value = None
+    model.graph.inputs.append(indices)
+    with pytest.raises(Exception, match="indices is not constant"):
+        session(model)
+
+
+def test_x_of_another_width_is_refused(make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+    parts = make_parts("linear", "grouped")
+    model = one_form(form_of(parts, "fp32"), parts)
+    model.graph.inputs[0].shape = ir.Shape(["batch", "sequence", "inputs"])
+    run = session(model)
+    with pytest.raises(Exception, match="x has 47 columns, expected 48"):
+        run.run(None, {"x": np.zeros((1, 2, 47), np.float32)})
