@@ -159,15 +159,15 @@ def test_a_group_of_any_size(
     assert forms.same(got, expected, forms.allowed(x, parts, forms_used))
 
 
-@pytest.mark.parametrize("pattern", ["grouped", "unstructured"])
+@pytest.mark.parametrize("layout", ["grouped", "csr"])
 def test_values_stored_as_fp16(
-    pattern: str, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
+    layout: str, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
 ) -> None:
-    parts = make_parts("linear", pattern)
+    parts = make_parts("linear", layout)
     parts = dataclasses.replace(parts, values=parts.values.astype(np.float16).astype(np.float32))
-    form = RESIDUAL_FORMS[pattern, "linear", "fp32"]
+    form = RESIDUAL_FORMS[layout, "linear", "fp32"]
     model = one_form(form, parts)
-    stored = model.graph.initializers["blocks" if pattern == "grouped" else "stored"]
+    stored = model.graph.initializers["blocks" if layout == "grouped" else "stored"]
     stored.const_value = ir.tensor(stored.const_value.numpy().astype(np.float16), name=stored.name)
     stored.type = ir.TensorType(ir.DataType.FLOAT16)
     x = forms.make_x(parts, (2, 7))
@@ -245,13 +245,13 @@ def test_what_is_not_finite_stays_so_in_its_row(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("pattern", [None, "grouped", "unstructured"])
+@pytest.mark.parametrize("layout", [None, "rows", "ell"])
 def test_ids_count_from_the_end_and_stay_inside(
-    pattern: str | None, precision: str, make_parts: MakeParts, one_form: OneForm, session: Session
+    layout: str | None, precision: str, make_parts: MakeParts, one_form: OneForm, session: Session
 ) -> None:
-    parts = make_parts("embedding", pattern)
+    parts = make_parts("embedding", layout)
     rows = parts.shape[0]
-    run = session(one_form(form_at((pattern, "embedding", precision), True, parts), parts))
+    run = session(one_form(form_at((layout, "embedding", precision), True, parts), parts))
     ids = np.array([[0, rows - 1]])
     assert (run.run(None, {"x": ids - rows})[0] == run.run(None, {"x": ids})[0]).all()
     for outside in (rows, -rows - 1):
@@ -259,7 +259,7 @@ def test_ids_count_from_the_end_and_stay_inside(
             run.run(None, {"x": np.array([[0, outside]])})
 
 
-# --- what must be refused when the node is made: (pattern, kind, precision), the weight, its damage, the words -------
+# --- what must be refused when the node is made: (layout, kind, precision), the weight, its damage, the words -------
 
 
 def put(place: tuple[int, ...] | int, value: int) -> Callable[[Array], Array]:
@@ -271,8 +271,8 @@ def put(place: tuple[int, ...] | int, value: int) -> Callable[[Array], Array]:
     return damage
 
 
-GROUPED, CSR = ("grouped", "linear", "fp32"), ("unstructured", "linear", "fp32")
-ROWS, SPARSE = ("grouped", "embedding", "int8"), ("unstructured", "embedding", "int8")
+GROUPED, CSR = ("grouped", "linear", "fp32"), ("csr", "linear", "fp32")
+ROWS, SPARSE = ("rows", "embedding", "int8"), ("ell", "embedding", "int8")
 REFUSALS = {
     "index too large": (GROUPED, "indices", put((0, -1), 48), "indices.8. is 48|48 × 64"),
     "index negative": (GROUPED, "indices", put((0, 0), -1), "is -1, expected less"),
@@ -304,8 +304,8 @@ REFUSALS = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refused(case: str, make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
-    (pattern, kind, precision), name, damage, words = REFUSALS[case]
-    parts = make_parts(kind, pattern)
+    (layout, kind, precision), name, damage, words = REFUSALS[case]
+    parts = make_parts(kind, layout)
     model = one_form(form_of(parts, precision), parts)
     session(model)
     damage_weight(model, name, damage)
