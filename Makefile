@@ -6,14 +6,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-arm test-devices lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
-	@echo "make check   what CI runs: lint, types, test"
+	@echo "make check   lint, types, test"
+	@echo "make test-arm      the runtime in an emulated arm64 user land; needs root, apt and a network"
+	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
 	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
@@ -39,6 +41,14 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The arm64 user land is built once, from Debian packages, and kept here. Timings in it are the emulator's.
+ARM_ROOT ?= $(HOME)/.cache/saten-edge/arm64
+test-arm: $(INSTALLED)
+	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_arm.py
+
+test-devices: $(INSTALLED)
+	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_ssh.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

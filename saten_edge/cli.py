@@ -11,14 +11,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import saten_edge
 from saten_edge.console import Talk
+from saten_edge.devices.commands import app as devices_app
 from saten_runtime.errors import DataError, InvalidRun, SatenError
 from saten_runtime.results import printable
+
+if TYPE_CHECKING:
+    from saten_edge.devices.jobs import Job
 
 __all__ = ["app", "main"]
 
@@ -39,6 +43,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Pattern = Annotated[str, typer.Option(help="Residual: grouped, unstructured, N:M such as 2:4, or none.")]
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", help="Where: ssh://[user@]host[:port][/folder], adb:SERIAL or local; several with commas."
+    ),
+]
 Group = Annotated[int, typer.Option(min=1, help="Outputs per block of a grouped residual.")]
 
 
@@ -256,17 +266,31 @@ def bench_command(
     memory: Annotated[str, typer.Option(help="List of fast, small.")] = "fast",
     min_time: Annotated[float, typer.Option(min=0, help="Seconds per cell.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell.")] = 10,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for samples and result.")] = None,
+    device: Devices = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for samples and result; one in it per --device.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, start and memory of bundles on this machine, interleaved."""
-    from saten_edge.stages import bench_stage
-    from saten_runtime.bench import Interrupted, Plan
-    from saten_runtime.results import table
+    """Measure latency, start and memory of bundles, interleaved, on this machine or on devices."""
+    from saten_runtime.plan import Plan
 
     plan = Plan(_numbers(threads), _numbers(batch), _numbers(tokens), memory.split(","), min_time, rounds)
+    if device:
+        from saten_edge.devices.jobs import bench_job
+        from saten_edge.devices.tables import bench_table, invalid_reasons
+
+        job = bench_job(bundles, plan, baseline)
+        results = _on_devices(device, job, output, overwrite, quiet, None if as_json else bench_table)
+        if reasons := invalid_reasons(results):
+            raise InvalidRun("; ".join(reasons))
+        return
+    from saten_edge.stages import bench_stage
+    from saten_runtime.bench import Interrupted
+    from saten_runtime.results import table
+
     try:
         result = bench_stage(bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite)
     except Interrupted as interrupt:
@@ -283,12 +307,22 @@ def eval_command(
     data: Annotated[Path, typer.Option(help="JSON Lines of queries and answers, pairs, or labelled texts.")],
     reference: Annotated[Path | None, typer.Option(help="Bundle to take the cosine of the embeddings to.")] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of ONNX Runtime.")] = 1,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Result as JSON.")] = None,
+    device: Devices = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Result as JSON; with --device a folder of folders.")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the accuracy of bundles, without torch."""
+    """Measure the accuracy of bundles, without torch, on this machine or on devices."""
+    if device:
+        from saten_edge.devices.jobs import eval_job
+        from saten_edge.devices.tables import eval_table
+
+        job = eval_job(bundles, data, reference=reference, threads=threads)
+        _on_devices(device, job, output, overwrite, quiet, None if as_json else eval_table)
+        return
     from saten_edge.stages import eval_stage
     from saten_runtime.files import refuse_existing, write_json
 
@@ -345,8 +379,10 @@ def serve_command(
 @app.command("report")
 def report_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles, in the order of the rows.")],
-    bench: Annotated[Path | None, typer.Option(help="bench.json of a bench run.")] = None,
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="JSON of an eval run.")] = None,
+    bench: Annotated[list[Path] | None, typer.Option(help="bench.json of a bench run; again for each device.")] = None,
+    evaluation: Annotated[
+        list[Path] | None, typer.Option("--eval", help="JSON of an eval run; again for each device.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
     form: Annotated[str, typer.Option("--format", help="Of stdout: table, markdown, csv or json.")] = "table",
     overwrite: Overwrite = False,
@@ -368,8 +404,8 @@ def report_command(
         refuse_existing(output)
     report = reports.build_report(
         [Bundle.open(path) for path in bundles],
-        read_json(bench, DataError) if bench else None,
-        read_json(evaluation, DataError) if evaluation else None,
+        reports.join_benches([read_json(path, DataError) for path in bench or ()]),
+        reports.join_evaluations([read_json(path, DataError) for path in evaluation or ()]),
     )
     if output is not None:
         reports.write_html(report, output)
@@ -397,6 +433,9 @@ def demo_command(
     report = run_demo(output, settings, Talk(quiet=quiet), model=model)
     print_table(report)
     print(f"\n{headline(report)}\n\nreport: {output / 'report.html'}\nsummary: {output / 'summary.json'}")
+
+
+app.add_typer(devices_app, name="devices")
 
 
 def _print_layers(table: dict[str, Any], as_json: bool) -> None:
@@ -476,6 +515,27 @@ def _print_evaluation(result: dict[str, Any]) -> None:
 
 def _metric(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _on_devices(
+    urls: list[str],
+    job: Job,
+    output: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    table: Callable[[dict[str, Any]], str] | None,
+) -> dict[str, Any]:
+    """Do a job on each device and print the results by label, as a table or as JSON; then raise what failed first."""
+    from saten_edge.devices.jobs import run_jobs
+    from saten_edge.devices.transports import parse_devices
+
+    devices = parse_devices(urls)
+    results, failures = run_jobs(devices, job, output=output, overwrite=overwrite, talk=Talk(quiet=quiet))
+    if results:
+        print(table(results) if table else json.dumps(results, indent=2))
+    if failures:
+        raise failures[0]
+    return results
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ does not tell.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import subprocess
@@ -14,7 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DECIDING_FLAGS", "INT8_FLAGS", "State", "available_memory_bytes", "cpu_flags", "cpu_model", "environment"]
+__all__ = [
+    "DECIDING_FLAGS",
+    "INT8_FLAGS",
+    "State",
+    "available_memory_bytes",
+    "cpu_flags",
+    "cpu_model",
+    "emulator",
+    "environment",
+]
 
 _ROOT = Path("/")
 
@@ -50,6 +60,9 @@ _ARM_PARTS = {
     (0x61, 0x023): "Apple M1 Firestorm",
     (0xC0, 0xAC3): "Ampere-1",
 }
+
+# Programs that run a foreign processor's instructions.
+_EMULATORS = ("qemu-", "rosetta", "FEX", "box64")
 
 # Bits of the Raspberry Pi firmware's get_throttled word: now, and at any time since boot.
 _THROTTLE_NOW = 0xF
@@ -102,6 +115,7 @@ def environment(root: Path = _ROOT) -> dict[str, Any]:
         "cpu": cpu_model(root),
         "board": (_text(root / "proc/device-tree/model") or "").strip("\0") or None,
         "machine": platform.machine(),
+        "emulator": emulator(root),
         "cpu_flags": [flag for flag in DECIDING_FLAGS if flag in flags],
         "cores": len(_cpuinfo(root, "processor")) or None,
         "physical_cores": psutil.cpu_count(logical=False),
@@ -128,6 +142,23 @@ def cpu_flags(root: Path = _ROOT) -> frozenset[str]:
     """Flags (x86) or features (ARM) of the first core."""
     lines = _cpuinfo(root, "flags") or _cpuinfo(root, "Features") or [""]
     return frozenset(lines[0].split())
+
+
+def emulator(root: Path = _ROOT, machine: str | None = None) -> str | None:
+    """What runs this process in place of a processor of its `machine`, such as "qemu-aarch64-static"; None is nothing.
+
+    qemu-user answers for /proc/self as the emulated program would have to see it; it does not know
+    /proc/thread-self, where the kernel tells what really runs. An ARM process on a processor that calls
+    itself x86 is emulated too, by whatever it may be.
+    """
+    try:
+        program = os.path.basename(os.readlink(root / "proc/thread-self/exe"))
+    except OSError:
+        program = ""
+    if program.startswith(_EMULATORS):
+        return program
+    is_arm = (machine or platform.machine()).startswith(("aarch64", "arm"))
+    return "unknown" if is_arm and _cpuinfo(root, "vendor_id") and not _cpuinfo(root, "CPU implementer") else None
 
 
 def available_memory_bytes(root: Path = _ROOT) -> int | None:

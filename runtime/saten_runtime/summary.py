@@ -15,7 +15,7 @@ from saten_runtime.device import State
 from saten_runtime.plan import Key, Plan, Setup
 from saten_runtime.results import BenchResult, Cell, CellRatio, Load, LoadMemory
 from saten_runtime.stats import paired_ratio, summarize
-from saten_runtime.verdict import judge
+from saten_runtime.verdict import emulation_reasons, judge
 
 __all__ = ["Measured", "Start", "summary"]
 
@@ -60,10 +60,11 @@ def summary(measured: Measured, after: State, reasons: Sequence[str]) -> BenchRe
     failed = {**{key: "not measured" for key in measured.cells() if not measured.samples.get(key)}, **measured.failed}
     failures = [f"{key}: {reason}" for key, reason in failed.items()]
     rounds = {str(key): measured.samples[key] for key in measured.cells() if key not in failed}
+    known = [*emulation_reasons(measured.environment.get("emulator")), *reasons, *failures]
     return BenchResult(
         schema_version=_SCHEMA_VERSION,
         environment={**measured.environment, "after": dataclasses.asdict(after)},
-        verdict=judge([*measured.states, after], rounds, [*reasons, *failures]),
+        verdict=judge([*measured.states, after], rounds, known),
         cells=[_cell(measured, key, failed) for key in measured.cells()],
         loads=[_load(measured, name, setup) for name, setup in measured.starts],
     )

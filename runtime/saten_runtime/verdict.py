@@ -10,7 +10,7 @@ from saten_runtime.device import State
 from saten_runtime.results import Verdict
 from saten_runtime.stats import drift
 
-__all__ = ["MIN_SAMPLES", "clock_reasons", "drift_reasons", "judge", "throttle_reasons"]
+__all__ = ["MIN_SAMPLES", "clock_reasons", "drift_reasons", "emulation_reasons", "judge", "throttle_reasons"]
 
 MIN_SAMPLES = 10
 # A throttled board runs at half to three quarters of its speed; an undisturbed cell stays within a few percent.
@@ -29,6 +29,11 @@ def judge(states: Sequence[State], cells: Mapping[str, Rounds], failures: Sequen
     reasons = [*failures, *throttle_reasons(states), *clock_reasons(states)]
     reasons += [reason for name, rounds in cells.items() for reason in drift_reasons(name, rounds)]
     return Verdict(not reasons, reasons)
+
+
+def emulation_reasons(emulator: str | None) -> list[str]:
+    """A reason when there is an emulator: what was timed is the emulator."""
+    return [f"emulated: by {emulator}; no latency here is one of a device"] if emulator else []
 
 
 def throttle_reasons(states: Sequence[State]) -> list[str]:

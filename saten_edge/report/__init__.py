@@ -9,6 +9,7 @@ Nothing here measures or reads files; a report is a pure function of what it is 
 
 from __future__ import annotations
 
+from saten_edge.report.devices import join_benches, join_evaluations
 from saten_edge.report.headline import headline
 from saten_edge.report.html import html_page, write_html
 from saten_edge.report.markdown import csv_table, markdown_table
@@ -22,6 +23,8 @@ __all__ = [
     "csv_table",
     "headline",
     "html_page",
+    "join_benches",
+    "join_evaluations",
     "markdown_table",
     "print_table",
     "summary_json",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saten_edge.report.devices import bundle_of
 from saten_edge.report.schema import (
     Bench,
     Cell,
@@ -176,14 +177,15 @@ def _rows(
     cells = _unique("bench.json.cells", (((cell.bundle, cell.tokens), cell) for cell in _in_setting(bench, setting)))
     loads = _loads(bench, setting)
     scored = _unique("eval.json.rows", ((row.bundle, row) for row in evaluation.rows)) if evaluation else {}
-    names = (*opened, *(name for name, _ in cells), *loads, *scored)
-    for name in dict.fromkeys(names):
+    names = dict.fromkeys((*opened, *(name for name, _ in cells), *loads, *scored))
+    on_devices = {bundle_of(name) for name in names if name != bundle_of(name)}
+    for name in (name for name in names if name not in on_devices):
         yield Row(
             name=name,
             cells={tokens: cell for (owner, tokens), cell in cells.items() if owner == name},
             load=loads.get(name),
             metrics=scored[name].metrics if name in scored else {},
-            **_contents(opened.get(name), loads.get(name)),
+            **_contents(opened.get(name) or opened.get(bundle_of(name)), loads.get(name)),
         )
 
 

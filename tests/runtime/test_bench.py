@@ -206,6 +206,16 @@ def test_throttled_run_is_invalid(tiny: Path, fake_root: Callable[[dict[str, str
     assert "throttled" in result.verdict.reasons[0]
 
 
+def test_an_emulated_run_is_invalid(tiny: Path, fake_root: Callable[[dict[str, str]], Path]) -> None:
+    root = fake_root({"proc/thread-self/comm": "python"})
+    plan = Plan(tokens=(8,), min_time_s=0, rounds=1)
+    assert bench([tiny], plan, root=root).verdict.valid
+    (root / "proc/thread-self/exe").symlink_to("/usr/bin/qemu-aarch64-static")
+    result = bench([tiny], plan, root=root)
+    assert result.environment["emulator"] == "qemu-aarch64-static"
+    assert result.verdict.reasons == ["emulated: by qemu-aarch64-static; no latency here is one of a device"]
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from saten_runtime.device import State, available_memory_bytes, cpu_flags, cpu_model, environment
+from saten_runtime.device import State, available_memory_bytes, cpu_flags, cpu_model, emulator, environment
 
 FakeRoot = Callable[[dict[str, str]], Path]
 
@@ -103,3 +105,28 @@ def test_this_machine() -> None:
     assert found["cores"] >= 1
     assert found["memory_total_bytes"] > found["memory_available_bytes"] > 0
     assert found["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("program", "cpuinfo", "machine", "found"),
+    [
+        ("/usr/bin/python3.11", RASPBERRY["proc/cpuinfo"], "aarch64", None),
+        ("/usr/bin/python3.11", INTEL, "x86_64", None),
+        ("/usr/bin/qemu-aarch64-static", RASPBERRY["proc/cpuinfo"], "aarch64", "qemu-aarch64-static"),
+        ("/usr/libexec/qemu-binfmt/aarch64-binfmt-P (deleted)", "vendor_id : GenuineIntel\n", "aarch64", "unknown"),
+        ("/run/rosetta/rosetta", "", "x86_64", "rosetta"),
+        (None, "vendor_id : AuthenticAMD\n", "aarch64", "unknown"),
+        (None, "vendor_id : AuthenticAMD\n", "x86_64", None),
+        (None, "", "aarch64", None),
+    ],
+)
+def test_emulators(program, cpuinfo, machine, found, fake_root: FakeRoot) -> None:
+    root = fake_root({"proc/cpuinfo": cpuinfo, "proc/thread-self/comm": "python"})
+    if program:
+        (root / "proc/thread-self/exe").symlink_to(program)
+    assert emulator(root, machine) == found
+
+
+def test_this_process_is_what_it_seems() -> None:
+    if emulator() is None:
+        assert os.path.samefile("/proc/thread-self/exe", sys.executable)

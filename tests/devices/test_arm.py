@@ -1,0 +1,75 @@
+"""The runtime on another processor: its own tests, real accuracy, and a benchmark that says what it is worth."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+ArmPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+# Tests that judge latencies, which an emulator has none of, or that start processes by the dozen with a time limit.
+TIMED = ("test_bench.py", "test_cli.py", "test_doctor.py", "test_isolation.py")
+
+
+@pytest.fixture(scope="session")
+def arm_python(userland: Any, arm_packages: Path) -> ArmPython:
+    """arm_python(*arguments, bind=[…]) -> the finished python3 of the user land, with this runtime."""
+
+    def run(*arguments: object, bind: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join(map(str, (arm_packages, REPOSITORY / "runtime")))
+        settings = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        environment = [f"{name}={value}" for name, value in settings.items()]
+        folders = [arm_packages, REPOSITORY, *bind]
+        return userland.run("env", "-C", REPOSITORY, *environment, "python3", *arguments, bind=folders)
+
+    return run
+
+
+def test_the_tests_of_the_runtime_pass(arm_python):
+    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", *(f"--ignore=tests/runtime/{name}" for name in TIMED)]
+    done = arm_python("-m", "pytest", "tests/runtime", *options)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["saten_bundle", "minilm_bundle"])
+def test_accuracy_is_that_of_this_machine(name, arm_python, questions, same_accuracy, tmp_path, request):
+    bundle = request.getfixturevalue(name)
+    out = tmp_path / "eval.json"
+    command = ["-m", "saten_runtime", "eval", bundle, "--data", questions, "-o", out]
+    done = arm_python(*command, bind=[bundle.parent, questions.parent, tmp_path])
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(out.read_text())["rows"][0]["metrics"]
+    agrees = same_accuracy(bundle, questions)
+    assert agrees(metrics)
+    assert not agrees({**metrics, "recall_at_10": metrics["recall_at_10"] - 0.1})
+
+
+@pytest.mark.parametrize("name", ["saten_bundle", "minilm_bundle"])
+def test_it_computes_what_torch_computed(name, arm_python, request):
+    """The bound is the one the export was held to; that it can fail is shown in tests/runtime/test_parity.py."""
+    bundle = request.getfixturevalue(name)
+    code = "import sys; from saten_runtime.bundle import Bundle; from saten_runtime.parity import check_parity; "
+    code += "print(max(one.relative_error for one in check_parity(Bundle.open(sys.argv[1]))))"
+    done = arm_python("-c", code, bundle, bind=[bundle.parent])
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < json.loads((bundle / "saten_edge.json").read_text())["tolerance"]["relative"]
+
+
+def test_a_benchmark_runs_and_is_marked(arm_python, saten_bundle, tmp_path):
+    command = ["-m", "saten_runtime", "bench", saten_bundle, "-s", "8", "--min-time", "0", "--rounds", "2"]
+    done = arm_python(*command, "-o", tmp_path / "out", bind=[saten_bundle.parent, tmp_path])
+    assert done.returncode == 4, done.stderr
+    result = json.loads((tmp_path / "out/bench.json").read_text())
+    assert result["environment"]["emulator"] == "qemu-aarch64-static"
+    assert [reason for reason in result["verdict"]["reasons"] if reason.startswith("emulated: by qemu-aarch64")]
+    assert result["cells"][0]["failed"] is None
+    assert "INVALID: emulated" in done.stdout
