@@ -15,7 +15,7 @@ import typer
 
 import saten_edge
 from saten_edge.console import Talk
-from saten_runtime.errors import DataError, InvalidRun, SatenError
+from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError
 from saten_runtime.results import printable
 
 __all__ = ["app", "main"]
@@ -178,9 +178,12 @@ def bench_command(
     batch: Annotated[str, typer.Option("--batch", "-b", help="List.")] = "1",
     tokens: Annotated[str, typer.Option("--tokens", "-s", help="List.")] = "32,128",
     memory: Annotated[str, typer.Option(help="List of fast, small.")] = "fast",
+    generate: Annotated[str, typer.Option("--generate", "-g", help="List; tokens a decoder makes.")] = "64",
+    depth: Annotated[str, typer.Option("--depth", "-d", help="List; tokens a decoder has read.")] = "0",
     min_time: Annotated[float, typer.Option(min=0, help="Seconds per cell.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell.")] = 10,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for samples and result.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what the folder lacks.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -190,9 +193,20 @@ def bench_command(
     from saten_runtime.bench import Interrupted, Plan
     from saten_runtime.results import table
 
-    plan = Plan(_numbers(threads), _numbers(batch), _numbers(tokens), memory.split(","), min_time, rounds)
+    plan = Plan(
+        _numbers(threads),
+        _numbers(batch),
+        _numbers(tokens),
+        memory.split(","),
+        min_time,
+        rounds,
+        generate=_numbers(generate),
+        depths=_numbers(depth),
+    )
     try:
-        result = bench_stage(bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite)
+        result = bench_stage(
+            bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite, resume=resume
+        )
     except Interrupted as interrupt:
         print(table(interrupt.result))
         raise
@@ -205,8 +219,10 @@ def bench_command(
 def eval_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles.")],
     data: Annotated[Path, typer.Option(help="JSON Lines of queries and answers, pairs, or labelled texts.")],
-    reference: Annotated[Path | None, typer.Option(help="Bundle to take the cosine of the embeddings to.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Bundle to compare the others with, by example.")] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of ONNX Runtime.")] = 1,
+    examples: Annotated[Path | None, typer.Option(help="JSON Lines file for the values of every example.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only the bundles that --examples lacks.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Result as JSON.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -217,20 +233,30 @@ def eval_command(
     from saten_runtime.files import refuse_existing, write_json
     from saten_runtime.results import align
 
-    if output is not None and not overwrite:
+    if output is not None and not overwrite and not resume:
         refuse_existing(output)
-    result = eval_stage(bundles, data, reference=reference, threads=threads, talk=Talk(quiet=quiet))
+    result = eval_stage(
+        bundles,
+        data,
+        reference=reference,
+        threads=threads,
+        examples=examples,
+        resume=resume,
+        overwrite=overwrite,
+        talk=Talk(quiet=quiet),
+    )
     if output is not None:
         write_json(output, result)
     names = list(result["rows"][0]["metrics"])
-    rows = [(row["bundle"], *(f"{row['metrics'][name]:.4f}" for name in names)) for row in result["rows"]]
+    rows = [(row["bundle"], *(_score(row["metrics"][name]) for name in names)) for row in result["rows"]]
     print(json.dumps(result, indent=2) if as_json else align([("bundle", *names), *rows]))
 
 
 @app.command("report")
 def report_command(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles, in the order of the rows.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles, in the order of the rows, and a bench run's folder.")],
     bench: Annotated[Path | None, typer.Option(help="bench.json of a bench run.")] = None,
+    profile: Annotated[list[Path] | None, typer.Option(help="JSON of `saten-run profile`, once per bundle.")] = None,
     evaluation: Annotated[Path | None, typer.Option("--eval", help="JSON of an eval run.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write.")] = None,
     form: Annotated[str, typer.Option("--format", help="Of stdout: table, markdown, csv or json.")] = "table",
@@ -240,6 +266,7 @@ def report_command(
     from saten_edge import report as reports
     from saten_runtime.bundle import Bundle
     from saten_runtime.files import read_json, refuse_existing
+    from saten_runtime.journal import SUMMARY_FILE
 
     printers: dict[str, Callable[[reports.Report], None]] = {
         "table": reports.print_table,
@@ -251,14 +278,36 @@ def report_command(
         raise typer.BadParameter(f"{form!r}: there are {', '.join(printers)}", param_hint="--format")
     if output is not None and not overwrite:
         refuse_existing(output)
+    runs = [path / SUMMARY_FILE for path in bundles if (path / SUMMARY_FILE).is_file()]
+    summaries = [*runs, *([bench] if bench else [])]
+    if len(summaries) > 1:
+        raise UsageError(f"{summaries[1]}: a second bench run; a report shows one, `saten-edge compare` shows two")
     report = reports.build_report(
-        [Bundle.open(path) for path in bundles],
-        read_json(bench, DataError) if bench else None,
+        [Bundle.open(path) for path in bundles if path / SUMMARY_FILE not in runs],
+        read_json(summaries[0], DataError) if summaries else None,
         read_json(evaluation, DataError) if evaluation else None,
+        profiles=[read_json(path, DataError) for path in profile or ()],
     )
     if output is not None:
         reports.write_html(report, output)
     printers[form](report)
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Folder of a bench run, or its bench.json.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same bundles.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two bench runs cell by cell: how much faster or slower B is, and how surely."""
+    from saten_edge.report import compare_runs, comparison_table, read_run
+
+    def notice(text: str) -> None:
+        print(f"saten-edge: {printable(text)}", file=sys.stderr)
+
+    old, new = read_run(before, notice), read_run(after, notice)
+    rows = compare_runs(old, new)
+    print(json.dumps([row.to_json() for row in rows], indent=2) if as_json else comparison_table(old, new, rows))
 
 
 @app.command("demo")
@@ -308,6 +357,10 @@ def _print_layers(rows: list[Any], as_json: bool) -> None:
     ]
     head = ("layer", "in × out", "ranks", "residual", "bytes", "of dense", "error")
     print(align([head, *lines, ("all", "", "", "", str(stored), f"{stored / dense:.3f}", "")]))
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _numbers(text: str) -> tuple[int, ...]:
