@@ -264,12 +264,15 @@ def bench_command(
     batch: Annotated[str, typer.Option("--batch", "-b", help="List.")] = "1",
     tokens: Annotated[str, typer.Option("--tokens", "-s", help="List.")] = "32,128",
     memory: Annotated[str, typer.Option(help="List of fast, small.")] = "fast",
+    generate: Annotated[str, typer.Option("--generate", "-g", help="List; tokens a decoder makes.")] = "64",
+    depth: Annotated[str, typer.Option("--depth", "-d", help="List; tokens a decoder has read.")] = "0",
     min_time: Annotated[float, typer.Option(min=0, help="Seconds per cell.")] = 1.0,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each bundle per cell.")] = 10,
     device: Devices = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for samples and result; one in it per --device.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Measure only what the folder lacks.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -277,7 +280,16 @@ def bench_command(
     """Measure latency, start and memory of bundles, interleaved, on this machine or on devices."""
     from saten_runtime.plan import Plan
 
-    plan = Plan(_numbers(threads), _numbers(batch), _numbers(tokens), memory.split(","), min_time, rounds)
+    plan = Plan(
+        _numbers(threads),
+        _numbers(batch),
+        _numbers(tokens),
+        memory.split(","),
+        min_time,
+        rounds,
+        generate=_numbers(generate),
+        depths=_numbers(depth),
+    )
     if device:
         from saten_edge.devices.jobs import bench_job
         from saten_edge.devices.tables import bench_table, invalid_reasons
@@ -292,7 +304,9 @@ def bench_command(
     from saten_runtime.results import table
 
     try:
-        result = bench_stage(bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite)
+        result = bench_stage(
+            bundles, plan, baseline=baseline, out=output, talk=Talk(quiet=quiet), overwrite=overwrite, resume=resume
+        )
     except Interrupted as interrupt:
         print(table(interrupt.result))
         raise
@@ -305,9 +319,11 @@ def bench_command(
 def eval_command(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles.")],
     data: Annotated[Path, typer.Option(help="JSON Lines of queries and answers, pairs, or labelled texts.")],
-    reference: Annotated[Path | None, typer.Option(help="Bundle to take the cosine of the embeddings to.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Bundle to compare the others with, by example.")] = None,
     threads: Annotated[int, typer.Option("--threads", "-t", min=1, help="Threads of ONNX Runtime.")] = 1,
     device: Devices = None,
+    examples: Annotated[Path | None, typer.Option(help="JSON Lines file for the values of every example.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only the bundles that --examples lacks.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Result as JSON; with --device a folder of folders.")
     ] = None,
@@ -326,9 +342,18 @@ def eval_command(
     from saten_edge.stages import eval_stage
     from saten_runtime.files import refuse_existing, write_json
 
-    if output is not None and not overwrite:
+    if output is not None and not overwrite and not resume:
         refuse_existing(output)
-    result = eval_stage(bundles, data, reference=reference, threads=threads, talk=Talk(quiet=quiet))
+    result = eval_stage(
+        bundles,
+        data,
+        reference=reference,
+        threads=threads,
+        examples=examples,
+        resume=resume,
+        overwrite=overwrite,
+        talk=Talk(quiet=quiet),
+    )
     if output is not None:
         write_json(output, result)
     if as_json:
@@ -378,8 +403,9 @@ def serve_command(
 
 @app.command("report")
 def report_command(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles, in the order of the rows.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles, in the order of the rows, and a bench run's folder.")],
     bench: Annotated[list[Path] | None, typer.Option(help="bench.json of a bench run; again for each device.")] = None,
+    profile: Annotated[list[Path] | None, typer.Option(help="JSON of `saten-run profile`, once per bundle.")] = None,
     evaluation: Annotated[
         list[Path] | None, typer.Option("--eval", help="JSON of an eval run; again for each device.")
     ] = None,
@@ -391,6 +417,7 @@ def report_command(
     from saten_edge import report as reports
     from saten_runtime.bundle import Bundle
     from saten_runtime.files import read_json, refuse_existing
+    from saten_runtime.journal import SUMMARY_FILE
 
     printers: dict[str, Callable[[reports.Report], None]] = {
         "table": reports.print_table,
@@ -402,14 +429,34 @@ def report_command(
         raise typer.BadParameter(f"{form!r}: there are {', '.join(printers)}", param_hint="--format")
     if output is not None and not overwrite:
         refuse_existing(output)
+    runs = [path / SUMMARY_FILE for path in bundles if (path / SUMMARY_FILE).is_file()]
+    summaries = [*runs, *(bench or ())]
     report = reports.build_report(
-        [Bundle.open(path) for path in bundles],
-        reports.join_benches([read_json(path, DataError) for path in bench or ()]),
+        [Bundle.open(path) for path in bundles if path / SUMMARY_FILE not in runs],
+        reports.join_benches([read_json(path, DataError) for path in summaries]),
         reports.join_evaluations([read_json(path, DataError) for path in evaluation or ()]),
+        profiles=[read_json(path, DataError) for path in profile or ()],
     )
     if output is not None:
         reports.write_html(report, output)
     printers[form](report)
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(metavar="A", help="Folder of a bench run, or its bench.json.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same bundles.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two bench runs cell by cell: how much faster or slower B is, and how surely."""
+    from saten_edge.report import compare_runs, comparison_table, read_run
+
+    def notice(text: str) -> None:
+        print(f"saten-edge: {printable(text)}", file=sys.stderr)
+
+    old, new = read_run(before, notice), read_run(after, notice)
+    rows = compare_runs(old, new)
+    print(json.dumps([row.to_json() for row in rows], indent=2) if as_json else comparison_table(old, new, rows))
 
 
 @app.command("demo")

@@ -137,7 +137,7 @@ def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], sett
     from saten_runtime.bundle import Bundle
 
     baseline = out / "bundles" / BASELINE
-    longest = Bundle.open(baseline).manifest.tokenizer.max_length
+    longest = Bundle.open(baseline).tokenizer.max_length
     plan = Plan(tokens=sorted({min(tokens, longest) for tokens in settings.tokens}), rounds=settings.rounds)
     measured = bench_stage(bundles, plan, baseline=baseline, out=out / "bench", talk=talk, overwrite=True)
     accuracy = eval_stage(bundles, out / "held_out.jsonl", reference=baseline, threads=2, talk=talk)

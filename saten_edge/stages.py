@@ -164,21 +164,39 @@ def export_stage(
 
 
 def bench_stage(
-    bundles: Sequence[Path], plan: Plan, *, baseline: Path | None, out: Path | None, talk: Talk, overwrite: bool
+    bundles: Sequence[Path],
+    plan: Plan,
+    *,
+    baseline: Path | None,
+    out: Path | None,
+    talk: Talk,
+    overwrite: bool,
+    resume: bool = False,
 ) -> BenchResult:
     """Measure bundles on this machine, interleaved, each in processes of its own."""
     with talk.stage(f"measure {len(bundles)} bundles") as advance:
-        return bench(bundles, plan, baseline=baseline, output=out, overwrite=overwrite, progress=advance)
+        return bench(bundles, plan, baseline=baseline, output=out, overwrite=overwrite, resume=resume, progress=advance)
 
 
 def eval_stage(
-    bundles: Sequence[Path], data: Path, *, reference: Path | None, threads: int, talk: Talk
+    bundles: Sequence[Path],
+    data: Path,
+    *,
+    reference: Path | None,
+    threads: int,
+    talk: Talk,
+    examples: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of bundles, measured by `saten_runtime` in a process without torch."""
     command = [sys.executable, "-m", "saten_runtime", "eval", *map(str, bundles), "--data", str(data)]
     command += ["--threads", str(threads), "--json", "--quiet"]
     if reference is not None:
         command += ["--reference", str(reference)]
+    if examples is not None:
+        command += ["--examples", str(examples)]
+    command += ["--resume"] * resume + ["--overwrite"] * overwrite
     with talk.stage(f"evaluate {len(bundles)} bundles on {data.name}"):
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from saten_runtime.bundle import Bundle, Manifest
 from saten_runtime.errors import SatenError
-from saten_runtime.runner import Classification, Runner
+from saten_runtime.generation import Sampling
+from saten_runtime.runner import Runner
+from saten_runtime.tasks import Answer, Classification, Completion, Word
 
-__all__ = ["Bundle", "Classification", "Manifest", "Runner", "SatenError", "__version__"]
+__all__ = [
+    "Answer",
+    "Bundle",
+    "Classification",
+    "Completion",
+    "Manifest",
+    "Runner",
+    "Sampling",
+    "SatenError",
+    "Word",
+    "__version__",
+]
 
 __version__ = "0.1.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -54,16 +55,21 @@ class Child:
         """Whether it can still be asked."""
         return self._process.poll() is None
 
-    def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, verb: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for the answer.
 
         Raises:
             SatenError: what the worker found wrong; it goes on.
-            DeviceError: the worker is gone; the message says by which signal or exit code.
+            DeviceError: the worker is gone; the message says by which signal or exit code. It is
+                ended, too, when it gives no answer within `timeout_s`.
         """
         try:
             self._requests.write(json.dumps({"do": verb, **arguments}) + "\n")
             self._requests.flush()
+            # An answer is one line, written at once: where there is something to read, all of it is.
+            if timeout_s is not None and not select.select([self._answers], [], [], timeout_s)[0]:
+                self._process.kill()
+                raise DeviceError(f"worker gave no answer to {verb!r} within {timeout_s:g} s and was ended")
             line = self._answers.readline()
         except BrokenPipeError:
             line = ""

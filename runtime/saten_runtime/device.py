@@ -11,19 +11,23 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from saten_runtime.power import power_watts
 
 __all__ = [
     "DECIDING_FLAGS",
     "INT8_FLAGS",
     "State",
     "available_memory_bytes",
+    "boot_id",
     "cpu_flags",
     "cpu_model",
     "emulator",
     "environment",
+    "package_versions",
 ]
 
 _ROOT = Path("/")
@@ -74,7 +78,8 @@ class State:
     """What may change during a run.
 
     clock_khz: of the fastest core now; temp_milli_c: of the hottest zone; throttle_bits: the
-    firmware word of a Raspberry Pi; load: runnable processes averaged over a minute.
+    firmware word of a Raspberry Pi; load: runnable processes averaged over a minute; power_watts:
+    by sensor.
     """
 
     governor: str | None
@@ -83,6 +88,7 @@ class State:
     temp_milli_c: int | None
     throttle_bits: int | None
     load: float | None
+    power_watts: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, root: Path = _ROOT) -> State:
@@ -96,6 +102,7 @@ class State:
             temp_milli_c=_largest(root / "sys/class/thermal", "thermal_zone*/temp"),
             throttle_bits=_throttle_bits(root),
             load=float(load.split()[0]) if load else None,
+            power_watts=power_watts(root),
         )
 
     def throttled_since(self, before: State) -> bool:
@@ -125,8 +132,19 @@ def environment(root: Path = _ROOT) -> dict[str, Any]:
         "distribution": _distribution(root),
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("saten-runtime", "onnxruntime", "numpy", "tokenizers")},
+        "packages": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what computes; None for what is not installed."""
+    names = ("saten-runtime", "saten-kernels", "onnxruntime", "numpy", "tokenizers")
+    return {name: _version(name) for name in names}
+
+
+def boot_id(root: Path = _ROOT) -> str | None:
+    """Changes whenever the machine starts."""
+    return _text(root / "proc/sys/kernel/random/boot_id")
 
 
 def cpu_model(root: Path = _ROOT) -> str | None:
@@ -167,7 +185,10 @@ def available_memory_bytes(root: Path = _ROOT) -> int | None:
 
 
 def _arm_name(maker: str, part: str) -> str:
-    return _ARM_PARTS.get((int(maker, 0), int(part, 0)), f"ARM implementer {maker} part {part}")
+    try:
+        return _ARM_PARTS[int(maker, 0), int(part, 0)]
+    except (KeyError, ValueError):
+        return f"ARM implementer {maker} part {part}"
 
 
 def _throttle_bits(root: Path) -> int | None:

@@ -20,6 +20,9 @@ from saten_runtime.child import Child, how_it_ended, python_command
 from saten_runtime.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
 from saten_runtime.errors import SatenError
 from saten_runtime.kernels import SWITCH, probe
+from saten_runtime.manifest import read_manifest
+from saten_runtime.memory import needed_bytes
+from saten_runtime.plan import Plan, Size
 
 __all__ = ["CHECKS", "Check", "Examination", "examine"]
 
@@ -27,11 +30,8 @@ __all__ = ["CHECKS", "Check", "Examination", "examine"]
 _OLDEST_GLIBC = (2, 28)
 _OLDEST_PYTHON = (3, 10)
 _IMPORT_LIMIT_S = 120
+_RUN_LIMIT_S = 600
 _LEAST_DISK_BYTES = 200 * 2**20
-# Measured: Python with numpy and ONNX Runtime takes 40 to 60 MiB, and loading with prepacking
-# holds the weights up to twice.
-_INTERPRETER_BYTES = 60 * 2**20
-_WEIGHT_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def _memory(examination: Examination) -> Check:
     available = available_memory_bytes(examination.root)
     if available is None:
         return Check("memory", "WARN", "unknown", "the system has no MemAvailable; watch it yourself")
-    least = _INTERPRETER_BYTES + examination.weights_bytes
-    need = _INTERPRETER_BYTES + examination.weights_bytes * _WEIGHT_COPIES
+    least, need = (needed_bytes(examination.weights_bytes, mode) for mode in ("small", "fast"))
     found = f"{available // 2**20} MiB available, about {need // 2**20} MiB needed"
     if available < least:
         return Check("memory", "FAIL", found, "stop other programs, or take a smaller bundle")
@@ -167,14 +166,20 @@ def _bundle(examination: Examination) -> Check:
     return Check("bundle", "OK", f"{bundle.name}: {len(bundle.manifest.files)} files, every sha256 as it should be")
 
 
+def _smallest(folder: Path) -> Size:
+    return Plan(tokens=(2,), generate=(1,)).sizes(read_manifest(folder).task)[0]
+
+
 def _runs(examination: Examination) -> Check:
     if examination.bundle is None:
         return Check("run", "OK", "no bundle given")
     try:
         with Child() as child:
-            child.ask("load", bundle=str(examination.bundle.resolve()), threads=1, memory="small")
-            child.ask("prepare", batch=1, tokens=2, vocabulary=1)
-            child.ask("run", warmup=0, iterations=1, min_ns=0)
+            child.ask(
+                "load", bundle=str(examination.bundle.resolve()), threads=1, memory="small", timeout_s=_RUN_LIMIT_S
+            )
+            child.ask("prepare", size=dataclasses.asdict(_smallest(examination.bundle)), vocabulary=1)
+            child.ask("run", warmup=0, iterations=1, min_ns=0, timeout_s=_RUN_LIMIT_S)
     except SatenError as error:
         return Check("run", "FAIL", str(error), "see the checks above")
     return Check("run", "OK", "the bundle gave a finite result")

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["cosines", "pearson", "ranks_of_own_answer", "search_metrics", "spearman"]
+__all__ = [
+    "accuracy",
+    "answer_f1",
+    "cosines",
+    "entities",
+    "entity_counts",
+    "exact_match",
+    "f1_from_counts",
+    "macro_f1",
+    "matthews",
+    "mcnemar",
+    "pearson",
+    "ranks_of_own_answer",
+    "search_metrics",
+    "spearman",
+]
 
 Array = npt.NDArray[Any]
 
 _QUERIES_AT_ONCE = 1024  # bounds the score matrix to this many rows
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def ranks_of_own_answer(queries: Array, answers: Array) -> npt.NDArray[np.int64]:
@@ -27,9 +49,8 @@ def ranks_of_own_answer(queries: Array, answers: Array) -> npt.NDArray[np.int64]
     return np.concatenate(ranks).astype(np.int64)
 
 
-def search_metrics(queries: Array, answers: Array) -> dict[str, float]:
-    """Recall at 1 and 10, and mean reciprocal rank where a rank beyond 10 counts 0."""
-    ranks = ranks_of_own_answer(queries, answers)
+def search_metrics(ranks: Array) -> dict[str, float]:
+    """Recall at 1 and 10, and mean reciprocal rank where a rank beyond 10 counts 0; ranks: (n,)."""
     return {
         "recall_at_1": float((ranks <= 1).mean()),
         "recall_at_10": float((ranks <= 10).mean()),
@@ -58,7 +79,102 @@ def spearman(a: Array, b: Array) -> float | None:
     return pearson(_mean_ranks(a), _mean_ranks(b))
 
 
+def accuracy(predicted: Array, wanted: Array) -> float:
+    """Share of the classes (n,) that are right."""
+    return float((predicted == wanted).mean())
+
+
+def macro_f1(predicted: Array, wanted: Array) -> float:
+    """Mean over all classes that occur of F1 = 2 TP / (2 TP + FP + FN); classes (n,)."""
+    table = _confusion(predicted, wanted)
+    right = np.diag(table)
+    return float((2 * right / (table.sum(axis=0) + table.sum(axis=1))).mean())
+
+
+def matthews(predicted: Array, wanted: Array) -> float:
+    """Matthews' correlation of classes (n,), also for more than two; 0 when either does not vary.
+
+    Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004.
+    """
+    table = _confusion(predicted, wanted)
+    total, right = table.sum(), np.trace(table)
+    said, true = table.sum(axis=0), table.sum(axis=1)
+    scale = math.sqrt(float(total**2 - said @ said) * float(total**2 - true @ true))
+    return float(total * right - said @ true) / scale if scale else 0.0
+
+
+def mcnemar(right: Array, other_right: Array) -> float:
+    """Probability that two models which are equally good differ on so many examples, two-sided and exact.
+
+    right, other_right: (n,) bool. Of the k examples that one of them alone gets right, each side has a
+    chance of 1/2 (McNemar 1947; the binomial form).
+    """
+    only_one, only_other = int((right & ~other_right).sum()), int((other_right & ~right).sum())
+    count, fewer = only_one + only_other, min(only_one, only_other)
+    ways = sum(math.comb(count, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * ways / 2**count))
+
+
+def exact_match(answer: str, wanted: Sequence[str]) -> float:
+    """1.0 when the answer is one of those wanted, without case, articles and punctuation (as SQuAD 1.1 scores)."""
+    return float(any(_plain(answer) == _plain(one) for one in wanted))
+
+
+def answer_f1(answer: str, wanted: Sequence[str]) -> float:
+    """F1 of the answer's words with the best of those wanted (as SQuAD 1.1 scores)."""
+    return max((_word_f1(_plain(answer), _plain(one)) for one in wanted), default=0.0)
+
+
+def entities(labels: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(type, first, last) of the entities in labels such as B-PER, I-PER, O.
+
+    An I- label that continues nothing begins an entity, as conlleval has it.
+    """
+    found: list[tuple[str, int, int]] = []
+    for index, label in enumerate(labels):
+        prefix, _, kind = label.partition("-")
+        if prefix not in ("B", "I") or not kind:
+            continue
+        continues = prefix == "I" and found and (found[-1][0], found[-1][2]) == (kind, index - 1)
+        if continues:
+            found[-1] = (kind, found[-1][1], index)
+        else:
+            found.append((kind, index, index))
+    return found
+
+
+def entity_counts(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[int, int, int]:
+    """Entities of one text that were found with type and both ends, that were predicted, that there are."""
+    said, true = set(entities(predicted)), set(entities(wanted))
+    return len(said & true), len(said), len(true)
+
+
+def f1_from_counts(found: int, predicted: int, wanted: int) -> float | None:
+    """F1 from counts; None when there is nothing to find and nothing was predicted."""
+    return 2 * found / (predicted + wanted) if predicted + wanted else None
+
+
 def _mean_ranks(values: Array) -> npt.NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((last - counts + 1 + last) / 2)[inverse]
+
+
+def _confusion(predicted: Array, wanted: Array) -> npt.NDArray[np.int64]:
+    """How often each class that occurs (row) was called which (column)."""
+    classes, indices = np.unique(np.concatenate([wanted, predicted]), return_inverse=True)
+    table = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(table, (indices[: len(wanted)], indices[len(wanted) :]), 1)
+    return table
+
+
+def _plain(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def _word_f1(answer: str, wanted: str) -> float:
+    said, true = answer.split(), wanted.split()
+    if not said or not true:
+        return float(said == true)
+    common = sum((Counter(said) & Counter(true)).values())
+    return 2 * common / (len(said) + len(true))

@@ -1,29 +1,24 @@
-"""What a benchmark leaves: `samples.jsonl`, written as it goes, and its summary `bench.json`.
+"""What a benchmark says in the end: the schema of `bench.json`, and the result as a table.
 
-The dataclasses are the schema of `bench.json`; times are in milliseconds, sizes in bytes. A cell is
-one bundle at one setting.
+Times are in milliseconds, sizes in bytes. A cell is one bundle at one setting.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from dataclasses import dataclass, field
 from typing import Any
 
-from saten_runtime.errors import UsageError
-from saten_runtime.files import refuse_existing, write_json
-from saten_runtime.memory import Memory
+from saten_runtime.floor import Floor
+from saten_runtime.memory import Memory, Timeline
+from saten_runtime.plan import Size
+from saten_runtime.power import Energy
+from saten_runtime.tables import align, printable
 
 __all__ = [
     "BenchResult",
     "Cell",
     "CellRatio",
-    "Journal",
     "Load",
     "LoadMemory",
     "Verdict",
@@ -31,9 +26,6 @@ __all__ = [
     "printable",
     "table",
 ]
-
-SAMPLES_FILE = "samples.jsonl"
-SUMMARY_FILE = "bench.json"
 
 
 @dataclass(frozen=True)
@@ -48,20 +40,45 @@ class CellRatio:
 
 @dataclass(frozen=True)
 class Cell:
-    """Latency of one run of the graph. `failed` says why the numbers are None, or is None."""
+    """Latency of one sample at one size, see `plan.Size`. `failed` says why the numbers are None, or is None.
+
+    quantiles_ms: the percentiles 0, 5, 10 … 100; trimmed_mean_ms: without the fastest and the
+    slowest tenth. tokens_per_s: of all sequences together, by the median; ttft_ms: of a decoder,
+    from an empty cache to the first new token. energy: of one sample, by sensor, of the whole
+    machine part it watches.
+    """
 
     bundle: str
     threads: int
     batch: int
     tokens: int
     memory_mode: str
+    phase: str = "run"
+    depth: int = 0
     count: int = 0
     p50_ms: float | None = None
     p90_ms: float | None = None
+    p95_ms: float | None = None
     p99_ms: float | None = None
     mean_ms: float | None = None
+    trimmed_mean_ms: float | None = None
+    quantiles_ms: list[float] = field(default_factory=list)
+    tokens_per_s: float | None = None
+    ttft_ms: float | None = None
+    energy: list[Energy] = field(default_factory=list)
+    floor: Floor | None = None
     ratio: CellRatio | None = None
     failed: str | None = None
+
+    @property
+    def size(self) -> Size:
+        """What one sample did."""
+        return Size(self.batch, self.tokens, self.phase, self.depth)
+
+    @property
+    def times_floor(self) -> float | None:
+        """How many times its floor the median takes."""
+        return self.p50_ms / self.floor.ms if self.p50_ms is not None and self.floor else None
 
 
 @dataclass(frozen=True)
@@ -69,15 +86,18 @@ class LoadMemory:
     """Readings of a whole process that ran alone, and the interpreter's own anonymous share.
 
     base: Python, numpy and ONNX Runtime imported, nothing loaded; loaded: session made; steady:
-    after several runs at the largest size. peak_anon_bytes: sampled, see `memory.PERIOD_S`.
+    after several runs at the largest size; peak: the largest of each number, sampled, see
+    `memory.PERIOD_S`. peak_anon_bytes, peak_rss_bytes: the two that matter most, from `peak`.
     """
 
     base: Memory
     loaded: Memory
     steady: Memory
+    peak: Memory
     peak_anon_bytes: int | None
     peak_rss_bytes: int | None
     interpreter_anon_bytes: int | None
+    timeline: Timeline
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,8 @@ class Load:
     """How a bundle starts in a fresh process with its files in the page cache: medians over the rounds.
 
     cold_load_ms: from starting the process to its first result; session_ms: making the session;
-    first_run_ms: the first run at the smallest size. disk_bytes: by file.
+    first_run_ms: the first run at the smallest size. predicted_bytes: what was foreseen before the
+    start, see `memory.needed_bytes`. disk_bytes: by file.
     """
 
     bundle: str
@@ -95,6 +116,7 @@ class Load:
     session_ms: float
     first_run_ms: float
     memory: LoadMemory
+    predicted_bytes: int
     disk_bytes: dict[str, int]
 
 
@@ -121,56 +143,10 @@ class BenchResult:
         return dataclasses.asdict(self)
 
 
-class Journal:
-    """The output folder of a benchmark, or nowhere when the path is None.
-
-    Every line is on the disk before the next is measured, so that a crash keeps what was measured.
-    """
-
-    def __init__(self, folder: Path | None, *, overwrite: bool = False) -> None:
-        self._folder = folder
-        self._file = None if folder is None else _open_samples(folder, overwrite)
-
-    def write(self, kind: str, values: dict[str, Any]) -> None:
-        """Append one line; `kind` says what it is."""
-        if self._file is None:
-            return
-        try:
-            self._file.write(json.dumps({"kind": kind, **values}, allow_nan=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as cause:  # writing, unlike opening, does not say where
-            raise OSError(cause.errno, cause.strerror, self._file.name) from None
-
-    def finish(self, result: BenchResult) -> None:
-        """Write `bench.json`."""
-        if self._folder is not None:
-            write_json(self._folder / SUMMARY_FILE, result.to_json())
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _open_samples(folder: Path, overwrite: bool) -> Any:
-    if not overwrite:
-        refuse_existing(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is no folder; choose another output path")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY_FILE).unlink(missing_ok=True)
-    return (folder / SAMPLES_FILE).open("w", encoding="utf-8")
-
-
 def table(result: BenchResult) -> str:
     """The result as aligned text: cells, then loads, then the verdict."""
     cells = [
-        ("bundle", "threads", "batch", "tokens", "memory", "n", "p50 ms", "p90 ms", "p99 ms", "ratio [95 %]"),
+        ("bundle", "threads", "batch", "size", "memory", "n", *_TIMES, "tokens/s", "× floor", "ratio [95 %]"),
         *(_cell_row(cell) for cell in result.cells),
     ]
     loads = [
@@ -181,13 +157,18 @@ def table(result: BenchResult) -> str:
     return "\n\n".join([align(cells), align(loads), verdict])
 
 
+_TIMES = ("p50 ms", "p90 ms", "p95 ms", "p99 ms")
+
+
 def _cell_row(cell: Cell) -> tuple[str, ...]:
-    setting = (cell.bundle, str(cell.threads), str(cell.batch), str(cell.tokens), cell.memory_mode, str(cell.count))
+    setting = (cell.bundle, str(cell.threads), str(cell.batch), cell.size.name, cell.memory_mode, str(cell.count))
     if cell.failed is not None:
-        return (*setting, "", "", "", f"failed: {cell.failed}")
+        return (*setting, *[""] * (len(_TIMES) + 2), f"failed: {cell.failed}")
     ratio = cell.ratio
     shown = "" if ratio is None else f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-    return (*setting, *(f"{value:.3f}" for value in (cell.p50_ms, cell.p90_ms, cell.p99_ms)), shown)
+    times = (f"{value:.3f}" for value in (cell.p50_ms, cell.p90_ms, cell.p95_ms, cell.p99_ms))
+    above = "" if cell.times_floor is None else f"{cell.times_floor:.2f}"
+    return (*setting, *times, f"{cell.tokens_per_s:.0f}", above, shown)
 
 
 def _load_row(load: Load) -> tuple[str, ...]:
@@ -198,16 +179,3 @@ def _load_row(load: Load) -> tuple[str, ...]:
 
 def _mebibytes(size_bytes: int | None) -> str:
     return "?" if size_bytes is None else f"{size_bytes / 2**20:.1f}"
-
-
-def align(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as a table with columns of equal width; the first row is as long as any."""
-    rows = [tuple(map(printable, row)) for row in rows]
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def printable(text: str) -> str:
-    """`text` on one line, without the control characters that a stranger's name may carry."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)

@@ -1,65 +1,111 @@
-"""Runner: a bundle in memory, from texts to plain arrays.
-
-What a task does with the outputs of the graph stands in the table `TASKS` at the end.
-"""
+"""Runner: a bundle in memory, from texts, pictures or prompts to plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from saten_runtime.bundle import Bundle, Postprocess
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.generation import Decoder, Sampling, negative_log_likelihood, stream
+from saten_runtime.memory import check_room
 from saten_runtime.session import make_session, ort_errors
-from saten_runtime.text import Encoder, Feeds, Text
+from saten_runtime.tasks import TASKS, Outputs, Task
+from saten_runtime.text import Encoder, Feeds, Ids
 
-__all__ = ["TASKS", "Classification", "Outputs", "Runner", "Task", "pool"]
-
-FloatArray = npt.NDArray[np.float32]
-Outputs = dict[str, npt.NDArray[Any]]
+__all__ = ["Runner"]
 
 
 class Runner:
-    """One session and its tokenizer. `predict` and `run` may be called from several threads."""
+    """One session and its tokenizer. Its methods may be called from several threads."""
 
-    def __init__(self, bundle: Bundle, session: Any, encoder: Encoder) -> None:
+    def __init__(self, bundle: Bundle, session: Any) -> None:
         self.bundle = bundle
         self.task = _task(bundle)
         self._session = session
-        self._encoder = encoder
+        self._encoder = Encoder(bundle) if bundle.manifest.tokenizer is not None else None
 
     @classmethod
     def load(cls, bundle: Bundle | str | Path, *, threads: int = 1, memory: str = "fast") -> Runner:
         """Read, check and start a bundle; `memory` is a name in `session.MEMORY_MODES`.
 
         Raises:
-            BundleError: missing, damaged, of a newer schema, or of a task not in `TASKS`.
+            BundleError: missing, damaged, hostile, of a newer schema, or of a task not in `TASKS`.
             RuntimeMismatch: this ONNX Runtime cannot run its graph.
+            DeviceError: the machine has less memory than the weights alone need.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         _task(opened)
-        return cls(opened, make_session(opened, threads=threads, memory=memory), Encoder(opened))
+        check_room(opened.name, opened.model_bytes, "small")
+        return cls(opened, make_session(opened, threads=threads, memory=memory))
 
-    def predict(self, texts: Sequence[Text], *, batch_size: int = 32) -> Any:
-        """What the bundle's task says about each text, in the order given.
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer.
 
-        "feature-extraction": (n, width) float32, pooled as the manifest says.
-        "text-classification": a `Classification`.
-        A pair (a, b) is read as one input of two segments.
+        Raises:
+            BundleError: the bundle takes no text.
+        """
+        if self._encoder is None:
+            raise BundleError(f"{self.bundle.path}: has no tokenizer; the task {self.bundle.manifest.task} needs one")
+        return self._encoder
+
+    def predict(self, items: Sequence[Any], *, batch_size: int = 32) -> Any:
+        """What the bundle's task says about each item, in the order given.
+
+        | task | items | result |
+        |---|---|---|
+        | feature-extraction | texts, or pairs (a, b) read together | (n, width) float32, pooled as the manifest says |
+        | text-classification | texts or pairs | `Classification` |
+        | token-classification | texts, or lists of words | per text a list of `Word` |
+        | question-answering | pairs (question, context) | per pair an `Answer` |
+        | image-classification | arrays or files, see `image.read_picture` | `Classification` |
+        | text-generation | prompts | per prompt a `Completion`, the likeliest tokens, 64 at most |
 
         Raises:
             InvalidRun: the graph put out NaN or infinity.
         """
-        if isinstance(texts, str):
+        if isinstance(items, str):
             raise UsageError("predict takes a list of texts, found one string")
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: must be at least 1")
-        return self.task.predict(self, texts, batch_size)
+        return self.task.predict(self, items, batch_size)
+
+    def generate(self, prompt: str, how: Sampling | None = None) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece as it is made.
+
+        Raises:
+            BundleError: the bundle is no decoder.
+            UsageError: a prompt longer than the bundle takes.
+        """
+        ids: list[int] = []
+        given = ""
+        for token in self.generate_ids(prompt, how or Sampling()):
+            ids.append(token)
+            text = self.encoder.decode(ids)
+            # A character of several tokens is not complete before its last one.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(given) :]
+                given = text
+        if rest := self.encoder.decode(ids)[len(given) :]:
+            yield rest
+
+    def generate_ids(self, prompt: str, how: Sampling) -> Iterator[int]:
+        """As `generate`, the ids of the tokens."""
+        (row,) = self.encoder.encode([prompt])
+        return stream(self._decoder(), row.ids.tolist(), self.bundle.generation.stop_ids, how)
+
+    def surprise(self, text: str) -> tuple[float, int]:
+        """Negative log-likelihood in nats of a text's tokens but the first, and their number.
+
+        Raises:
+            BundleError: the bundle is no decoder.
+        """
+        (row,) = self.encoder.encode([text])
+        return negative_log_likelihood(self._decoder(), row.ids.tolist())
 
     def run(self, feeds: Feeds) -> Outputs:
         """The raw outputs by name, for inputs by name.
@@ -77,99 +123,23 @@ class Runner:
         return outputs
 
     def batched(
-        self, texts: Sequence[Text], batch_size: int, rows_of: Callable[[Outputs, Feeds], Iterable[Any]]
+        self, rows: Sequence[Ids], batch_size: int, rows_of: Callable[[Outputs, Feeds], Iterable[Any]]
     ) -> list[Any]:
-        """`rows_of(outputs, feeds)` of every batch, as one list in the order of `texts`.
+        """`rows_of(outputs, feeds)` of every batch, as one list in the order of `rows`.
 
-        Texts of like length share a batch, so that little of it is padding. An empty list still
-        runs one text, which tells the caller the width of a row: the list returned then has one
-        entry too many.
+        Rows of like length share a batch, so that little of it is padding.
         """
-        rows = self._encoder.encode(texts or [""])
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         results: list[Any] = [None] * len(rows)
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            feeds = self._encoder.feeds([rows[index] for index in members])
+            feeds = self.encoder.feeds([rows[index] for index in members])
             for index, result in zip(members, rows_of(self.run(feeds), feeds), strict=True):
                 results[index] = result
         return results
 
-
-@dataclass(frozen=True)
-class Classification:
-    """labels: (n,) int64, index of the likeliest class; probabilities: (n, classes) float32, rows sum to 1."""
-
-    labels: npt.NDArray[np.int64]
-    probabilities: FloatArray
-
-
-@dataclass(frozen=True)
-class Task:
-    """How a bundle of one task predicts, and the result as one JSON object per text."""
-
-    predict: Callable[[Runner, Sequence[Text], int], Any]
-    records: Callable[[Any], list[dict[str, Any]]]
-
-
-def pool(hidden: npt.NDArray[Any], mask: npt.NDArray[np.int64], how: Postprocess) -> FloatArray:
-    """One vector per text, (batch, width) float32.
-
-    hidden: (batch, tokens, width), or (batch, width) when `how.pooling` is "none"; mask: (batch, tokens).
-
-    Raises:
-        BundleError: a pooling this version does not know, or an output of other axes.
-    """
-    axes = {"mean": 3, "cls": 3, "none": 2}
-    if axes.get(how.pooling) != hidden.ndim:
-        raise BundleError(f"pooling {how.pooling!r} of an output with {hidden.ndim} axes; there are {axes} (axes)")
-    vectors = hidden.astype(np.float32)
-    if how.pooling == "cls":
-        vectors = vectors[:, 0]
-    if how.pooling == "mean":
-        weights = mask[:, :, None].astype(np.float32)
-        vectors = (vectors * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
-    if how.normalize:
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return np.asarray(vectors, np.float32)
-
-
-def _embed(runner: Runner, texts: Sequence[Text], batch_size: int) -> FloatArray:
-    manifest = runner.bundle.manifest
-
-    def rows_of(outputs: Outputs, feeds: Feeds) -> FloatArray:
-        mask = feeds.get("attention_mask")
-        if mask is None:
-            mask = np.ones(feeds["input_ids"].shape, np.int64)
-        return pool(outputs[manifest.outputs[0]], mask, manifest.postprocess)
-
-    return np.stack(runner.batched(texts, batch_size, rows_of))[: len(texts)]
-
-
-def _classify(runner: Runner, texts: Sequence[Text], batch_size: int) -> Classification:
-    def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
-        if "logits" not in outputs:
-            raise BundleError(f"{runner.bundle.path}: has no output 'logits'; found {', '.join(outputs)}")
-        return np.asarray(outputs["logits"], np.float32)
-
-    logits = np.stack(runner.batched(texts, batch_size, rows_of))[: len(texts)]
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return Classification(logits.argmax(axis=1), powers / powers.sum(axis=1, keepdims=True))
-
-
-def _embedding_records(vectors: FloatArray) -> list[dict[str, Any]]:
-    return [{"embedding": vector.tolist()} for vector in vectors]
-
-
-def _classification_records(result: Classification) -> list[dict[str, Any]]:
-    rows = zip(result.labels.tolist(), result.probabilities.tolist(), strict=True)
-    return [{"label": label, "probabilities": probabilities} for label, probabilities in rows]
-
-
-TASKS = {
-    "feature-extraction": Task(_embed, _embedding_records),
-    "text-classification": Task(_classify, _classification_records),
-}
+    def _decoder(self) -> Decoder:
+        return Decoder(self.bundle, self._session)
 
 
 def _task(bundle: Bundle) -> Task:

@@ -6,13 +6,16 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, UsageError
 from saten_runtime.kernels import register
 
-__all__ = ["MEMORY_MODES", "MemoryMode", "make_session", "ort_errors"]
+__all__ = ["MEMORY_MODES", "OPTIMIZED_FILE", "MemoryMode", "make_session", "ort_errors"]
+
+OPTIMIZED_FILE = "optimized.onnx"
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,19 @@ _SOURCE_PLACE = re.compile(r"/onnxruntime_src/\S+ .*?\) (?=[A-Z])")
 _MOST_CHARACTERS = 500
 
 
-def make_session(bundle: Bundle, *, threads: int = 1, memory: str = "fast", optimized: bool = True) -> Any:
+def make_session(
+    bundle: Bundle,
+    *,
+    threads: int = 1,
+    memory: str = "fast",
+    optimized: bool = True,
+    profile_folder: Path | None = None,
+) -> Any:
     """An `onnxruntime.InferenceSession` on the CPU, threads not spinning between runs, with the native kernels
     where they are installed.
 
-    optimized: whether ONNX Runtime may rewrite the graph; off only to check that it computes the same.
+    optimized: whether ONNX Runtime may rewrite the graph; off only to check that it computes the
+    same. profile_folder: where it leaves a profile, and the rewritten graph as `OPTIMIZED_FILE`.
 
     Raises:
         UsageError: no such memory mode, or fewer than one thread.
@@ -72,6 +83,8 @@ def make_session(bundle: Bundle, *, threads: int = 1, memory: str = "fast", opti
     register(options)
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile_folder is not None:
+        _profile_into(profile_folder, options)
     with ort_errors(f"{bundle.model}", BundleError):
         return onnxruntime.InferenceSession(str(bundle.model), options, providers=["CPUExecutionProvider"])
 
@@ -109,6 +122,15 @@ def _options(threads: int, mode: MemoryMode) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "0" if mode.prepacking else "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def _profile_into(folder: Path, options: Any) -> None:
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.optimized_model_filepath = str(folder / OPTIMIZED_FILE)
+    weights = "session.optimized_model_external_initializers"
+    options.add_session_config_entry(f"{weights}_file_name", f"{OPTIMIZED_FILE}.data")
+    options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
 
 
 def _check_version(bundle: Bundle, installed: str) -> None:

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, UsageError
 
-__all__ = ["Encoder", "Feeds", "Ids", "Text", "random_feeds"]
+__all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
 
 Text = str | tuple[str, str]  # one text, or a pair that the model reads together
-Feeds = dict[str, npt.NDArray[np.int64]]
+Feeds = dict[str, npt.NDArray[Any]]
 
 # An Encoding of `tokenizers` holds offsets and strings too; keeping all of them costs ~100 times the ids.
 _TEXTS_AT_ONCE = 512
+_OVERLAP = 4  # windows of a long context share one in so many of their tokens
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,35 @@ class Ids:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Spans(Ids):
+    """Tokens, and where they stand.
+
+    offsets: (tokens, 2) characters of the text; words: (tokens,) index of the word, -1 for special
+    tokens; parts: (tokens,) which text of a pair, 0 or 1, -1 for special tokens.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.int64]
+
+
 class Encoder:
     """The tokenizer of a bundle. Safe to share between threads."""
 
     def __init__(self, bundle: Bundle) -> None:
         from tokenizers import Tokenizer
 
-        entry = bundle.manifest.tokenizer
+        entry = bundle.tokenizer
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.path / entry.file))
         except Exception as cause:  # `tokenizers` raises plain Exception
             raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({_one_line(cause)})") from None
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(entry.max_length)
+        cut: dict[str, Any] = {}
+        if bundle.manifest.task == "question-answering":  # the question must be whole
+            cut = {"strategy": "only_second", "stride": entry.max_length // _OVERLAP}
+        self._tokenizer.enable_truncation(entry.max_length, **cut)
         self._pad_id = entry.pad_id
         self._inputs = bundle.manifest.inputs
 
@@ -61,6 +78,29 @@ class Encoder:
             for part in _parts(texts, _TEXTS_AT_ONCE)
             for encoding in self._tokenizer.encode_batch(part)
         ]
+
+    def windows(self, texts: Sequence[Text | list[str]]) -> list[list[Spans]]:
+        """Tokenize, keeping where tokens stand; a list of strings is a text that was split into words before.
+
+        What does not fit `max_length` is cut, or, for question answering, follows in further
+        windows that overlap.
+
+        Raises:
+            UsageError: a question that leaves no room for its context.
+        """
+        split = any(isinstance(text, list) for text in texts)
+        try:
+            return [
+                [_spans(window) for window in (encoding, *encoding.overflowing)]
+                for part in _parts(texts, _TEXTS_AT_ONCE)
+                for encoding in self._tokenizer.encode_batch(part, is_pretokenized=split)
+            ]
+        except Exception as cause:  # `tokenizers` raises plain Exception
+            raise UsageError(f"cannot be tokenized ({_one_line(cause)}); is the question too long?") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def feeds(self, rows: Sequence[Ids]) -> Feeds:
         """The inputs of the graph, each (len(rows), longest row) int64, padded on the right."""
@@ -93,6 +133,20 @@ def random_feeds(inputs: Sequence[str], *, vocabulary: int, batch: int, tokens: 
         "token_type_ids": np.zeros(shape, np.int64),
     }
     return _only(arrays, inputs)
+
+
+def _spans(encoding: Any) -> Spans:
+    return Spans(
+        ids=np.array(encoding.ids, np.int64),
+        types=np.array(encoding.type_ids, np.int64),
+        offsets=np.array(encoding.offsets, np.int64).reshape(-1, 2),
+        words=_indices(encoding.word_ids),
+        parts=_indices(encoding.sequence_ids),
+    )
+
+
+def _indices(values: Sequence[int | None]) -> npt.NDArray[np.int64]:
+    return np.array([-1 if value is None else value for value in values], np.int64)
 
 
 def _only(arrays: Feeds, inputs: Sequence[str]) -> Feeds:

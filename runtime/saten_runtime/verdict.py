@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,12 +11,22 @@ from saten_runtime.device import State
 from saten_runtime.results import Verdict
 from saten_runtime.stats import drift
 
-__all__ = ["MIN_SAMPLES", "clock_reasons", "drift_reasons", "emulation_reasons", "judge", "throttle_reasons"]
+__all__ = [
+    "MIN_SAMPLES",
+    "clock_reasons",
+    "drift_reasons",
+    "emulation_reasons",
+    "governor_reasons",
+    "judge",
+    "throttle_reasons",
+]
 
 MIN_SAMPLES = 10
 # A throttled board runs at half to three quarters of its speed; an undisturbed cell stays within a few percent.
 _MOST_DRIFT = 1.25
 _LEAST_CLOCK = 0.9
+# Of the clock that samples are taken with.
+_LEAST_TICKS = 100
 
 Rounds = Sequence[Sequence[float]]
 
@@ -23,10 +34,10 @@ Rounds = Sequence[Sequence[float]]
 def judge(states: Sequence[State], cells: Mapping[str, Rounds], failures: Sequence[str]) -> Verdict:
     """The verdict on a run.
 
-    states: before, after each round, and at the end; cells: the samples of each cell by round, by
-    a name for people; failures: reasons that are known already.
+    states: before, after each round, and at the end; cells: the samples of each cell by round, ns,
+    by a name for people; failures: reasons that are known already.
     """
-    reasons = [*failures, *throttle_reasons(states), *clock_reasons(states)]
+    reasons = [*failures, *throttle_reasons(states), *clock_reasons(states), *governor_reasons(states)]
     reasons += [reason for name, rounds in cells.items() for reason in drift_reasons(name, rounds)]
     return Verdict(not reasons, reasons)
 
@@ -55,11 +66,20 @@ def clock_reasons(states: Sequence[State]) -> list[str]:
     return [f"frequency: the clock went between {max(thirds) / 1000:.0f} and {min(thirds) / 1000:.0f} MHz"]
 
 
+def governor_reasons(states: Sequence[State]) -> list[str]:
+    """A reason when somebody changed how the clock is governed during the run."""
+    seen = list(dict.fromkeys(state.governor for state in states))
+    return [f"governor: it changed, {' → '.join(map(str, seen))}; measure again"] if len(seen) > 1 else []
+
+
 def drift_reasons(name: str, rounds: Rounds) -> list[str]:
     """Reasons when a cell has too few samples, or ended much slower or faster than it began."""
     count = sum(map(len, rounds))
     if count < MIN_SAMPLES:
         return [f"{name}: {count} samples, at least {MIN_SAMPLES} are needed"]
+    median_s = 1e-9 * float(np.median(np.concatenate(rounds)))
+    if median_s < _LEAST_TICKS * time.get_clock_info("perf_counter").resolution:
+        return [f"{name}: a run takes {median_s:.1e} s, not {_LEAST_TICKS} ticks of the clock; take larger inputs"]
     change = drift(rounds)
     if max(change, 1 / change) > _MOST_DRIFT:
         return [f"{name}: the last third of the rounds took {change:.2f} times the first; is the machine busy or hot?"]

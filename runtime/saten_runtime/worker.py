@@ -6,8 +6,9 @@ Requests on stdin, one object a line, each answered by one line on stdout, {"ok"
 {"error": …}:
 
     {"do": "load", "bundle": PATH, "threads": 1, "memory": "fast"}   -> {"session_ns": …}
-    {"do": "prepare", "batch": 1, "tokens": 32, "vocabulary": 30522}  -> {}
+    {"do": "prepare", "size": {"batch": 1, "tokens": 32, …}, "vocabulary": 30522}  -> {}
     {"do": "run", "warmup": 1, "iterations": 10, "min_ns": 0}  -> {"samples_ns": […], "finished_ns": …}
+    {"do": "rates", "threads": 1, "sizes": [1000000]}                 -> a `floor.Rates`
     {"do": "memory"}                                                  -> a `memory.Memory`
     {"do": "quit"}                                                    -> {}, then exit
 
@@ -17,9 +18,11 @@ system-wide monotonic clock. The end of stdin ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -29,49 +32,59 @@ from typing import Any
 import numpy as np
 
 from saten_runtime.bundle import Bundle
-from saten_runtime.errors import InvalidRun, SatenError, UsageError
+from saten_runtime.device import available_memory_bytes
+from saten_runtime.errors import InvalidRun, SatenError
+from saten_runtime.floor import measure_rates
 from saten_runtime.memory import snapshot
-from saten_runtime.session import make_session, ort_errors
-from saten_runtime.text import Feeds, random_feeds
+from saten_runtime.plan import Size
+from saten_runtime.session import make_session
+from saten_runtime.workload import Workload, make_workload
 
 __all__ = ["main"]
+
+# Address space beyond what is available: stacks, and arenas that are reserved and never touched.
+_SLACK_BYTES = 4 << 30
 
 
 class _Worker:
     def __init__(self) -> None:
         self._bundle: Bundle
         self._session: Any = None
-        self._feeds: Feeds = {}
+        self._work: Workload
 
     def load(self, bundle: str, threads: int, memory: str) -> dict[str, Any]:
         # The process that started this one has just compared the hashes; here they would be timed.
-        self._bundle = Bundle.open(bundle, check_hashes=False)
+        self._bundle = Bundle.open(bundle, check_content=False)
+        _limit_memory()
         start = time.perf_counter_ns()
         self._session = make_session(self._bundle, threads=threads, memory=memory)
         return {"session_ns": time.perf_counter_ns() - start}
 
-    def prepare(self, batch: int, tokens: int, vocabulary: int) -> dict[str, Any]:
-        inputs = self._bundle.manifest.inputs
-        self._feeds = random_feeds(inputs, vocabulary=vocabulary, batch=batch, tokens=tokens)
+    def prepare(self, size: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+        self._work = make_workload(self._bundle, self._session, Size(**size), vocabulary)
         return {}
 
     def run(self, warmup: int, iterations: int, min_ns: int) -> dict[str, Any]:
-        names = self._bundle.manifest.outputs
+        begin, run = self._work.begin, self._work.run
         samples: list[int] = []
         outputs: list[Any] = []
-        with ort_errors(f"{self._bundle.name}: run", UsageError):
-            for _ in range(warmup):
-                self._session.run(names, self._feeds)
-            begin = now = time.perf_counter_ns()
-            while len(samples) < iterations or now - begin < min_ns:
-                start = time.perf_counter_ns()
-                outputs = self._session.run(names, self._feeds)
-                now = time.perf_counter_ns()
-                samples.append(now - start)
+        for _ in range(warmup):
+            begin()
+            run()
+        first = now = time.perf_counter_ns()
+        while len(samples) < iterations or now - first < min_ns:
+            begin()
+            start = time.perf_counter_ns()
+            outputs = run()
+            now = time.perf_counter_ns()
+            samples.append(now - start)
         finished = time.monotonic_ns()
         if not all(np.isfinite(output).all() for output in outputs):
             raise InvalidRun(f"{self._bundle.name}: an output holds NaN or infinity")
         return {"samples_ns": samples, "finished_ns": finished}
+
+    def rates(self, threads: int, sizes: list[int]) -> dict[str, Any]:
+        return dataclasses.asdict(measure_rates(threads, sizes))
 
     def memory(self) -> dict[str, Any]:
         return dataclasses.asdict(snapshot())
@@ -90,7 +103,8 @@ def main() -> None:
 
     worker = _Worker()
     verbs: dict[str, Callable[..., dict[str, Any]]] = {
-        verb.__name__: verb for verb in (worker.load, worker.prepare, worker.run, worker.memory, worker.quit)
+        verb.__name__: verb
+        for verb in (worker.load, worker.prepare, worker.run, worker.rates, worker.memory, worker.quit)
     }
     for line in sys.stdin:
         request = json.loads(line)
@@ -99,6 +113,15 @@ def main() -> None:
         answers.flush()
         if name == "quit":
             return
+
+
+def _limit_memory() -> None:
+    """Make a graph that folds or expands without end fail to allocate, instead of taking the machine with it."""
+    available = available_memory_bytes()
+    if available is not None:
+        limit = available + _SLACK_BYTES
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _answer(verb: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> dict[str, Any]:

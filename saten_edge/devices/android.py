@@ -77,7 +77,7 @@ def write_android(bundle: Bundle, output: Path, *, overwrite: bool = False) -> N
         _convert(bundle, aside)
         _check(bundle, aside / _MODEL)
         _write_case(bundle, aside / _CASE)
-        shutil.copyfile(bundle.path / bundle.manifest.tokenizer.file, aside / "tokenizer.json")
+        shutil.copyfile(bundle.path / bundle.tokenizer.file, aside / "tokenizer.json")
         (aside / "README.md").write_text(_readme(bundle), "utf-8")
 
 

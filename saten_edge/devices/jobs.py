@@ -66,11 +66,13 @@ def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job
         "--memory": plan.memory_modes,
         "--min-time": (plan.min_time_s,),
         "--rounds": (plan.rounds,),
+        "--generate": plan.generate,
+        "--depth": plan.depths,
     }
     arguments = ["bench", *map(_there, opened), "-o", "out", "--quiet"]
     arguments += [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
     arguments += [part for bundle in other for part in ("--baseline", _there(bundle))]
-    a_round = 1 + len(list(plan.sizes))
+    a_round = 1 + max(len(plan.sizes(bundle.manifest.task)) for bundle in opened)
     steps = 1 + len(list(plan.setups)) * len(cargo.bundles) * (1 + a_round * plan.rounds)
     return Job("bench", cargo, arguments, steps)
 

@@ -4,11 +4,12 @@
     print_table(report)
     write_html(report, Path("report.html"))
 
-Nothing here measures or reads files; a report is a pure function of what it is given.
+Nothing here measures; a report is a pure function of what it is given.
 """
 
 from __future__ import annotations
 
+from saten_edge.report.compare import compare_runs, comparison_table, read_run
 from saten_edge.report.devices import join_benches, join_evaluations
 from saten_edge.report.headline import headline
 from saten_edge.report.html import html_page, write_html
@@ -20,6 +21,8 @@ from saten_edge.report.terminal import print_table, terminal_table
 __all__ = [
     "Report",
     "build_report",
+    "compare_runs",
+    "comparison_table",
     "csv_table",
     "headline",
     "html_page",
@@ -27,6 +30,7 @@ __all__ = [
     "join_evaluations",
     "markdown_table",
     "print_table",
+    "read_run",
     "summary_json",
     "terminal_table",
     "write_html",

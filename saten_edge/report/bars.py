@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from saten_edge.report.colors import GRID, INK, MUTED
 from saten_edge.report.svg import CHAR_PX, WIDTH, drawing, inline_svg, new_axes
 
-__all__ = ["Bar", "Group", "Part", "bar_chart", "short"]
+__all__ = ["Bar", "Group", "Part", "bar_chart", "beside", "short"]
 
 _HEADING_PX = 26
 _AXIS_PX = 46
@@ -115,14 +115,15 @@ def _draw(axes: Axes, bar: Bar, center: float, bar_px: float, labelled: bool) ->
     if bar.whisker is not None and bar.whisker > start:
         axes.plot([start, bar.whisker], [center, center], color=INK, linewidth=1.2, solid_capstyle="butt")
         axes.plot([bar.whisker] * 2, [center - 4, center + 4], color=INK, linewidth=1.2)
-    _beside(axes, bar.text, (bar.end, center), 5, "left")
+    beside(axes, bar.text, (bar.end, center), 5, "left")
     if labelled:
-        _beside(axes, short(bar.label), (0, center), -6, "right", MUTED)
+        beside(axes, short(bar.label), (0, center), -6, "right", MUTED)
     if not bar.parts:
         axes.plot([0, 0], [center - 6, center + 6], color=GRID, linewidth=2)
 
 
-def _beside(axes: Axes, text: str, point: tuple[float, float], shift: float, side: str, color: str = INK) -> None:
+def beside(axes: Axes, text: str, point: tuple[float, float], shift: float, side: str, color: str = INK) -> None:
+    """Write `text` `shift` px from a point in data units, its left or right end there."""
     axes.annotate(
         text, point, xytext=(shift, 0), textcoords="offset points", ha=side, va="center_baseline", color=color
     )

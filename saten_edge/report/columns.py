@@ -12,7 +12,14 @@ from saten_edge.report.text import MISSING, mb, metric_title, mib, milliseconds,
 __all__ = ["BRIEF", "FULL", "PAGE", "Column", "columns"]
 
 BRIEF, PAGE, FULL = 0, 1, 2
-_TIMES = {"p50_ms": BRIEF, "p90_ms": FULL, "p99_ms": FULL, "mean_ms": FULL}
+_TIMES = {
+    "p50_ms": BRIEF,
+    "p90_ms": FULL,
+    "p95_ms": FULL,
+    "p99_ms": FULL,
+    "mean_ms": FULL,
+    "trimmed_mean_ms": FULL,
+}
 Value = float | int | None
 
 
@@ -71,7 +78,9 @@ def _share(row: Row, whole: int | None) -> float | None:
 
 
 def _latency(report: Report) -> list[Column]:
-    return [column for tokens in report.tokens for column in (*_times(tokens), *_ratios(report, tokens))]
+    return [
+        column for tokens in report.tokens for column in (*_times(tokens), *_ratios(report, tokens), _floor(tokens))
+    ]
 
 
 def _times(tokens: int) -> list[Column]:
@@ -79,7 +88,8 @@ def _times(tokens: int) -> list[Column]:
 
 
 def _time(name: str, tokens: int, detail: int) -> Column:
-    group, title = f"{tokens} tokens", f"{name.removesuffix('_ms')} ms"
+    group = f"{tokens} tokens"
+    title = f"{name.removesuffix('_ms').replace('_', ' ')} ms"
     return Column(
         f"{name}_{tokens}",
         group,
@@ -89,6 +99,16 @@ def _time(name: str, tokens: int, detail: int) -> Column:
         lambda row: "failed" if row.has_failed(tokens) else milliseconds(row.time_ms(name, tokens)),
         detail=detail,
     )
+
+
+def _floor(tokens: int) -> Column:
+    group = f"{tokens} tokens"
+    titles = (group, "× floor", f"{group} × floor")
+    return _shown(f"times_floor_{tokens}", titles, lambda row: row.times_floor(tokens), _one, PAGE)
+
+
+def _one(value: Value) -> str:
+    return MISSING if value is None else f"{value:.1f}"
 
 
 def _ratios(report: Report, tokens: int) -> list[Column]:

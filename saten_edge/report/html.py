@@ -15,7 +15,9 @@ from saten_edge.report.columns import PAGE, columns
 from saten_edge.report.headline import comparisons, headline
 from saten_edge.report.method import method
 from saten_edge.report.model import Report, Row
+from saten_edge.report.schema import Cell
 from saten_runtime.files import replace_file
+from saten_runtime.plan import Size
 
 __all__ = ["html_page", "write_html"]
 
@@ -43,11 +45,23 @@ def html_page(report: Report) -> str:
             groups=[(group, len(list(members))) for group, members in groupby(shown, key=lambda column: column.group)],
             plots=[(plot, Markup(plot.svg)) for plot in plots(report)],  # noqa: S704 - an XML writer escaped it
             method=method(report),
-            facts=[*report.environment, *_data_facts(report)],
+            facts=[*_environment_facts(report), *_data_facts(report)],
             layer_tables=[_layer_table(row) for row in report.rows if row.layers],
             series=SERIES,
+            size_name=_size_name,
         )
     )
+
+
+def _size_name(cell: Cell) -> str:
+    """As llama-bench names it where a decoder was measured, else the number of tokens."""
+    return Size(cell.batch, cell.tokens, cell.phase, cell.depth).name
+
+
+def _environment_facts(report: Report) -> list[tuple[str, str]]:
+    """Without the hashes of files that are listed with their bundle."""
+    listed = tuple(f"models.{row.name}." for row in report.rows if row.files)
+    return [(name, value) for name, value in report.environment if not name.startswith(listed)]
 
 
 def _data_facts(report: Report) -> list[tuple[str, str]]:

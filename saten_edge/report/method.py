@@ -10,9 +10,13 @@ __all__ = ["method"]
 
 def method(report: Report) -> list[tuple[str, str]]:
     """(term, explanation) for what this report contains."""
-    return [*_latency(report), *_start(report), *_accuracy(report), ("Bytes", _BYTES)]
+    return [*_latency(report), *_floor(report), *_start(report), *_accuracy(report), ("Bytes", _BYTES)]
 
 
+_FLOOR = (
+    "The larger of multiplications at ONNX Runtime’s measured GEMM rate and weight bytes at the measured copy "
+    "rate of this machine, over the layers alone; “× floor” is how many times that the median takes."
+)
 _BYTES = "Every file the manifest lists: graph, weights with the indices of sparse parts, tokenizer. MB are 10⁶ bytes."
 
 
@@ -38,6 +42,12 @@ def _latency(report: Report) -> list[tuple[str, str]]:
             "pair that was not measured in turns is compared by its medians.",
         ),
     ]
+
+
+def _floor(report: Report) -> list[tuple[str, str]]:
+    if not any(cell.floor for cell in report.cells):
+        return []
+    return [("Floor", _FLOOR)]
 
 
 def _start(report: Report) -> list[tuple[str, str]]:

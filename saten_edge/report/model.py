@@ -14,18 +14,20 @@ from saten_edge.report.schema import (
     Evaluation,
     EvaluationData,
     Load,
+    Profile,
     Ratio,
     Step,
     Verdict,
     read_bench,
     read_evaluation,
     read_history,
+    read_profile,
 )
 from saten_edge.report.text import MIB, plural, printable
 from saten_runtime.bundle import Bundle, FileEntry, Layer, open_bundles
 from saten_runtime.errors import DataError
 
-__all__ = ["Note", "Report", "Row", "Setting", "build_report"]
+__all__ = ["Note", "Report", "Row", "Setting", "build_report", "environment_facts"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Row:
         value: float | None = getattr(cell, statistic) if cell and cell.failed is None else None
         return value
 
+    def times_floor(self, tokens: int) -> float | None:
+        """How many times its floor the median takes; None when either is not known."""
+        cell, time = self.cells.get(tokens), self.p50_ms(tokens)
+        return time / cell.floor.ms if cell and cell.floor and time else None
+
     def has_failed(self, tokens: int) -> bool:
         """Whether the run at this token count was tried and failed."""
         cell = self.cells.get(tokens)
@@ -106,7 +113,8 @@ class Report:
     """Everything the outputs show; no output reads a file or computes a measurement.
 
     baseline: the bundle ratios and percentages refer to. tokens: measured token counts, ascending.
-    metrics: names, in the order of eval.json. cells, loads: all settings, as measured.
+    metrics: names, in the order of eval.json. cells, loads: all settings, as measured. profiles: by
+    bundle. generation: the cells in which a decoder generates, or reads after other tokens.
     """
 
     rows: tuple[Row, ...]
@@ -122,6 +130,8 @@ class Report:
     data: EvaluationData | None
     notes: tuple[Note, ...]
     history: tuple[Step, ...]
+    profiles: Mapping[str, Profile]
+    generation: tuple[Cell, ...]
 
     @property
     def failures(self) -> tuple[Cell, ...]:
@@ -136,6 +146,7 @@ def build_report(
     *,
     notes: Iterable[tuple[str, str]] = (),
     history: Iterable[Mapping[str, Any]] = (),
+    profiles: Iterable[Mapping[str, Any]] = (),
 ) -> Report:
     """Join opened bundles with the content of bench.json and eval.json, by bundle name.
 
@@ -160,13 +171,15 @@ def build_report(
         tokens=tuple(sorted({tokens for row in rows for tokens in row.cells})),
         metrics=tuple(dict.fromkeys(metric for row in rows for metric in row.metrics)),
         verdict=measured.verdict if measured else None,
-        environment=tuple(_flat(measured.environment)) if measured else (),
+        environment=tuple(environment_facts(measured)) if measured else (),
         cells=tuple(measured.cells) if measured else (),
         loads=tuple(measured.loads) if measured else (),
         task=scored.task if scored else None,
         data=scored.data if scored else None,
         notes=tuple(_note(title, text) for title, text in notes),
         history=tuple(read_history(history)),
+        profiles={profile.bundle: profile for profile in map(read_profile, profiles)},
+        generation=tuple(cell for cell in measured.cells if not _is_run(cell)) if measured else (),
     )
 
 
@@ -227,6 +240,16 @@ def _unique(where: str, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return result
 
 
+def environment_facts(bench: Bench) -> Iterator[tuple[str, str]]:
+    """Everything recorded about machine and run, as (dotted name, text)."""
+    return _flat(bench.environment)
+
+
+def _is_run(cell: Cell) -> bool:
+    """Whether the cell belongs to the tables by token count: one pass over an input from its beginning."""
+    return cell.phase != "generate" and cell.depth == 0
+
+
 def _setting(bench: Bench | None) -> Setting | None:
     if bench is None or not bench.cells:
         return None
@@ -238,7 +261,7 @@ def _setting_of(cell: Cell) -> Setting:
 
 
 def _in_setting(bench: Bench | None, setting: Setting | None) -> list[Cell]:
-    return [cell for cell in bench.cells if _setting_of(cell) == setting] if bench else []
+    return [cell for cell in bench.cells if _setting_of(cell) == setting and _is_run(cell)] if bench else []
 
 
 def _loads(bench: Bench | None, setting: Setting | None) -> dict[str, Load]:
@@ -263,6 +286,8 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         name = f"{prefix}{key}"
         if isinstance(item, dict):
             yield from _flat(item, f"{name}.")
+        elif isinstance(item, list) and any(isinstance(one, dict) for one in item):
+            yield from _flat({str(index): one for index, one in enumerate(item)}, f"{name}.")
         elif isinstance(item, list):
             yield name, ", ".join(map(str, item))
         else:

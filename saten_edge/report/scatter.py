@@ -50,6 +50,9 @@ def trade_chart(report: Report) -> str | None:
             diameter = 2 * point.radius_px
             place = ([point.milliseconds], [point.score])
             axes.scatter(*place, s=diameter**2, color=point.color, alpha=0.8, linewidth=0)
+        front = _front(points)
+        if len(front) > 1:
+            axes.plot([p.milliseconds for p in front], [p.score for p in front], color=MUTED, linewidth=1, zorder=1)
         _label(axes, points)
         words = [
             f"{point.name}: {point.lines[1]}, {milliseconds(point.milliseconds)} ms, {metric} {score(point.score)}"
@@ -72,6 +75,15 @@ def _points(report: Report) -> list[_Point]:
         lines = (short(row.name), f"{mb(row.bytes)} MB" if row.bytes else "size not known")
         result.append(_Point(row.name, time, value, radius, SERIES[names[row.name]][0], lines))
     return result
+
+
+def _front(points: Sequence[_Point]) -> list[_Point]:
+    """The points that no other beats in both time and score, fastest first."""
+    best: list[_Point] = []
+    for point in sorted(points, key=lambda point: (point.milliseconds, -point.score)):
+        if not best or point.score > best[-1].score:
+            best.append(point)
+    return best
 
 
 def _limits(axes: Axes, points: Sequence[_Point]) -> None:

@@ -26,12 +26,15 @@ __all__ = [
     "Load",
     "Memory",
     "MemoryPoint",
+    "Profile",
     "Ratio",
     "Step",
+    "Timeline",
     "Verdict",
     "read_bench",
     "read_evaluation",
     "read_history",
+    "read_profile",
 ]
 
 SCHEMA_VERSION = 1
@@ -56,8 +59,28 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """The time no program could beat on this machine, and which of compute and memory it is."""
+
+    ms: Positive
+    bound: str
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of one run, of the machine part a sensor watches."""
+
+    sensor: str
+    joules: float
+
+
+@dataclass(frozen=True)
 class Cell:
-    """Latency of one bundle in one setting: `count` samples, milliseconds, or why it failed."""
+    """Latency of one bundle in one setting: `count` samples, milliseconds, or why it failed.
+
+    phase: "run", or for decoders "prompt" and "generate", after `depth` tokens that were read
+    before. quantiles_ms: the percentiles 0, 5 … 100, or empty.
+    """
 
     bundle: str
     threads: Natural
@@ -69,6 +92,15 @@ class Cell:
     p90_ms: Positive | None = None
     p99_ms: Positive | None = None
     mean_ms: Positive | None = None
+    phase: str = "run"
+    depth: Count = 0
+    p95_ms: Positive | None = None
+    trimmed_mean_ms: Positive | None = None
+    quantiles_ms: list[Positive] = field(default_factory=list)
+    tokens_per_s: Positive | None = None
+    ttft_ms: Positive | None = None
+    energy: list[Energy] = field(default_factory=list)
+    floor: Floor | None = None
     ratio: Ratio | None = None
     failed: str | None = None
 
@@ -88,6 +120,19 @@ class MemoryPoint:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """Memory over time: milliseconds since the start of the process, bytes."""
+
+    times_ms: list[float] = field(default_factory=list)
+    rss_anon_bytes: list[Count] = field(default_factory=list)
+    rss_file_bytes: list[Count] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.times_ms) == len(self.rss_anon_bytes) == len(self.rss_file_bytes):
+            raise ValueError("found lists of different lengths, expected one value per moment in each")
+
+
+@dataclass(frozen=True)
 class Memory:
     """Memory before the bundle was loaded, after, and at rest after the runs; the peaks between."""
 
@@ -97,6 +142,31 @@ class Memory:
     peak_anon_bytes: Count | None = None
     peak_rss_bytes: Count | None = None
     interpreter_anon_bytes: Count | None = None
+    peak: MemoryPoint | None = None
+    timeline: Timeline = field(default_factory=Timeline)
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """A layer, or an operator outside of all layers (form None): milliseconds per run, and its shares."""
+
+    name: str
+    form: str | None
+    ms: float
+    time_share: float
+    bytes_share: float | None
+    macs_share: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `saten-run profile` wrote for one bundle."""
+
+    schema_version: int
+    bundle: str
+    runs: Natural
+    ms: float
+    rows: list[ProfileRow]
 
 
 @dataclass(frozen=True)
@@ -187,6 +257,15 @@ def read_evaluation(value: Any) -> Evaluation:
         DataError: another schema version, or a field missing, of a wrong type or out of range.
     """
     return typing.cast(Evaluation, _versioned(Evaluation, value, "eval.json"))
+
+
+def read_profile(value: Any) -> Profile:
+    """A profile's content as `Profile`.
+
+    Raises:
+        DataError: another schema version, or a field missing, of a wrong type or out of range.
+    """
+    return typing.cast(Profile, _versioned(Profile, value, "profile"))
 
 
 def read_history(value: Any) -> list[Step]:

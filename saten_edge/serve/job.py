@@ -15,12 +15,14 @@ from saten_edge.serve.questions import Exam, first_examples, make_exam
 from saten_edge.serve.schema import MOST_SAMPLES
 from saten_runtime.bundle import Bundle, FileEntry, open_bundles
 from saten_runtime.errors import UsageError
-from saten_runtime.plan import Plan, turns
+from saten_runtime.plan import Plan, Size, turns
 from saten_runtime.text import Encoder, random_feeds
 from saten_runtime.verdict import MIN_SAMPLES
 
 __all__ = ["Job", "graph_files", "make_job"]
 
+EMBEDDING = "feature-extraction"
+PAGE_TASKS = (EMBEDDING, "text-classification")
 WARMUP_RUNS = 3  # as `saten_runtime.bench`
 WARMUP_MS = 200  # and so long at least: browsers compile what runs often once more, in the background
 
@@ -29,7 +31,7 @@ WARMUP_MS = 200  # and so long at least: browsers compile what runs often once m
 class Job:
     """The same for every phone. bundles, exams: by name, in the order of the command line.
 
-    baseline, reference: names among them, or None. vocabulary: ids below it are valid for all.
+    sizes: what is timed. baseline, reference: names among them, or None. vocabulary: ids below it are valid for all.
     sheets: by name, the questions of the exam as JSON, which the page downloads like a file.
     """
 
@@ -37,6 +39,7 @@ class Job:
     exams: dict[str, Exam]
     sheets: dict[str, bytes]
     plan: Plan
+    sizes: list[Size]
     baseline: str | None
     reference: str | None
     vocabulary: int
@@ -44,14 +47,14 @@ class Job:
     def to_json(self) -> dict[str, Any]:
         """For the page; everything it loops over is spelled out, in order."""
         plan = self.plan
-        cells = len(plan.setups) * len(plan.sizes) * len(self.bundles) * plan.rounds
+        cells = len(plan.setups) * len(self.sizes) * len(self.bundles) * plan.rounds
         indices = [str(index) for index in range(len(self.bundles))]
         return {
             "ort": {"version": ort.VERSION, "module": ort.MODULE, "wasm": ort.WASM},
             "baseline": self.baseline,
             "bundles": [self._bundle(name, bundle) for name, bundle in self.bundles.items()],
             "threads": list(plan.threads),
-            "sizes": [self._size(size.batch, size.tokens) for size in plan.sizes],
+            "sizes": [self._size(size.batch, size.tokens) for size in self.sizes],
             "rounds": [[int(index) for index in turns(indices, number)] for number in range(plan.rounds)],
             "warmup": WARMUP_RUNS,
             "warmup_ms": WARMUP_MS,
@@ -114,17 +117,18 @@ def make_job(
     """
     named = open_bundles(bundles)
     base, target = _among(named, "--baseline", baseline), _among(named, "--reference", reference)
-    _check_plan(named, plan)
+    sizes = _sizes(named, plan)
     chosen = first_examples(data, examples) if data else None
     exams = {name: make_exam(bundle, chosen) for name, bundle in named.items()}
     measures = {exam.measure for exam in exams.values()}
     if len(measures) > 1:
         raise UsageError(f"{', '.join(named)}: are of different tasks; serve them apart")
     (measure,) = measures
-    if target is not None and (measure is None or not measure.vectors):
+    if target is not None and (measure is None or measure.bundle_task != EMBEDDING):
         raise UsageError("--reference: needs --data on which the bundles give embeddings")
     vocabulary = min(Encoder(bundle).vocabulary for bundle in named.values())
-    return Job(named, exams, {name: _sheet(exam) for name, exam in exams.items()}, plan, base, target, vocabulary)
+    sheets = {name: _sheet(exam) for name, exam in exams.items()}
+    return Job(named, exams, sheets, plan, sizes, base, target, vocabulary)
 
 
 def graph_files(bundle: Bundle) -> dict[str, FileEntry]:
@@ -149,14 +153,22 @@ def _among(named: dict[str, Bundle], option: str, path: Path | None) -> str | No
     raise UsageError(f"{option} {path}: is not among the bundles; add it to them")
 
 
-def _check_plan(named: dict[str, Bundle], plan: Plan) -> None:
+def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
+    """What is timed, the same for all bundles.
+
+    Raises:
+        UsageError: a bundle of a task the page has no questions for, or a plan that does not fit it or one post.
+    """
     for name, bundle in named.items():
-        longest = bundle.manifest.tokenizer.max_length
+        if bundle.manifest.task not in PAGE_TASKS:
+            raise UsageError(f"{name}: is for {bundle.manifest.task}; the page measures {', '.join(PAGE_TASKS)}")
+        longest = bundle.tokenizer.max_length
         if max(plan.tokens) > longest:
             raise UsageError(f"{name}: takes at most {longest} tokens, found {max(plan.tokens)}")
-    turns_in_all = len(plan.setups) * len(plan.sizes) * len(named) * plan.rounds
-    needed = turns_in_all * math.ceil(MIN_SAMPLES / plan.rounds)
+    sizes = plan.sizes(PAGE_TASKS[0])
+    needed = len(plan.setups) * len(sizes) * len(named) * plan.rounds * math.ceil(MIN_SAMPLES / plan.rounds)
     if needed > MOST_SAMPLES:
         raise UsageError(
             f"the plan takes at least {needed} samples, one post holds {MOST_SAMPLES}; measure less at once"
         )
+    return sizes

@@ -21,11 +21,12 @@ from saten_edge.serve.schema import MOST_OUTPUT_BYTES
 from saten_runtime.bundle import VALIDATION_FOLDER, Bundle, Postprocess
 from saten_runtime.data import Data, read_data
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.evaluate import Measure, Metrics, measure_of
+from saten_runtime.evaluate import measure_of
+from saten_runtime.measures import Examined, Measure, Metrics
 from saten_runtime.metrics import cosines
 from saten_runtime.parity import Comparison, compare_outputs, read_cases
 from saten_runtime.runner import Runner
-from saten_runtime.text import Encoder, Feeds
+from saten_runtime.text import Feeds
 
 __all__ = ["Exam", "Question", "first_examples", "make_exam", "validation_sha256"]
 
@@ -38,7 +39,7 @@ class Question:
     """feeds: the inputs of the graph; outputs: shape of each output that is wanted.
 
     pooling: what the page does to an output (batch, tokens, width) before it answers: "mean", "cls"
-    (see `saten_runtime.runner.pool`) or "none". Never normalized: that is done where it is scored.
+    (see `saten_runtime.tasks.pool`) or "none". Never normalized: that is done where it is scored.
     """
 
     feeds: Feeds
@@ -78,23 +79,25 @@ class Exam:
                 compared.append(Comparison(case, name, True, list(got.shape), error, cosine, bound))
         return compared
 
-    def predict(self, answers: Sequence[Outputs]) -> Array:
-        """The prediction that the answers to all questions amount to, as `Measure.predict` gives it.
+    def examine(self, answers: Sequence[Outputs]) -> Examined:
+        """What the answers to all questions say about each example, as `Measure.examine` gives it.
 
         Raises:
             InvalidRun: an answer holds NaN or infinity.
         """
         if self.measure is None or self.data is None:
             raise UsageError(f"{self.bundle.name}: there is no data file to predict on")
-        return self.measure.predict(_runner(self.bundle, _Replay(answers[len(self.cases) :])), self.data)
+        return self.measure.examine(_runner(self.bundle, _Replay(answers[len(self.cases) :])), self.data)
 
-    def score(self, prediction: Array, reference: Array | None) -> Metrics:
-        """Metrics of a prediction; with a reference's prediction, also the mean cosine to it."""
-        if self.measure is None or self.data is None:
+    def score(self, examined: Examined, reference: Examined | None) -> Metrics:
+        """Metrics of what was said; with what a reference said, also the mean cosine to its embeddings."""
+        if self.measure is None:
             raise UsageError(f"{self.bundle.name}: there is no data file to score on")
-        metrics = self.measure.score(prediction, self.data)
-        if reference is not None:
-            metrics["cosine"] = float(cosines(prediction, reference).mean())
+        metrics = self.measure.score(examined.columns)
+        if reference is not None and reference.vectors is not None and examined.vectors is not None:
+            width = examined.vectors.shape[-1]
+            pairs = (vectors.reshape(-1, width) for vectors in (examined.vectors, reference.vectors))
+            metrics["cosine"] = float(cosines(*pairs).mean())
         return metrics
 
 
@@ -123,7 +126,7 @@ def make_exam(bundle: Bundle, data: Data | None) -> Exam:
         return Exam(bundle, cases, questions, None, None)
     measure = measure_of(bundle, data)
     asked = _Recorder()
-    measure.predict(_runner(bundle, asked), data)
+    measure.examine(_runner(bundle, asked), data)
     for feeds in asked.feeds:
         rows = len(next(iter(feeds.values())))
         question = Question(feeds, {_answering(bundle): (rows, width)}, bundle.manifest.postprocess.pooling)
@@ -172,7 +175,7 @@ def _runner(bundle: Bundle, session: Any) -> Runner:
     pooled = dataclasses.replace(
         manifest, outputs=[_answering(bundle)], postprocess=Postprocess("none", manifest.postprocess.normalize)
     )
-    return Runner(dataclasses.replace(bundle, manifest=pooled), session, Encoder(bundle))
+    return Runner(dataclasses.replace(bundle, manifest=pooled), session)
 
 
 def _answering(bundle: Bundle) -> str:

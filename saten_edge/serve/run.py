@@ -3,7 +3,7 @@
 received.jsonl    every post as it came, and who sent it; of refused ones the reason and the beginning
 samples.jsonl     raw samples, as `saten_runtime.bench` writes them
 bench.json        from the posted samples, by `saten_runtime.summary`
-eval.json         from the posted outputs, by `saten_runtime.evaluate.MEASURES`
+eval.json         from the posted outputs, by `saten_runtime.measures.MEASURES`
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from saten_edge.serve.questions import Outputs, validation_sha256
 from saten_edge.serve.schema import Answer, Bench, Device, End, Post
 from saten_runtime.device import State
 from saten_runtime.errors import DataError
-from saten_runtime.evaluate import EvalResult, EvalRow, Metrics
+from saten_runtime.evaluate import EvalResult, EvalRow
 from saten_runtime.files import write_json
-from saten_runtime.memory import Memory
+from saten_runtime.journal import Journal
+from saten_runtime.measures import Metrics
+from saten_runtime.memory import Memory, Timeline
 from saten_runtime.parity import Comparison
 from saten_runtime.plan import Key, Setup, Size
-from saten_runtime.results import BenchResult, Journal, LoadMemory
+from saten_runtime.results import BenchResult, LoadMemory
 from saten_runtime.summary import Measured, Start, summary
 
 __all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
@@ -46,7 +48,9 @@ _MEMORY_MODE = "fast"
 _UNKNOWN_STATE = State(None, None, None, None, None, None)
 _UNKNOWN_MEMORY = Memory(None, None, None, None)
 # A browser does not tell what a process takes.
-_NO_READING = LoadMemory(_UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, None, None, None)
+_NO_READING = LoadMemory(
+    _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, None, None, None, Timeline([], [], [])
+)
 
 
 class Mismatch(DataError):
@@ -162,7 +166,7 @@ class Run:
 
     def _measured(self, post: Bench, environment: dict[str, Any]) -> Measured:
         job = self._job
-        measured = Measured(job.plan, job.bundles, job.baseline, environment, [_UNKNOWN_STATE])
+        measured = Measured(job.plan, job.bundles, job.sizes, job.baseline, environment, [_UNKNOWN_STATE])
         cells = set(measured.cells())
         for failure in post.failures:
             reason = f"on the page: {failure.reason}"
@@ -174,14 +178,14 @@ class Run:
         for start in sorted(post.starts, key=lambda start: start.round):
             where = (self._name(start.bundle), Setup(start.threads, _MEMORY_MODE))
             self._check_round("starts", start.round, len(measured.starts[where]), where[1] in job.plan.setups)
-            measured.starts[where].append(Start(start.cold_load_ms, start.session_ms, start.first_run_ms))
+            measured.starts[where][start.round] = Start(start.cold_load_ms, start.session_ms, start.first_run_ms)
             measured.memory[where] = _NO_READING
         for turn in sorted(post.turns, key=lambda turn: turn.round):
             size = Size(turn.batch, turn.tokens)
             key = Key(self._name(turn.bundle), Setup(turn.threads, _MEMORY_MODE), size)
             self._check_round("turns", turn.round, len(measured.samples[key]), key in cells)
             self._check_served(key.bundle, post.loaded)
-            measured.samples[key].append(turn.samples_ns)
+            measured.samples[key][turn.round] = turn.samples_ns
         return measured
 
     def _check_served(self, name: str, loaded: dict[str, Any]) -> None:
@@ -252,12 +256,12 @@ class Run:
         return {name: {**_agreement(self._compare(name))} for name in names}
 
     def _score(self, names: list[str]) -> dict[str, Metrics]:
-        predictions = {}
+        examined = {}
         for name in names:
             exam, given = self._job.exams[name], self._answers[name]
-            predictions[name] = exam.predict([given[index][1] for index in range(len(exam.questions))])
-        reference = predictions.get(self._job.reference or "")
-        return {name: self._job.exams[name].score(prediction, reference) for name, prediction in predictions.items()}
+            examined[name] = exam.examine([given[index][1] for index in range(len(exam.questions))])
+        reference = examined.get(self._job.reference or "")
+        return {name: self._job.exams[name].score(said, reference) for name, said in examined.items()}
 
     def _keep(self, line: dict[str, Any], raw: bytes) -> None:
         text = json.dumps({**line, "body": raw.decode(errors="backslashreplace")}) + "\n"

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from saten_runtime.bundle import FileEntry, Manifest, Postprocess, Tokenizer
+from saten_runtime.bundle import CacheEntry, FileEntry, Generation, Image, Manifest, Postprocess, Tokenizer
 from saten_runtime.files import sha256_file
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{index}" for index in range(60))]
@@ -104,7 +105,7 @@ def _save_tokenizer(folder: Path) -> None:
 def _save_manifest(folder: Path, spec: Spec, **changes: Any) -> None:
     files = {path.name: FileEntry(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        schema_version=1,
+        schema_version=2,
         made_by={"saten-edge": "0.1.0"},
         name=spec.name,
         source={"model": "tiny"},
@@ -138,6 +139,108 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return folder
 
     return make
+
+
+@dataclasses.dataclass
+class Builder:
+    """Collects nodes of a graph whose inputs are float32 unless their name says otherwise."""
+
+    nodes: list[ir.Node] = dataclasses.field(default_factory=list)
+    constants: list[ir.Value] = dataclasses.field(default_factory=list)
+
+    def input(self, name: str, *shape: int | str) -> ir.Value:
+        kind = ir.DataType.INT64 if name.endswith(("ids", "mask")) else ir.DataType.FLOAT
+        return ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        self.constants.append(value)
+        return value
+
+    def add(self, operator: str, *inputs: ir.Value, name: str = "", **attributes: Any) -> ir.Value:
+        self.nodes.append(ir.node(operator, list(inputs), attributes))
+        output = self.nodes[-1].outputs[0]
+        output.name, output.type = name or f"{operator}_{len(self.nodes)}", ir.TensorType(ir.DataType.FLOAT)
+        return output
+
+    def save(self, folder: Path, inputs: list[ir.Value], outputs: list[ir.Value]) -> None:
+        graph = ir.Graph(
+            inputs, outputs, nodes=self.nodes, initializers=self.constants, opset_imports={"": 20}, name="g"
+        )
+        ir.save(ir.Model(graph, ir_version=10), folder / "model.onnx")
+
+
+def _tagger(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
+    ids = build.input("input_ids", "batch", "tokens")
+    hidden = build.add("Gather", build.constant("table", seeded(len(WORDS), WIDTH)), ids)
+    return [ids], [build.add("MatMul", hidden, build.constant("matrix", seeded(WIDTH, 5)), name="logits")]
+
+
+def _reader(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Logits of a token by its id alone: w10 begins an answer, w12 ends it."""
+    ids = build.input("input_ids", "batch", "tokens")
+    sides = {"start_logits": 4 + 10, "end_logits": 4 + 12}
+    tables = {name: np.zeros(len(WORDS), np.float32) for name in sides}
+    for name, index in sides.items():
+        tables[name][index] = 5
+    return [ids], [build.add("Gather", build.constant(f"{n}_table", t), ids, name=n) for n, t in tables.items()]
+
+
+def _seer(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
+    pixels = build.input("pixel_values", "batch", 3, 4, 6)
+    mean = build.add("ReduceMean", pixels, build.constant("axes", np.array([2, 3])), keepdims=0)
+    return [pixels], [build.add("MatMul", mean, build.constant("matrix", seeded(3, 4)), name="logits")]
+
+
+def _writer(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
+    """logits[t] = (sum of the embeddings of tokens 0 … t) @ matrix; the cache holds the embeddings."""
+    ids, past = build.input("input_ids", "batch", "new"), build.input("past.key", "batch", 1, "past", WIDTH)
+    mask = build.input("attention_mask", "batch", "all")
+    hidden = build.add("Gather", build.constant("table", seeded(len(WORDS), WIDTH)), ids)  # (batch, new, WIDTH)
+    before = build.add("ReduceSum", past, build.constant("axes", np.array([1, 2])), keepdims=0)  # (batch, WIDTH)
+    before = build.add("Unsqueeze", before, build.constant("one", np.array([1])))
+    sums = build.add("Add", build.add("CumSum", hidden, build.constant("tokens", np.array(1))), before)
+    key = build.add("Unsqueeze", hidden, build.constant("head", np.array([1])))
+    present = build.add("Concat", past, key, name="present.key", axis=2)
+    logits = build.add("MatMul", sums, build.constant("matrix", seeded(WIDTH, len(WORDS))), name="logits")
+    return [ids, mask, past], [logits, present]
+
+
+PICTURE = Image(resize=[4, 6], crop=[], resample="bilinear", rescale=1 / 255, mean=[0.5] * 3, std=[0.25] * 3)
+DECODER = Generation([CacheEntry("past.key", "present.key", 1, WIDTH)], [2])
+OTHER_TASKS: dict[str, tuple[Callable[[Builder], Any], dict[str, Any]]] = {
+    "token-classification": (_tagger, {"labels": ["O", "B-A", "I-A", "B-B", "I-B"]}),
+    "question-answering": (_reader, {}),
+    "image-classification": (_seer, {"image": dataclasses.asdict(PICTURE), "tokenizer": None}),
+    "text-generation": (_writer, {"generation": dataclasses.asdict(DECODER)}),
+}
+
+
+@pytest.fixture(scope="session")
+def task_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """task_bundle(task, **changes of the manifest) -> folder of a tiny bundle of a task in OTHER_TASKS."""
+
+    def make(task: str, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp("tasks") / task
+        folder.mkdir()
+        build, (construct, fields) = Builder(), OTHER_TASKS[task]
+        inputs, outputs = construct(build)
+        build.save(folder, inputs, outputs)
+        _save_tokenizer(folder)
+        names = {"inputs": [value.name for value in inputs], "outputs": [value.name for value in outputs]}
+        _save_manifest(folder, Spec(task, task=task), **{**names, **fields, **changes})
+        return folder
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that keeps benchmarks apart lies there; other tests of this machine must not hold it."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
 
 
 @pytest.fixture(scope="session")

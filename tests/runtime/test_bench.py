@@ -21,7 +21,7 @@ from saten_runtime.child import Child
 from saten_runtime.errors import DeviceError, SatenError, UsageError
 from saten_runtime.results import BenchResult, Cell, table
 
-QUICK = Plan(tokens=(8,), min_time_s=0.02, rounds=3)
+QUICK = Plan(tokens=(8,), min_time_s=0.02, rounds=3, floor=False)
 
 
 def cell(result: BenchResult, name: str, tokens: int = 8) -> Cell:
@@ -43,17 +43,28 @@ def test_shape_of_the_result(tiny: Path, slow: Path, tmp_path: Path) -> None:
     assert len(written["cells"]) == 2 * 2 * 2
     assert set(written["cells"][0]) == {
         *("bundle", "threads", "batch", "tokens", "memory_mode", "count"),
-        *("p50_ms", "p90_ms", "p99_ms", "mean_ms", "ratio", "failed"),
+        *("phase", "depth", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "mean_ms", "trimmed_mean_ms", "quantiles_ms"),
+        *("tokens_per_s", "ttft_ms", "energy", "floor", "ratio", "failed"),
     }
     assert len(written["loads"]) == 2 * 2
     load = written["loads"][0]
     assert set(load) == {
-        *("bundle", "threads", "memory_mode", "cold_load_ms", "session_ms", "first_run_ms", "memory", "disk_bytes"),
+        *("bundle", "threads", "memory_mode", "cold_load_ms", "session_ms", "first_run_ms"),
+        *("memory", "predicted_bytes", "disk_bytes"),
     }
     assert set(load["memory"]) == {
-        *("base", "loaded", "steady", "peak_anon_bytes", "peak_rss_bytes", "interpreter_anon_bytes"),
+        *(
+            "base",
+            "loaded",
+            "steady",
+            "peak",
+            "timeline",
+            "peak_anon_bytes",
+            "peak_rss_bytes",
+            "interpreter_anon_bytes",
+        ),
     }
-    for reading in ("base", "loaded", "steady"):
+    for reading in ("base", "loaded", "steady", "peak"):
         assert set(load["memory"][reading]) == {"rss_anon_bytes", "rss_file_bytes", "pss_bytes", "hwm_bytes"}
     assert load["disk_bytes"] == {name: (tiny / name).stat().st_size for name in load["disk_bytes"]}
     json.dumps(written, allow_nan=False)
@@ -87,7 +98,7 @@ def test_numbers_fit_the_raw_samples(tiny: Path, slow: Path, tmp_path: Path) -> 
 
 
 def test_planted_slowdown_is_found(tiny: Path, slow: Path) -> None:
-    plan = Plan(tokens=(8,), min_time_s=0.02, rounds=2)
+    plan = Plan(tokens=(8,), min_time_s=0.02, rounds=2, floor=False)
     ratio = cell(bench([tiny, slow], plan, baseline=tiny), "slow").ratio
     assert ratio is not None
     assert 1.2 < ratio.low <= ratio.value <= ratio.high
@@ -98,7 +109,7 @@ def test_planted_slowdown_is_found(tiny: Path, slow: Path) -> None:
 
 def test_a_bundle_against_itself(slow: Path) -> None:
     """An interval of 95 % may miss 1; three in a row, all by the same bundle, may not."""
-    plan = Plan(tokens=(32,), min_time_s=0.08, rounds=8)
+    plan = Plan(tokens=(32,), min_time_s=0.08, rounds=8, floor=False)
     for _ in range(3):
         ratio = cell(bench([slow, slow], plan, baseline=slow), "slow#2", 32).ratio
         assert ratio is not None
@@ -109,14 +120,14 @@ def test_a_bundle_against_itself(slow: Path) -> None:
 
 
 def test_baseline_that_is_not_listed_is_measured_too(tiny: Path, slow: Path) -> None:
-    result = bench([slow], Plan(tokens=(8,), min_time_s=0, rounds=1), baseline=tiny)
+    result = bench([slow], Plan(tokens=(8,), min_time_s=0, rounds=1, floor=False), baseline=tiny)
     assert [cell.bundle for cell in result.cells] == ["tiny", "slow"]
     assert result.cells[1].ratio is not None
 
 
 def test_memory_of_a_load(make_bundle: Callable[..., Path], tiny: Path) -> None:
     heavy = make_bundle("heavy", work=1_000_000)  # 61 MiB of weights
-    result = bench([tiny, heavy], Plan(tokens=(1,), min_time_s=0, rounds=1), baseline=tiny)
+    result = bench([tiny, heavy], Plan(tokens=(1,), min_time_s=0, rounds=1, floor=False), baseline=tiny)
     light_memory, heavy_memory = (load.memory for load in result.loads)
     for memory in (light_memory, heavy_memory):
         assert memory.peak_anon_bytes is not None
@@ -147,7 +158,7 @@ def test_killed_worker_fails_its_cells_only(
 ) -> None:
     monkeypatch.setattr(bench_module, "Child", Doomed)
     monkeypatch.setattr(Doomed, "runs_left", runs)
-    plan = Plan(tokens=(8, 16), min_time_s=0.01, rounds=2)
+    plan = Plan(tokens=(8, 16), min_time_s=0.01, rounds=2, floor=False)
     result = bench([tiny, slow], plan, baseline=tiny, output=tmp_path / "out")
     failed = [cell for cell in result.cells if cell.failed is not None]
     assert failed
@@ -193,7 +204,7 @@ def test_interrupt_keeps_what_was_measured(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_throttled_run_is_invalid(tiny: Path, fake_root: Callable[[dict[str, str]], Path]) -> None:
-    plan = Plan(tokens=(8,), min_time_s=0, rounds=1)
+    plan = Plan(tokens=(8,), min_time_s=0, rounds=1, floor=False)
     for bits, valid in (("0", True), ("50005", False)):
         root = fake_root({"sys/devices/platform/soc/soc:firmware/get_throttled": bits})
         result = bench([tiny], plan, root=root)
@@ -225,7 +236,21 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_ctrl_c_ends_all_processes(tiny: Path, slow: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "saten_runtime", "bench", tiny, slow, "-s", "8", "--min-time", "500", "-o", out]
+    command = [
+        sys.executable,
+        "-m",
+        "saten_runtime",
+        "bench",
+        tiny,
+        slow,
+        "-s",
+        "8",
+        "--min-time",
+        "500",
+        "--no-floor",
+        "-o",
+        out,
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
     )
@@ -244,7 +269,20 @@ def test_ctrl_c_ends_all_processes(tiny: Path, slow: Path, tmp_path: Path) -> No
 
 def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "saten_runtime", "bench", tiny, "-s", "8", "--min-time", "1", "-o", out]
+    command = [
+        sys.executable,
+        "-m",
+        "saten_runtime",
+        "bench",
+        tiny,
+        "-s",
+        "8",
+        "--min-time",
+        "1",
+        "--no-floor",
+        "-o",
+        out,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     wait_for(lambda: (out / "samples.jsonl").exists() and '"start"' in (out / "samples.jsonl").read_text())
     workers = psutil.Process(process.pid).children()
@@ -257,7 +295,7 @@ def test_workers_end_with_a_killed_parent(tiny: Path, tmp_path: Path) -> None:
 
 def test_progress_counts_to_the_end(tiny: Path, slow: Path) -> None:
     seen: list[tuple[int, int]] = []
-    plan = Plan(tokens=(8, 16), min_time_s=0, rounds=2)
+    plan = Plan(tokens=(8, 16), min_time_s=0, rounds=2, floor=False)
     bench([tiny, slow], plan, progress=lambda done, total, what: seen.append((done, total)))
     assert seen == [(done, len(seen)) for done in range(len(seen))]
 
@@ -294,7 +332,7 @@ def test_worker_speaks_only_the_protocol(tiny: Path) -> None:
         with pytest.raises(SatenError, match="no such folder"):
             child.ask("load", bundle="nowhere", threads=1, memory="fast")
         child.ask("load", bundle=str(tiny), threads=1, memory="fast")
-        child.ask("prepare", batch=2, tokens=5, vocabulary=64)
+        child.ask("prepare", size={"batch": 2, "tokens": 5}, vocabulary=64)
         answer = child.ask("run", warmup=0, iterations=7, min_ns=0)
         assert len(answer["samples_ns"]) == 7
         assert all(isinstance(sample, int) and sample > 0 for sample in answer["samples_ns"])
@@ -319,7 +357,7 @@ def test_worker_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypa
 
 def test_table_is_aligned_and_escapes_names(make_bundle: Callable[..., Path], tiny: Path) -> None:
     hostile = make_bundle("hostile", manifest={"name": "\x1b[31mred\n"})
-    text = table(bench([tiny, hostile], Plan(tokens=(8,), min_time_s=0, rounds=1), baseline=tiny))
+    text = table(bench([tiny, hostile], Plan(tokens=(8,), min_time_s=0, rounds=1, floor=False), baseline=tiny))
     assert "\x1b" not in text
     assert r"\x1b[31mred\n" in text
     header, first = text.splitlines()[:2]

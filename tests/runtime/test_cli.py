@@ -15,7 +15,7 @@ from saten_runtime import Runner, __version__
 from saten_runtime.cli import main
 
 SatenRun = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("predict", "bench", "eval", "doctor")
+COMMANDS = ("predict", "generate", "bench", "eval", "profile", "floor", "doctor")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -95,7 +95,20 @@ def test_text_that_is_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def bench_arguments(tiny: Path, slow: Path) -> list[str]:
-    return ["bench", str(tiny), str(slow), "--baseline", str(tiny), "-s", "8", "--min-time", "0.01", "--rounds", "1"]
+    return [
+        "bench",
+        str(tiny),
+        str(slow),
+        "--baseline",
+        str(tiny),
+        "-s",
+        "8",
+        "--min-time",
+        "0.01",
+        "--rounds",
+        "1",
+        "--no-floor",
+    ]
 
 
 def test_bench_prints_a_table_or_json(
@@ -118,14 +131,14 @@ def test_invalid_run_ends_with_4(
     from saten_runtime import verdict
 
     monkeypatch.setattr(verdict, "throttle_reasons", lambda states: ["throttled"])
-    assert main(["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1"]) == 4
+    assert main(["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1", "--no-floor"]) == 4
     assert "INVALID: throttled" in capsys.readouterr().out
 
 
 def test_progress_is_for_terminals_only(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1"]
+    arguments = ["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1", "--no-floor"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     main(arguments)
     assert "[3/3] tiny (1 threads, fast, batch 1, 8 tokens), round 1" in capsys.readouterr().err
@@ -145,7 +158,7 @@ def test_eval(tiny: Path, wrong: Path, write_lines: Callable[..., Path], tmp_pat
     out.write_text("old")
     assert main([*map(str, arguments), "-o", str(out), "--overwrite"]) == 0
     assert json.loads(out.read_text())["task"] == "search"
-    header, first, _ = capsys.readouterr().out.splitlines()
+    header, first, *_ = capsys.readouterr().out.splitlines()
     assert header.split() == ["bundle", "recall_at_1", "recall_at_10", "mrr_at_10", "cosine", "seconds"]
     assert first.split()[0] == "tiny"
 
@@ -174,7 +187,7 @@ def test_full_disk_keeps_what_was_written(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    arguments = ["bench", tiny, "-s", "8", "--min-time", "0", "--rounds", "2", "-o", tmp_path / "out"]
+    arguments = ["bench", tiny, "-s", "8", "--min-time", "0", "--rounds", "2", "--no-floor", "-o", tmp_path / "out"]
     assert "samples.jsonl: No space left on device" in refused(capsys, *arguments)
     lines = (tmp_path / "out/samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines[:2]] == ["environment", "memory"]

@@ -15,6 +15,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "search": {"query": "a", "answer": "b"},
     "pairs": {"text_a": "a", "text_b": "b", "label": 0.5},
     "texts": {"text": "a", "label": 1},
+    "questions": {"question": "a", "context": "b", "answers": ["c", "d"]},
+    "words": {"words": ["a", "b"], "labels": ["O", "B-X"]},
+    "images": {"image": "a.npy", "label": 2},
+    "plain": {"text": "a"},
 }
 
 

@@ -10,10 +10,11 @@ import pytest
 from saten_runtime import Runner
 from saten_runtime.data import KINDS
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.evaluate import MEASURES, EvalResult, evaluate
+from saten_runtime.evaluate import EvalResult, evaluate
 from saten_runtime.files import sha256_file
+from saten_runtime.measures import MEASURES
 from saten_runtime.metrics import cosines, pearson
-from saten_runtime.runner import TASKS
+from saten_runtime.tasks import TASKS
 
 WriteLines = Callable[..., Path]
 QUERIES = [f"w{k} w{k + 1}" for k in range(20)]
@@ -68,7 +69,7 @@ def test_json_shape(search_file: Path, tiny: Path) -> None:
         "data": {"file": "data.jsonl", "sha256": sha256_file(search_file), "count": 20},
     }
     assert [row["bundle"] for row in result["rows"]] == ["tiny", "tiny#2"]
-    assert set(result["rows"][0]) == {"bundle", "metrics", "seconds"}
+    assert set(result["rows"][0]) == {"bundle", "metrics", "seconds", "agreement"}
     assert list(result["rows"][0]["metrics"]) == ["recall_at_1", "recall_at_10", "mrr_at_10", "cosine"]
 
 
@@ -89,7 +90,8 @@ def test_classification(write_lines: WriteLines, classifier: Path) -> None:
     path = write_lines([{"text": q, "label": v} for q, v in zip(QUERIES, labels, strict=True)])
     result = evaluate([classifier], path)
     assert result.task == "classification"
-    assert result.rows[0].metrics == {"accuracy": 19 / 20}
+    assert result.rows[0].metrics["accuracy"] == 19 / 20
+    assert set(result.rows[0].metrics) == {"accuracy", "macro_f1", "matthews"}
 
 
 def test_classification_of_pairs_reads_both_texts(write_lines: WriteLines, classifier: Path) -> None:
@@ -97,7 +99,7 @@ def test_classification_of_pairs_reads_both_texts(write_lines: WriteLines, class
     labels = Runner.load(classifier).predict(pairs).labels
     assert (labels != Runner.load(classifier).predict(QUERIES).labels).any()
     path = write_lines([{"text_a": q, "text_b": a, "label": int(v)} for (q, a), v in zip(pairs, labels, strict=True)])
-    assert evaluate([classifier], path).rows[0].metrics == {"accuracy": 1.0}
+    assert evaluate([classifier], path).rows[0].metrics == {"accuracy": 1.0, "macro_f1": 1.0, "matthews": 1.0}
 
 
 def test_each_task_has_measures_on_known_data() -> None:
@@ -115,7 +117,7 @@ def test_what_does_not_fit_is_refused(
     pairs = write_lines([{"text_a": "w1", "text_b": "w2", "label": 1}], "pairs.jsonl")
     with pytest.raises(UsageError, match="different tasks"):
         evaluate([tiny, classifier], pairs)
-    with pytest.raises(UsageError, match="no embeddings"):
+    with pytest.raises(UsageError, match="of the task feature-extraction"):
         evaluate([classifier], pairs, reference=tiny)
     with pytest.raises(UsageError, match="of the task text-classification"):
         evaluate([tiny], pairs, reference=classifier)

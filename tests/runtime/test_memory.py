@@ -11,7 +11,8 @@ from subprocess import PIPE
 import psutil
 import pytest
 
-from saten_runtime.memory import AnonPeak, Memory, snapshot
+from saten_runtime.errors import DeviceError
+from saten_runtime.memory import MOST_POINTS, Memory, Watch, check_room, needed_bytes, snapshot
 
 MIB = 2**20
 
@@ -41,13 +42,18 @@ SPIKE = "data = bytearray(b'x' * {mib} * 2**20); import time; time.sleep(0.1); d
 
 def measured_spike(mib: int) -> tuple[int, Memory]:
     process = subprocess.Popen([sys.executable, "-c", SPIKE.format(mib=mib)], stdin=PIPE, stdout=PIPE)
-    with AnonPeak(process.pid) as peak:
+    with Watch(process.pid) as watch:
         assert process.stdout is not None
         process.stdout.readline()
     after = snapshot(process.pid)
     process.communicate(b"\n")
-    assert peak.bytes is not None
-    return peak.bytes, after
+    peak = watch.peak(after).rss_anon_bytes
+    assert peak is not None
+    timeline = watch.timeline()
+    assert max(timeline.rss_anon_bytes) == peak
+    assert timeline.times_ms == sorted(timeline.times_ms)
+    assert len(timeline.times_ms) <= MOST_POINTS
+    return peak, after
 
 
 @pytest.mark.parametrize("mib", [64, 128])
@@ -63,6 +69,17 @@ def test_a_peak_that_is_over_is_still_seen(mib: int) -> None:
 def test_peak_of_a_process_that_is_gone() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    with AnonPeak(process.pid) as peak:
+    with Watch(process.pid) as watch:
         pass
-    assert peak.bytes is None
+    assert watch.peak(Memory(None, None, None, None)) == Memory(None, None, None, None)
+    assert watch.timeline().times_ms == []
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(fake_root: Callable[[dict[str, str]], Path]) -> None:
+    weights = 100 * MIB
+    room = needed_bytes(weights, "small") // 1024
+    root = fake_root({"proc/meminfo": f"MemTotal: 9999999 kB\nMemAvailable: {room} kB\n"})
+    check_room("b", weights, "small", root)
+    with pytest.raises(DeviceError, match=r"b: needs about 260 MiB of memory in mode fast, 160 MiB are available; .*"):
+        check_room("b", weights, "fast", root)
+    check_room("b", weights, "fast", root / "nowhere")

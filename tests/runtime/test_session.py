@@ -39,7 +39,7 @@ def test_opset_of_the_future(make_bundle: MakeBundle) -> None:
 
 
 def test_unknown_operator(make_bundle: MakeBundle) -> None:
-    error = refusal(make_bundle("strange", domain="somewhere"))
+    error = refusal(make_bundle("strange", domain="saten"))
     assert isinstance(error, RuntimeMismatch)
     assert "Strange" in str(error)
 

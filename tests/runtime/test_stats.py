@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from saten_runtime.stats import Ratio, Summary, drift, paired_ratio, summarize
@@ -29,8 +29,16 @@ def check_summary(summarize: Callable[[Samples], Summary]) -> None:
         summary = summarize(samples)
         assert summary.count == count
         assert math.isclose(summary.mean, math.fsum(samples) / count, rel_tol=count * 2.3e-16)
-        for percent, value in ((50, summary.p50), (90, summary.p90), (99, summary.p99)):
+        cut = count // 10
+        trimmed = sorted(samples)[cut : count - cut]
+        assert math.isclose(summary.trimmed_mean, math.fsum(trimmed) / len(trimmed), rel_tol=count * 2.3e-16)
+        assert [summary.quantiles[0], summary.quantiles[-1]] == [min(samples), max(samples)]
+        for percent, value in ((50, summary.p50), (90, summary.p90), (95, summary.p95), (99, summary.p99)):
             assert math.isclose(value, percentile(samples, percent), rel_tol=1e-12)
+
+
+def replaced(samples: Samples, **wrong: float) -> Summary:
+    return dataclasses.replace(summarize(samples), **wrong)
 
 
 def test_summary() -> None:
@@ -41,16 +49,10 @@ def test_summary() -> None:
     "wrong",
     [
         pytest.param(lambda s: summarize(s[1:] or s), id="first sample dropped"),
-        pytest.param(
-            lambda s: Summary(len(s), *(sorted(s)[len(s) * p // 100] for p in (50, 90, 99)), np.mean(s)),
-            id="no interpolation",
-        ),
-        pytest.param(
-            lambda s: Summary(len(s), *np.percentile(s, [50, 90, 99]), float(np.median(s))), id="median as mean"
-        ),
-        pytest.param(
-            lambda s: Summary(len(s), *np.percentile(s, [50, 99, 90]), float(np.mean(s))), id="p90 and p99 swapped"
-        ),
+        pytest.param(lambda s: replaced(s, p50=sorted(s)[len(s) // 2]), id="no interpolation"),
+        pytest.param(lambda s: replaced(s, mean=summarize(s).p50), id="median as mean"),
+        pytest.param(lambda s: replaced(s, p90=summarize(s).p99, p99=summarize(s).p90), id="p90 and p99 swapped"),
+        pytest.param(lambda s: replaced(s, trimmed_mean=summarize(s).mean), id="nothing trimmed"),
     ],
 )
 def test_the_check_of_summaries_catches(wrong: Callable[[Samples], Summary]) -> None:
