@@ -17,7 +17,8 @@ from saten_edge.texts import write_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = typer.main.get_command(cli.app).commands
-NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "serve", "report", "demo", "devices"]
+NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "serve", "report", "compare"]
+NAMES += ["demo", "devices"]
 
 
 @pytest.fixture

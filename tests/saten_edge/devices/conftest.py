@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 
 from saten_edge.console import Talk
@@ -178,12 +179,19 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     return use
 
 
+def useless_graph() -> bytes:
+    """A sound ONNX file of the manifest's versions, with an operator that nobody has."""
+    node = ir.Node("", "NoSuchOperator", [])
+    graph = ir.Graph([], node.outputs, nodes=[node], name="nothing", opset_imports={"": 20})
+    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A folder that is a bundle by its manifest; nothing could run it."""
     folder = tmp_path / "tiny"
     contents = {
-        "model.onnx": b"graph",
+        "model.onnx": useless_graph(),
         "model.onnx.data": bytes(range(256)) * 12_000,
         "odd $(touch pwned) 'n\name": b"x",
     }

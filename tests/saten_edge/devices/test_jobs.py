@@ -85,9 +85,10 @@ class TestBench:
 
     def test_the_command_is_one_that_saten_run_takes(self, bundle, monkeypatch):
         from saten_runtime import cli
+        from saten_runtime.options import make_parser
 
         job = bench_job([bundle], Plan((1, 2), (1,), (8, 16), ("fast", "small"), 0.5, 3), bundle)
-        arguments = cli._parser().parse_args(job.arguments)
+        arguments = make_parser(cli._COMMANDS).parse_args(job.arguments)
         assert (arguments.threads, arguments.tokens, arguments.memory) == ((1, 2), (8, 16), ("fast", "small"))
         assert (arguments.min_time, arguments.rounds) == (0.5, 3)
         assert arguments.baseline in arguments.bundles

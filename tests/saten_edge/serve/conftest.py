@@ -241,7 +241,7 @@ def bench_of(job: Job, run: str, **changes: Any) -> dict[str, Any]:
             "samples_ns": [(2 - b) * 1_000_000 * size.tokens // 8 + step for step in range(5)],
         }
         for r in range(plan.rounds)
-        for size in plan.sizes
+        for size in job.sizes
         for b in indices
     ]
     return {

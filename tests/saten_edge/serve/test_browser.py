@@ -20,7 +20,7 @@ from saten_edge.serve import make_job
 from saten_runtime.bundle import Bundle, Postprocess
 from saten_runtime.evaluate import evaluate
 from saten_runtime.plan import Plan
-from saten_runtime.runner import pool
+from saten_runtime.tasks import pool
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"width": 390, "height": 844}

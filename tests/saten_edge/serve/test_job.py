@@ -74,7 +74,7 @@ def test_a_case_too_long_for_a_post_is_not_asked(dense, monkeypatch):
         ({"baseline": Path("elsewhere")}, "--baseline elsewhere: is not among the bundles"),
         ({"reference": Path("elsewhere")}, "--reference elsewhere: is not among the bundles"),
         ({"plan": Plan(tokens=(97,))}, "takes at most 64 tokens, found 97"),
-        ({"plan": Plan(tokens=(8,), rounds=MOST_SAMPLES + 1)}, "one post holds"),
+        ({"plan": Plan(threads=range(1, 51), tokens=(8,), rounds=1000)}, "one post holds"),
     ],
 )
 def test_what_does_not_fit_together(dense, options, message):
