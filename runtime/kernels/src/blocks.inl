@@ -2,12 +2,14 @@
 // of y: where blocks are narrower than a vector, R = width / G rows share it; where they are wider, R = 1 and a
 // block takes N vectors. Either way one multiply-add takes one load of x, and no lane is idle.
 //
-// Simd: F (vector of `width` floats), kAccumulators (how many stay in registers), and
+// Simd: F (vector of `width` floats), kAccumulators (how many stay in registers), kPermuted (see input_of), and
 //   repeat<R>(p)        p[0…R-1] p[0…R-1] …          R floats over and over
+//   several<C>(v)       v[0] v[1] … v[C - 1], 4 or 8 values as floats, where kPermuted > 0
+//   lane(f, m)          f[m] in every lane, where kPermuted > 0
 //   spread<R>(v)        v[0]×R v[1]×R …              each value R times, as floats
 //   unmix<R>(f)         lanes from (output, row) order to (row, output) order
 //   expand<G>(x, i)     x[i[0]]×G x[i[1]]×G …        inputs of one row
-//   write<R, add>(f, y) R rows of f, in (row, output) order, to y, y + stride …
+//   write<R, add>(f, …) R rows of f, in (row, output) order, added to those of an addend, to y, y + stride …
 //   zero, load, store, fma, mul, add, transpose, smaller, larger, least, most, codes
 
 #include <cfloat>
@@ -22,36 +24,71 @@
 namespace saten {
 namespace {
 
+// How many of `left` panels to take at a time, at most `most`: 4 panels are two twos, not three and one.
+constexpr size_t even_share(size_t left, size_t most) {
+  const size_t times = (left + most - 1) / most;
+  return (left + times - 1) / times;
+}
+
 template <class S, size_t G>
 struct Shape {
   static constexpr size_t kRows = G < S::width ? S::width / G : 1;     // rows per vector
   static constexpr size_t kVectors = G > S::width ? G / S::width : 1;  // vectors per block
-  // Row vectors per step: 8 multiply-adds in flight hide their latency, and more rows would crowd the nearest cache.
-  static constexpr size_t kMost = S::kAccumulators / kVectors < 8 ? S::kAccumulators / kVectors : 8;
+  // Row vectors per step. 8 multiply-adds in flight hide their latency; where the rows of 8 would crowd the nearest
+  // cache, two blocks are in flight instead.
+  static constexpr size_t kInFlight = S::kAccumulators / kVectors < 8 ? S::kAccumulators / kVectors : 8;
+  static constexpr size_t kMost = kRows == 2 && kInFlight >= 2 ? kInFlight / 2 : kInFlight;
   static constexpr size_t kFew = kMost >= 4 ? kMost / 4 : 1;
+  static constexpr size_t kChains = kInFlight / kMost;
   static constexpr size_t kTileRows = (G == 1 ? S::kSingleVectors : kMost) * kRows;
   static_assert(kTileRows <= kMostTileRows);
+  // Rows of y may lie a multiple of the nearest cache's size apart. No more of them than it has ways may be written in
+  // pieces; any number where each write is a whole line.
+  static constexpr bool kDirect = kTileRows <= 8 || (G == 1 && S::width * sizeof(float) >= 64);
   static constexpr size_t kQuantum = G == 1 || kFew * kRows < S::kTurn ? (G == 1 ? S::width : S::kTurn) : kFew * kRows;
 };
 
-// One vector of results, R rows × its outputs, to rows `y`, `y` + stride, … of which `rows` are there.
+// Where results go: rows of y, and the rows that are added on the way.
+struct Target {
+  float* y;
+  size_t stride;
+  const float* addend;
+  size_t addend_stride;
+
+  Target at(size_t row, size_t output) const {
+    return {y + row * stride + output, stride, addend ? addend + row * addend_stride + output : nullptr, addend_stride};
+  }
+};
+
+// One vector of results, R rows × its outputs, to the first `rows` of R rows.
 template <class S, size_t G, bool kAdd>
-void write_rows(typename S::F result, size_t rows, float* y, size_t stride) {
+void write_rows(typename S::F result, size_t rows, const Target& to) {
   constexpr size_t R = Shape<S, G>::kRows;
   if constexpr (R == 1) {
-    if (rows) S::store(y, kAdd ? S::add(S::load(y), result) : result);
+    if (rows) S::store(to.y, kAdd ? S::add(S::load(to.addend), result) : result);
   } else if (rows >= R) {
-    S::template write<R, kAdd>(S::template unmix<R>(result), y, stride);
+    S::template write<R, kAdd>(S::template unmix<R>(result), to);
   } else {
     alignas(64) float lanes[S::width];
     S::store(lanes, S::template unmix<R>(result));
-    for (size_t r = 0; r < rows; ++r, y += stride)
-      for (size_t k = 0; k < G; ++k) y[k] = kAdd ? y[k] + lanes[r * G + k] : lanes[r * G + k];
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t k = 0; k < G; ++k)
+        to.y[r * to.stride + k] = kAdd ? to.addend[r * to.addend_stride + k] + lanes[r * G + k] : lanes[r * G + k];
   }
 }
 
-// M row vectors of every panel. What the loops need is copied first: stores of vectors may alias anything.
-template <class S, size_t G, class V, class I, size_t M, bool kAdd>
+// Row vector m of M. Where a block is one vector of one row, loads are what it waits for: of 8 rows, the last few come
+// from one load and permutations instead.
+template <class S, size_t R, size_t M, size_t N>
+typename S::F input_of(const float* x, size_t m) {
+  if constexpr (S::kPermuted > 0 && M == 8 && R == 1 && N == 1)
+    if (m >= M - S::kPermuted) return S::lane(S::template several<8>(x), m);
+  return S::template repeat<R>(x + m * R);
+}
+
+// M row vectors of every panel, C blocks at a time. What the loops need is copied first: stores of vectors may alias
+// anything.
+template <class S, size_t G, class V, class I, size_t M, size_t C, bool kAdd>
 void row_step(const BlockCall& call, size_t row) {
   using F = typename S::F;
   constexpr size_t R = Shape<S, G>::kRows, N = Shape<S, G>::kVectors;
@@ -59,35 +96,44 @@ void row_step(const BlockCall& call, size_t row) {
   const V* const values = static_cast<const V*>(call.values);
   const float *const tile = call.x + row, *const scales = call.scale;
   const uint32_t *const starts = call.starts, *const ends = call.ends;
-  const size_t x_stride = call.x_stride, y_stride = call.y_stride, first = call.first, last = call.last;
+  const size_t x_stride = call.x_stride, first = call.first, last = call.last;
   const size_t rows = call.rows - row < M * R ? call.rows - row : M * R;
-  float* const y = call.y + row * y_stride;
+  const Target to = Target{call.y, call.y_stride, call.addend, call.addend_stride}.at(row, 0);
   for (size_t panel = first; panel < last; ++panel) {
-    F sum[M][N];
-    SATEN_UNROLL for (size_t m = 0; m < M; ++m)
-      SATEN_UNROLL for (size_t n = 0; n < N; ++n) sum[m][n] = S::zero();
-    for (size_t block = starts[panel], end = ends[panel]; block < end; ++block) {
+    F sum[C][M][N];
+    SATEN_UNROLL for (size_t c = 0; c < C; ++c)
+      SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+        SATEN_UNROLL for (size_t n = 0; n < N; ++n) sum[c][m][n] = S::zero();
+    const auto add = [&](size_t block, F(&into)[M][N]) __attribute__((always_inline)) {
       const float* x = tile + indices[block] * x_stride;
       F weight[N];
       SATEN_UNROLL for (size_t n = 0; n < N; ++n)
         weight[n] = S::template spread<R>(values + block * G + n * S::width);
       SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
-        const F input = S::template repeat<R>(x + m * R);
-        SATEN_UNROLL for (size_t n = 0; n < N; ++n) sum[m][n] = S::fma(input, weight[n], sum[m][n]);
+        const F input = input_of<S, R, M, N>(x, m);
+        SATEN_UNROLL for (size_t n = 0; n < N; ++n) into[m][n] = S::fma(input, weight[n], into[m][n]);
       }
-    }
+    };
+    size_t block = starts[panel];
+    const size_t end = ends[panel];
+    if constexpr (C > 1)
+      for (; block + C <= end; block += C) {
+        SATEN_UNROLL for (size_t c = 0; c < C; ++c) add(block + c, sum[c]);
+      }
+    for (; block < end; ++block) add(block, sum[0]);
     SATEN_UNROLL for (size_t n = 0; n < N; ++n) {
       const size_t output = (panel - first) * G + n * S::width;
+      SATEN_UNROLL for (size_t c = 1; c < C; ++c)
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[0][m][n] = S::add(sum[0][m][n], sum[c][m][n]);
       if (scales) {
         const F scale = S::template spread<R>(scales + first * G + output);
-        SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[m][n] = S::mul(sum[m][n], scale);
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[0][m][n] = S::mul(sum[0][m][n], scale);
       }
       if (rows == M * R) {
-        SATEN_UNROLL for (size_t m = 0; m < M; ++m)
-          write_rows<S, G, kAdd>(sum[m][n], R, y + m * R * y_stride + output, y_stride);
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m) write_rows<S, G, kAdd>(sum[0][m][n], R, to.at(m * R, output));
       } else {
         SATEN_UNROLL for (size_t m = 0; m < M; ++m)
-          write_rows<S, G, kAdd>(sum[m][n], rows > m * R ? rows - m * R : 0, y + m * R * y_stride + output, y_stride);
+          write_rows<S, G, kAdd>(sum[0][m][n], rows > m * R ? rows - m * R : 0, to.at(m * R, output));
       }
     }
   }
@@ -95,10 +141,11 @@ void row_step(const BlockCall& call, size_t row) {
 
 template <class S, size_t G, class V, class I, bool kAdd>
 void many_rows(const BlockCall& call) {
-  constexpr size_t R = Shape<S, G>::kRows, kMost = Shape<S, G>::kMost, kFew = Shape<S, G>::kFew;
+  using Form = Shape<S, G>;
+  constexpr size_t R = Form::kRows, kMost = Form::kMost, kFew = Form::kFew, kChains = Form::kChains;
   size_t row = 0;
-  for (; row + (kMost - kFew) * R < call.rows; row += kMost * R) row_step<S, G, V, I, kMost, kAdd>(call, row);
-  for (; row < call.rows; row += kFew * R) row_step<S, G, V, I, kFew, kAdd>(call, row);
+  for (; row + (kMost - kFew) * R < call.rows; row += kMost * R) row_step<S, G, V, I, kMost, kChains, kAdd>(call, row);
+  for (; row < call.rows; row += kFew * R) row_step<S, G, V, I, kFew, 1, kAdd>(call, row);
 }
 
 // One row: several blocks are in flight, as each alone would wait for the one before.
@@ -138,8 +185,8 @@ void one_row(const BlockCall& call) {
       for (size_t k = 0; k < G; ++k) outputs[k] += call.x[indices[block]] * as_float(values[block * G + k]);
     for (size_t k = 0; k < G; ++k) {
       const float total = call.scale ? outputs[k] * call.scale[panel * G + k] : outputs[k];
-      float& y = call.y[(panel - call.first) * G + k];
-      y = call.accumulate ? y + total : total;
+      const size_t output = (panel - call.first) * G + k;
+      call.y[output] = call.addend ? call.addend[output] + total : total;
     }
   }
 }
@@ -153,27 +200,35 @@ void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
   const I* indices = static_cast<const I*>(call.indices);
   const V* values = static_cast<const V*>(call.values);
   const float* x = call.x + row;
+  const size_t x_stride = call.x_stride;
   alignas(64) float buffer[W][M * W];
   for (size_t output = first; output < last; ++output) {
     F sum[kChains][M];
-    for (auto& chain : sum)
-      for (auto& each : chain) each = S::zero();
+    SATEN_UNROLL for (size_t c = 0; c < kChains; ++c)
+      SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[c][m] = S::zero();
     size_t block = call.starts[output];
     const size_t end = call.ends[output];
-    for (; block + kChains <= end; block += kChains)
-      for (size_t c = 0; c < kChains; ++c) {
-        const float* from = x + indices[block + c] * call.x_stride;
-        const F weight = S::template spread<W>(values + block + c);
-        for (size_t m = 0; m < M; ++m) sum[c][m] = S::fma(S::load(from + m * W), weight, sum[c][m]);
+    for (; block + kChains <= end; block += kChains) {
+      F weights[kChains];
+      if constexpr (S::kPermuted > 0 && kChains > 1) {
+        const F several = S::template several<kChains>(values + block);
+        SATEN_UNROLL for (size_t c = 0; c < kChains; ++c) weights[c] = S::lane(several, c);
+      } else {
+        SATEN_UNROLL for (size_t c = 0; c < kChains; ++c) weights[c] = S::template spread<W>(values + block + c);
       }
-    for (; block < end; ++block) {
-      const float* from = x + indices[block] * call.x_stride;
-      const F weight = S::template spread<W>(values + block);
-      for (size_t m = 0; m < M; ++m) sum[0][m] = S::fma(S::load(from + m * W), weight, sum[0][m]);
+      SATEN_UNROLL for (size_t c = 0; c < kChains; ++c) {
+        const float* from = x + indices[block + c] * x_stride;
+        SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[c][m] = S::fma(S::load(from + m * W), weights[c], sum[c][m]);
+      }
     }
-    for (size_t m = 0; m < M; ++m) {
+    for (; block < end; ++block) {
+      const float* from = x + indices[block] * x_stride;
+      const F weight = S::template spread<W>(values + block);
+      SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[0][m] = S::fma(S::load(from + m * W), weight, sum[0][m]);
+    }
+    SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
       F total = sum[0][m];
-      for (size_t c = 1; c < kChains; ++c) total = S::add(total, sum[c][m]);
+      SATEN_UNROLL for (size_t c = 1; c < kChains; ++c) total = S::add(total, sum[c][m]);
       if (call.scale) total = S::mul(total, S::template spread<W>(call.scale + output));
       S::store(buffer[output - first] + m * W, total);
     }
@@ -183,8 +238,11 @@ void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
     for (size_t k = 0; k < W; k += S::kTurn)
       for (size_t r = 0; r < W; r += S::kTurn) S::transpose(&buffer[k][m * W + r], M * W, &turned[r][k], W);
     for (size_t r = 0; r < W && row + m * W + r < call.rows; ++r) {
-      float* y = call.y + (row + m * W + r) * call.y_stride + first - call.first;
-      for (size_t k = 0; k < last - first; ++k) y[k] = call.accumulate ? y[k] + turned[r][k] : turned[r][k];
+      const Target to = Target{call.y, call.y_stride, call.addend, call.addend_stride}.at(row + m * W + r, first - call.first);
+      if (last - first == W)
+        S::store(to.y, to.addend ? S::add(S::load(to.addend), S::load(turned[r])) : S::load(turned[r]));
+      else
+        for (size_t k = 0; k < last - first; ++k) to.y[k] = to.addend ? to.addend[k] + turned[r][k] : turned[r][k];
     }
   }
 }
@@ -206,7 +264,91 @@ void blocks(const BlockCall& call) {
   if constexpr (G == 1)
     many_rows_of_singles<S, V, I>(call);
   else
-    call.accumulate ? many_rows<S, G, V, I, true>(call) : many_rows<S, G, V, I, false>(call);
+    call.addend ? many_rows<S, G, V, I, true>(call) : many_rows<S, G, V, I, false>(call);
+}
+
+// The dense product: M rows × N panels in registers.
+template <class S>
+struct DenseShape {
+  static constexpr size_t kVectors = kPanel / S::width;  // per panel
+  static constexpr size_t kMost = S::kAccumulators / kVectors < 8 ? S::kAccumulators / kVectors : 8;
+  static constexpr size_t kFew = kMost >= 4 ? kMost / 4 : 1;
+  static constexpr size_t kPanels = S::kAccumulators / (kVectors * kMost);
+};
+
+template <class S, size_t M, size_t N>
+void dense_step(const FloatCall& call, size_t row, size_t panel) {
+  using F = typename S::F;
+  constexpr size_t V = DenseShape<S>::kVectors;
+  const size_t inputs = call.inputs, x_stride = call.x_stride, y_stride = call.y_stride;
+  const float* x = call.x + row;
+  const float* weights = call.values + panel * inputs * kPanel;
+  F sum[M][N][V];
+  SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+    SATEN_UNROLL for (size_t n = 0; n < N; ++n)
+      SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[m][n][v] = S::zero();
+  for (size_t k = 0; k < inputs; ++k, x += x_stride, weights += kPanel) {
+    F weight[N][V];
+    SATEN_UNROLL for (size_t n = 0; n < N; ++n)
+      SATEN_UNROLL for (size_t v = 0; v < V; ++v) weight[n][v] = S::load(weights + n * inputs * kPanel + v * S::width);
+    SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
+      const F input = S::template repeat<1>(x + m);
+      SATEN_UNROLL for (size_t n = 0; n < N; ++n)
+        SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[m][n][v] = S::fma(input, weight[n][v], sum[m][n][v]);
+    }
+  }
+  float* const y = call.y + row * y_stride + (panel - call.first) * kPanel;
+  const size_t rows = call.rows - row;
+  SATEN_UNROLL for (size_t m = 0; m < M; ++m)
+    if (m < rows)
+      SATEN_UNROLL for (size_t n = 0; n < N; ++n)
+        SATEN_UNROLL for (size_t v = 0; v < V; ++v) S::store(y + m * y_stride + n * kPanel + v * S::width, sum[m][n][v]);
+}
+
+template <class S, size_t M, size_t N>
+void dense_panels(const FloatCall& call, size_t row, size_t panel, size_t count) {
+  if (count == N) return dense_step<S, M, N>(call, row, panel);
+  if constexpr (N > 1) dense_panels<S, M, N - 1>(call, row, panel, count);
+}
+
+// One row: several inputs are in flight.
+template <class S>
+void dense_row(const FloatCall& call) {
+  using F = typename S::F;
+  constexpr size_t V = DenseShape<S>::kVectors, kChains = V >= 4 ? 1 : 4 / V;
+  for (size_t panel = call.first; panel < call.last; ++panel) {
+    const float* weights = call.values + panel * call.inputs * kPanel;
+    F sum[kChains][V];
+    SATEN_UNROLL for (size_t c = 0; c < kChains; ++c)
+      SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[c][v] = S::zero();
+    const auto add = [&](size_t k, F(&into)[V]) __attribute__((always_inline)) {
+      const F input = S::template repeat<1>(call.x + k);
+      SATEN_UNROLL for (size_t v = 0; v < V; ++v)
+        into[v] = S::fma(input, S::load(weights + k * kPanel + v * S::width), into[v]);
+    };
+    size_t k = 0;
+    for (; k + kChains <= call.inputs; k += kChains) {
+      SATEN_UNROLL for (size_t c = 0; c < kChains; ++c) add(k + c, sum[c]);
+    }
+    for (; k < call.inputs; ++k) add(k, sum[0]);
+    SATEN_UNROLL for (size_t v = 0; v < V; ++v) {
+      SATEN_UNROLL for (size_t c = 1; c < kChains; ++c) sum[0][v] = S::add(sum[0][v], sum[c][v]);
+      S::store(call.y + (panel - call.first) * kPanel + v * S::width, sum[0][v]);
+    }
+  }
+}
+
+template <class S>
+void dense(const FloatCall& call) {
+  using Form = DenseShape<S>;
+  if (call.x_stride == 1) return dense_row<S>(call);
+  for (size_t panel = call.first, count; panel < call.last; panel += count) {
+    count = even_share(call.last - panel, Form::kPanels);
+    size_t row = 0;
+    for (; row + Form::kMost - Form::kFew < call.rows; row += Form::kMost)
+      dense_panels<S, Form::kMost, Form::kPanels>(call, row, panel, count);
+    for (; row < call.rows; row += Form::kFew) dense_panels<S, Form::kFew, Form::kPanels>(call, row, panel, count);
+  }
 }
 
 // x (rows, columns) → tile (columns, tile_stride), zeros in the rows beyond.
@@ -275,13 +417,17 @@ Kernels make_kernels(const char* isa, bool (*supported)(), void (*quantized)(con
   made.blocks[int(Value::value)][group_slot(G)][int(Index::index)] = &blocks<S, G, V, I>;
   SATEN_BLOCK_KERNELS(SATEN_FILL)
 #undef SATEN_FILL
-#define SATEN_ROWS(G)                                     \
-  made.tile_rows[group_slot(G)] = Shape<S, G>::kTileRows; \
-  made.row_quantum[group_slot(G)] = Shape<S, G>::kQuantum;
+#define SATEN_ROWS(G)                                      \
+  made.tile_rows[group_slot(G)] = Shape<S, G>::kTileRows;  \
+  made.row_quantum[group_slot(G)] = Shape<S, G>::kQuantum; \
+  made.direct[group_slot(G)] = Shape<S, G>::kDirect;
   SATEN_ROWS(1) SATEN_ROWS(4) SATEN_ROWS(8) SATEN_ROWS(16) SATEN_ROWS(32)
 #undef SATEN_ROWS
+  made.turn = S::kTurn;
+  made.float_rows = DenseShape<S>::kMost > S::kTurn ? DenseShape<S>::kMost : S::kTurn;
   made.transpose = &transpose_tile<S>;
   made.quantize = &quantize_row<S>;
+  made.floats = &dense<S>;
   made.quantized = quantized;
   return made;
 }

@@ -10,7 +10,7 @@ namespace {
 
 struct Avx2 {
   using F = __m256;
-  static constexpr size_t width = 8, kAccumulators = 8, kSingleVectors = 4, kTurn = 8;
+  static constexpr size_t width = 8, kAccumulators = 8, kSingleVectors = 4, kTurn = 8, kPermuted = 0;
 
   static F zero() { return _mm256_setzero_ps(); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
@@ -69,13 +69,16 @@ struct Avx2 {
   }
 
   template <size_t R, bool kAdd>
-  static void write(F f, float* y, size_t stride) {
+  static void write(F f, const Target& to) {
     if constexpr (R == 2) {
-      write(_mm256_castps256_ps128(f), y, kAdd);
-      write(_mm256_extractf128_ps(f, 1), y + stride, kAdd);
+      write<kAdd>(_mm256_castps256_ps128(f), to);
+      write<kAdd>(_mm256_extractf128_ps(f, 1), to.at(1, 0));
     }
   }
-  static void write(__m128 f, float* y, bool add) { _mm_storeu_ps(y, add ? _mm_add_ps(_mm_loadu_ps(y), f) : f); }
+  template <bool kAdd>
+  static void write(__m128 f, const Target& to) {
+    _mm_storeu_ps(to.y, kAdd ? _mm_add_ps(_mm_loadu_ps(to.addend), f) : f);
+  }
 
   template <size_t G, class I>
   static F expand(const float* x, const I* i) {

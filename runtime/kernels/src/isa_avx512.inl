@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
   using F = __m512;
-  static constexpr size_t width = 16, kAccumulators = 16, kSingleVectors = 2, kTurn = 8;
+  static constexpr size_t width = 16, kAccumulators = 24, kSingleVectors = 2, kTurn = 8, kPermuted = 3;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }
@@ -33,6 +33,14 @@ struct Avx512 {
     }
     if constexpr (R == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(p));
   }
+
+  template <size_t C, class V>
+  static F several(const V* v) {
+    static_assert(C == 4 || C == 8);
+    if constexpr (C == 4) return four(v);
+    return eight(v);
+  }
+  static F lane(F f, size_t m) { return _mm512_permutexvar_ps(_mm512_set1_epi32(static_cast<int>(m)), f); }
 
   static F values(const float* v) { return _mm512_loadu_ps(v); }
   static F values(const Half* v) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v))); }
@@ -77,20 +85,26 @@ struct Avx512 {
   }
 
   template <size_t R, bool kAdd>
-  static void write(F f, float* y, size_t stride) {
+  static void write(F f, const Target& to) {
     if constexpr (R == 2) {
-      write(_mm512_castps512_ps256(f), y, kAdd);
-      write(_mm512_extractf32x8_ps(f, 1), y + stride, kAdd);
+      write<kAdd>(_mm512_castps512_ps256(f), to);
+      write<kAdd>(_mm512_extractf32x8_ps(f, 1), to.at(1, 0));
     }
     if constexpr (R == 4) {
-      write(_mm512_castps512_ps128(f), y, kAdd);
-      write(_mm512_extractf32x4_ps(f, 1), y + stride, kAdd);
-      write(_mm512_extractf32x4_ps(f, 2), y + 2 * stride, kAdd);
-      write(_mm512_extractf32x4_ps(f, 3), y + 3 * stride, kAdd);
+      write<kAdd>(_mm512_castps512_ps128(f), to);
+      write<kAdd>(_mm512_extractf32x4_ps(f, 1), to.at(1, 0));
+      write<kAdd>(_mm512_extractf32x4_ps(f, 2), to.at(2, 0));
+      write<kAdd>(_mm512_extractf32x4_ps(f, 3), to.at(3, 0));
     }
   }
-  static void write(__m256 f, float* y, bool add) { _mm256_storeu_ps(y, add ? _mm256_add_ps(_mm256_loadu_ps(y), f) : f); }
-  static void write(__m128 f, float* y, bool add) { _mm_storeu_ps(y, add ? _mm_add_ps(_mm_loadu_ps(y), f) : f); }
+  template <bool kAdd>
+  static void write(__m256 f, const Target& to) {
+    _mm256_storeu_ps(to.y, kAdd ? _mm256_add_ps(_mm256_loadu_ps(to.addend), f) : f);
+  }
+  template <bool kAdd>
+  static void write(__m128 f, const Target& to) {
+    _mm_storeu_ps(to.y, kAdd ? _mm_add_ps(_mm_loadu_ps(to.addend), f) : f);
+  }
 
   template <size_t G, class I>
   static F expand(const float* x, const I* i) {

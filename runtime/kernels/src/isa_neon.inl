@@ -10,7 +10,7 @@ namespace {
 
 struct Neon {
   using F = float32x4_t;
-  static constexpr size_t width = 4, kAccumulators = 16, kSingleVectors = 8, kTurn = 4;
+  static constexpr size_t width = 4, kAccumulators = 16, kSingleVectors = 8, kTurn = 4, kPermuted = 0;
 
   static F zero() { return vdupq_n_f32(0); }
   static F load(const float* p) { return vld1q_f32(p); }

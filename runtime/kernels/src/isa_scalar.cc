@@ -8,7 +8,7 @@ namespace {
 
 struct Scalar {
   using F = float;
-  static constexpr size_t width = 1, kAccumulators = 32, kSingleVectors = 4, kTurn = 1;
+  static constexpr size_t width = 1, kAccumulators = 32, kSingleVectors = 4, kTurn = 1, kPermuted = 0;
 
   static F zero() { return 0; }
   static F load(const float* p) { return *p; }

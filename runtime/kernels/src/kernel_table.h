@@ -28,7 +28,7 @@ struct Half {  // IEEE binary16
 enum class Value { f32, f16, s8 };
 enum class Index { u16, u32 };
 
-// y (rows, …) gets, or has added, x times the panels [first, last) of a block matrix.
+// y (rows, …) = addend + x times the panels [first, last) of a block matrix.
 // A panel is `group` consecutive outputs; its blocks are starts[panel] … ends[panel] - 1.
 struct BlockCall {
   const float* x;          // tile (inputs, x_stride): input k of row r at x[k * x_stride + r]; one row: x_stride = 1
@@ -36,13 +36,26 @@ struct BlockCall {
   size_t rows;             // ≥ 1
   float* y;                // (rows, y_stride), from the first output of panel `first`
   size_t y_stride;
-  bool accumulate;         // y += instead of y =
+  const float* addend;     // (rows, addend_stride), as y, and perhaps y itself; or null
+  size_t addend_stride;
   size_t first, last;      // panels
   const uint32_t* starts;  // (panels)
   const uint32_t* ends;    // (panels)
   const void* indices;     // (blocks), the input of each block
   const void* values;      // (blocks, group)
   const float* scale;      // (outputs), or null for 1
+};
+
+// y (rows, n) = x times the panels [first, last) of a packed matrix, see FloatMatrix.
+struct FloatCall {
+  const float* x;          // a tile or one row, as in BlockCall
+  size_t x_stride;         // a multiple of `turn`
+  size_t rows;
+  size_t inputs;
+  float* y;                // (rows, y_stride), from the first output of panel `first`
+  size_t y_stride;
+  size_t first, last;      // panels of 16 outputs
+  const float* values;     // (panels, inputs, 16)
 };
 
 // y (rows, n) = dequantized product of u8 rows and a packed s8 matrix, see QuantizedMatrix.
@@ -70,14 +83,18 @@ struct Kernels {
   BlockKernel blocks[3][5][2];                                 // by Value, group_slot, Index
   size_t tile_rows[5];                                         // by group_slot: rows a tile should hold
   size_t row_quantum[5];                                       // by group_slot: what x_stride is a multiple of
+  bool direct[5];                                              // by group_slot: whether y may be written in place
+  size_t turn;                                                 // the same of a FloatCall: rows that are transposed at a time
+  size_t float_rows;                                           // rows a tile should hold where there are no blocks
   void (*transpose)(const float* x, size_t x_stride, size_t rows, size_t columns, float* tile, size_t tile_stride);
   void (*quantize)(const float* x, size_t columns, uint8_t* codes, float* scale, int32_t* zero);
+  void (*floats)(const FloatCall&);
   void (*quantized)(const QuantizedCall&);
 };
 
 constexpr size_t kGroups[] = {1, 4, 8, 16, 32};
 constexpr size_t kMostTileRows = 64;
-constexpr size_t kPanel = 16;  // outputs per panel of a QuantizedMatrix
+constexpr size_t kPanel = 16;  // outputs per panel of a FloatMatrix or QuantizedMatrix
 constexpr size_t kQuad = 4;    // inputs whose products one lane adds up
 
 constexpr size_t group_slot(size_t group) {

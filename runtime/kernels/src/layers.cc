@@ -7,9 +7,8 @@ namespace saten {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-constexpr size_t kOutputQuantum = 32;  // a multiple of every kernel's panel
-constexpr size_t kStepOutputs = 4 * kOutputQuantum;
-constexpr size_t kNearBytes = 1 << 19;  // half of the second-level cache of a small core
+constexpr size_t kStepOutputs = 192;   // a multiple of every kernel's panels, and of how many it takes at a time
+constexpr size_t kNearBytes = 1 << 18;  // half of the second-level cache of a small core
 constexpr size_t kTasks = 16;          // enough for the threads of a small board to stay busy to the end
 constexpr size_t kLeastMacs = 1 << 17;  // of a task: waking a thread takes as long as some 10^5 of them
 
@@ -32,7 +31,7 @@ class Arena {
   char* base_;
 };
 
-// Where the parts of a step add up: rows of y itself may lie a multiple of the cache's size apart, and evict each other.
+// Where the parts of a step add up, as rows of y itself may evict each other.
 struct NearResult {
   static constexpr size_t stride = kStepOutputs + kPanel;
   alignas(kCacheLine) float y[kMostTileRows * stride];
@@ -83,7 +82,7 @@ void Factor::multiply(const Kernels& kernels, const Activations& x, float* y, si
   if (codes_)
     codes_->multiply(kernels, x.codes, x.scale, x.zero, x.rows, y, y_stride, first, last);
   else
-    floats_->multiply(x.tile, x.stride, x.rows, y, y_stride, first, last, false);
+    floats_->multiply(kernels, x.tile, x.stride, x.rows, y, y_stride, first, last);
 }
 
 Linear::Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual)
@@ -108,9 +107,9 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
   if (rows == 0 || outputs_ == 0) return;
   const size_t rank = train_ ? train_->a.outputs() : 0, rank_stride = round_up(rank, kPanel);
   const bool quantized = train_ && train_->b.quantized();
-  const size_t slot = group_slot(residual_ ? residual_->group() : kPanel), slot_of_factors = group_slot(kPanel);
-  const size_t tile_rows = std::min(rows, kernels.tile_rows[slot]), tiles = ceil_div(rows, tile_rows);
-  const size_t of_factors = quantized ? 0 : kernels.row_quantum[slot_of_factors];
+  const size_t slot = group_slot(residual_ ? residual_->group() : 1);
+  const size_t tile_rows = std::min(rows, residual_ ? kernels.tile_rows[slot] : kernels.float_rows);
+  const size_t tiles = ceil_div(rows, tile_rows), of_factors = quantized ? 0 : kernels.turn;
   const size_t row_quantum = std::max(residual_ ? kernels.row_quantum[slot] : 0, of_factors);
 
   struct Tile {
@@ -139,26 +138,31 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
     tile.inner.fill(kernels, tile.products, rank_stride, tile.x.rows);
   });
 
-  // A task is some outputs of some tiles; in it a step of weights stays in the near caches while the tiles pass by.
-  const size_t together = std::clamp<size_t>(kNearBytes / std::max<size_t>(tile_bytes, 1), 1, tiles);
+  // A task is some tiles times some outputs, whose weights stay in the second-level cache while the tiles pass by; each
+  // tile stays in the nearest one meanwhile.
+  const size_t stored = residual_ ? residual_->stored() : 0, bytes = residual_ ? residual_->bytes() : 0;
+  const size_t macs = rows * (stored + rank * outputs_), weights = bytes + (train_ ? train_->b.bytes() : 0);
+  const size_t steps = ceil_div(outputs_, kStepOutputs);
+  const size_t wanted = std::clamp<size_t>(macs / kLeastMacs, 1, kTasks);
+  const size_t near_chunks = tiles == 1 ? 1 : std::clamp<size_t>(ceil_div(weights, kNearBytes), 1, steps);
+  const size_t together = ceil_div(tiles, std::min(tiles, ceil_div(wanted, near_chunks)));
   const size_t batches = ceil_div(tiles, together);
-  const size_t macs = rows * ((residual_ ? residual_->stored() : 0) + rank * outputs_) / batches;
-  const size_t most = std::min(ceil_div(outputs_, kOutputQuantum), ceil_div(kTasks, batches));
-  const size_t chunk = round_up(ceil_div(outputs_, std::clamp<size_t>(macs / kLeastMacs, 1, most)), kOutputQuantum);
-  const size_t chunks = ceil_div(outputs_, chunk);
-  parallel(batches * chunks, [&](size_t task) {
-    const size_t first = task % chunks * chunk, last = std::min(first + chunk, outputs_);
-    const size_t first_tile = task / chunks * together, last_tile = std::min(first_tile + together, tiles);
-    for (size_t from = first; from < last; from += kStepOutputs) {
-      const size_t end = std::min(from + kStepOutputs, last);
-      for (size_t t = first_tile; t < last_tile; ++t) {
-        const Tile& tile = made[t];
+  const size_t chunk = kStepOutputs * ceil_div(steps, std::min(steps, std::max(near_chunks, ceil_div(wanted, batches))));
+  const bool direct = residual_ && kernels.direct[slot];
+  parallel(batches * ceil_div(outputs_, chunk), [&](size_t task) {
+    const size_t first = task / batches * chunk, last = std::min(first + chunk, outputs_);
+    const size_t first_tile = task % batches * together, last_tile = std::min(first_tile + together, tiles);
+    for (size_t t = first_tile; t < last_tile; ++t) {
+      const Tile& tile = made[t];
+      for (size_t from = first; from < last; from += kStepOutputs) {
+        const size_t end = std::min(from + kStepOutputs, last);
+        float* const to = y + t * tile_rows * outputs_ + from;
         NearResult near;
         if (train_) train_->b.multiply(kernels, tile.inner, near.y, NearResult::stride, from, end);
         if (residual_)
-          residual_->multiply(tile.x.tile, tile.x.stride, tile.x.rows, near.y, NearResult::stride, from, end,
-                              train_.has_value());
-        near.copy_to(y + t * tile_rows * outputs_ + from, outputs_, tile.x.rows, end - from);
+          residual_->multiply(tile.x.tile, tile.x.stride, tile.x.rows, train_ ? near.y : nullptr, NearResult::stride,
+                              direct ? to : near.y, direct ? outputs_ : NearResult::stride, from, end);
+        if (!direct) near.copy_to(to, outputs_, tile.x.rows, end - from);
       }
     }
   });
@@ -213,7 +217,7 @@ void Embedding::run(const Kernels& kernels, const Table& table, const int64_t* i
       throw Refusal("id " + std::to_string(ids[k]) + " at position " + std::to_string(k) + " is outside a table of " +
                     std::to_string(rows_) + " rows");
   const size_t rank = b_ ? b_->inputs() : 0;
-  const size_t tile_rows = std::min(count, kernels.tile_rows[group_slot(kPanel)]);
+  const size_t tile_rows = std::min(count, kernels.float_rows);
   const size_t tiles = ceil_div(count, tile_rows);
   struct Tile {
     float* picked;  // A[id]
@@ -222,7 +226,7 @@ void Embedding::run(const Kernels& kernels, const Table& table, const int64_t* i
   const auto tile_at = [&](char* base, size_t& bytes) {
     Arena arena(base);
     float* picked = arena.take<float>(tile_rows * rank);
-    Activations inner(arena, tile_rows, rank, b_ && !b_->quantized() ? kernels.row_quantum[group_slot(kPanel)] : 0, b_ ? b_->row_bytes() : std::nullopt);
+    Activations inner(arena, tile_rows, rank, b_ && !b_->quantized() ? kernels.turn : 0, b_ ? b_->row_bytes() : std::nullopt);
     bytes = arena.bytes;
     return Tile{picked, inner};
   };

@@ -17,7 +17,7 @@ using Scratch = std::function<void*(size_t bytes)>;
 // One factor of a low-rank product: floats, or int8 whose activations are quantized row by row.
 class Factor {
  public:
-  Factor(const Kernels& kernels, const Tensor& values) : floats_(BlockMatrix::from_dense(kernels, values)) {}
+  explicit Factor(const Tensor& values) : floats_(FloatMatrix(values)) {}
   Factor(const Tensor& values, const Tensor& scale) : codes_(QuantizedMatrix(values, scale)) {}
 
   bool quantized() const { return codes_.has_value(); }
@@ -27,13 +27,15 @@ class Factor {
     return codes_ ? std::optional<size_t>(codes_->row_bytes()) : std::nullopt;
   }
 
-  // y (rows, y_stride) = x times the outputs [first, last), multiples of 32 but for the end, which y has room for 15
+  size_t bytes() const { return inputs() * outputs() * (codes_ ? sizeof(int8_t) : sizeof(float)); }
+
+  // y (rows, y_stride) = x times the outputs [first, last), multiples of 16 but for the end, which y has room for 15
   // beyond.
   void multiply(const Kernels& kernels, const struct Activations& x, float* y, size_t y_stride, size_t first,
                 size_t last) const;
 
  private:
-  std::optional<BlockMatrix> floats_;
+  std::optional<FloatMatrix> floats_;
   std::optional<QuantizedMatrix> codes_;
 };
 

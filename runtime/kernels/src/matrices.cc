@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kNearestBytes = 1 << 15;  // the first-level cache of most processors
+constexpr size_t kSecondBytes = 1 << 17;   // a quarter of the second-level cache of a small core
 
 size_t value_bytes(Value value) { return value == Value::f32 ? 4 : value == Value::f16 ? 2 : 1; }
 
@@ -152,32 +153,6 @@ BlockMatrix BlockMatrix::from_rows(const Kernels& kernels, const Tensor& starts,
   return made;
 }
 
-BlockMatrix BlockMatrix::from_dense(const Kernels& kernels, const Tensor& values) {
-  values.expect_axes(2);
-  values.expect_type({Type::f32});
-  BlockMatrix made(kernels);
-  made.inputs_ = values.axis(0);
-  made.outputs_ = values.axis(1);
-  made.group_ = kPanel;
-  const size_t panels = (made.outputs_ + kPanel - 1) / kPanel;
-  if (panels * made.inputs_ > std::numeric_limits<uint32_t>::max()) throw Refusal("values has more than 2^32 blocks");
-  made.values_ = Buffer(panels * made.inputs_ * kPanel * sizeof(float));
-  std::vector<uint32_t> begins(panels + 1);
-  std::vector<uint32_t> packed(panels * made.inputs_);
-  const float* from = static_cast<const float*>(values.data);
-  float* to = static_cast<float*>(made.values_.data());
-  for (size_t panel = 0; panel < panels; ++panel) {
-    begins[panel + 1] = static_cast<uint32_t>((panel + 1) * made.inputs_);
-    for (size_t k = 0; k < made.inputs_; ++k) {
-      packed[panel * made.inputs_ + k] = static_cast<uint32_t>(k);
-      for (size_t output = panel * kPanel; output < (panel + 1) * kPanel; ++output)
-        *to++ = output < made.outputs_ ? from[k * made.outputs_ + output] : 0;
-    }
-  }
-  made.pack(begins, packed, nullptr);
-  return made;
-}
-
 void BlockMatrix::pack(const std::vector<uint32_t>& starts, const std::vector<uint32_t>& indices,
                        const Tensor* scale) {
   stored_ = indices.size() * group_;
@@ -189,8 +164,9 @@ void BlockMatrix::pack(const std::vector<uint32_t>& starts, const std::vector<ui
   else
     std::copy(indices.begin(), indices.end(), static_cast<uint32_t*>(indices_.data()));
 
-  // Strips of inputs, so that what a tile of x holds of one stays in the nearest cache while panels pass by.
-  const size_t strip_inputs = kNearestBytes / (kernels_->tile_rows[group_slot(group_)] * sizeof(float));
+  // Strips of inputs, so that what a tile of x holds of one stays in the nearest cache while panels pass by. Single
+  // entries are so few per output that beginning with another one costs more than the farther cache.
+  const size_t strip_inputs = (group_ == 1 ? kSecondBytes : kNearestBytes) / (kernels_->tile_rows[group_slot(group_)] * sizeof(float));
   const size_t strips = std::max<size_t>(1, (inputs_ + strip_inputs - 1) / strip_inputs);
   splits_.resize((strips + 1) * panels_);
   for (size_t panel = 0; panel < panels_; ++panel) {
@@ -206,19 +182,45 @@ void BlockMatrix::pack(const std::vector<uint32_t>& starts, const std::vector<ui
   scale_.assign(static_cast<const float*>(scale->data), static_cast<const float*>(scale->data) + outputs_);
 }
 
-void BlockMatrix::multiply(const float* x, size_t x_stride, size_t rows, float* y, size_t y_stride, size_t first,
-                           size_t last, bool accumulate) const {
+size_t BlockMatrix::bytes() const {
+  return stored_ * value_bytes(value_) + stored_ / group_ * (index_ == Index::u16 ? 2 : 4);
+}
+
+void BlockMatrix::multiply(const float* x, size_t x_stride, size_t rows, const float* addend, size_t addend_stride,
+                           float* y, size_t y_stride, size_t first, size_t last) const {
   if (first == last) return;
   const BlockKernel kernel = kernels_->blocks[int(value_)][group_slot(group_)][int(index_)];
   const size_t strips = splits_.size() / panels_ - 1, at_once = x_stride == 1 ? strips : 1;  // one row fits any cache
-  BlockCall call{x, x_stride, rows, y, y_stride, accumulate, first / group_, (last + group_ - 1) / group_,
+  BlockCall call{x, x_stride, rows, y, y_stride, addend, addend_stride, first / group_, (last + group_ - 1) / group_,
                  nullptr, nullptr, indices_.data(), values_.data(), scale_.empty() ? nullptr : scale_.data()};
   for (size_t strip = 0; strip < strips; strip += at_once) {
     call.starts = splits_.data() + strip * panels_;
     call.ends = splits_.data() + (strip + at_once) * panels_;
     kernel(call);
-    call.accumulate = true;
+    call.addend = y;
+    call.addend_stride = y_stride;
   }
+}
+
+FloatMatrix::FloatMatrix(const Tensor& values) {
+  values.expect_axes(2);
+  values.expect_type({Type::f32});
+  inputs_ = values.axis(0);
+  outputs_ = values.axis(1);
+  const size_t panels = (outputs_ + kPanel - 1) / kPanel;
+  values_ = Buffer(panels * inputs_ * kPanel * sizeof(float));
+  const float* from = static_cast<const float*>(values.data);
+  float* to = static_cast<float*>(values_.data());
+  for (size_t panel = 0; panel < panels; ++panel)
+    for (size_t k = 0; k < inputs_; ++k)
+      for (size_t output = panel * kPanel; output < (panel + 1) * kPanel; ++output)
+        *to++ = output < outputs_ ? from[k * outputs_ + output] : 0;
+}
+
+void FloatMatrix::multiply(const Kernels& kernels, const float* x, size_t x_stride, size_t rows, float* y,
+                           size_t y_stride, size_t first, size_t last) const {
+  kernels.floats({x, x_stride, rows, inputs_, y, y_stride, first / kPanel, (last + kPanel - 1) / kPanel,
+                  static_cast<const float*>(values_.data())});
 }
 
 QuantizedMatrix::QuantizedMatrix(const Tensor& values, const Tensor& scale) {

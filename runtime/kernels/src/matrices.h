@@ -56,18 +56,17 @@ class BlockMatrix {
   // Compressed rows, one for each output: starts (outputs + 1), indices and values (nnz), scale (outputs) or null.
   static BlockMatrix from_rows(const Kernels& kernels, const Tensor& starts, const Tensor& indices, const Tensor& values, const Tensor* scale,
                                size_t inputs, size_t outputs);
-  // values (inputs, outputs), every one stored.
-  static BlockMatrix from_dense(const Kernels& kernels, const Tensor& values);
 
   size_t inputs() const { return inputs_; }  // the largest index + 1, where nothing says more
   size_t outputs() const { return outputs_; }
   size_t group() const { return group_; }
   size_t stored() const { return stored_; }  // values
+  size_t bytes() const;                      // of them and their indices
 
-  // y (rows, y_stride) gets, or has added, x times the outputs [first, last), multiples of 32 but for the end, which
-  // y has room for 15 beyond. x: a tile, or with x_stride 1 one row; see BlockCall.
-  void multiply(const float* x, size_t x_stride, size_t rows, float* y, size_t y_stride, size_t first, size_t last,
-                bool accumulate) const;
+  // y (rows, y_stride) = addend (rows, addend_stride), or nothing, + x times the outputs [first, last), multiples of 32
+  // but for the end. x: a tile, or with x_stride 1 one row; see BlockCall.
+  void multiply(const float* x, size_t x_stride, size_t rows, const float* addend, size_t addend_stride, float* y,
+                size_t y_stride, size_t first, size_t last) const;
 
  private:
   explicit BlockMatrix(const Kernels& kernels) : kernels_(&kernels) {}
@@ -81,6 +80,25 @@ class BlockMatrix {
   std::vector<uint32_t> splits_;  // (strips + 1, panels): the first block of each strip of inputs
   std::vector<float> scale_;
   Buffer indices_, values_;
+};
+
+// A matrix of floats, every one stored.
+class FloatMatrix {
+ public:
+  // values (inputs, outputs).
+  explicit FloatMatrix(const Tensor& values);
+
+  size_t inputs() const { return inputs_; }
+  size_t outputs() const { return outputs_; }
+
+  // y (rows, y_stride) = x times the outputs [first, last), multiples of 16 but for the end, which y has room for 15
+  // beyond. x: a tile, or with x_stride 1 one row; see FloatCall.
+  void multiply(const Kernels& kernels, const float* x, size_t x_stride, size_t rows, float* y, size_t y_stride,
+                size_t first, size_t last) const;
+
+ private:
+  size_t inputs_, outputs_;
+  Buffer values_;
 };
 
 // A matrix of int8 with one scale per output, for activations that are quantized on the way.

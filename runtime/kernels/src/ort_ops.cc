@@ -136,7 +136,7 @@ class Weights {
 std::optional<LowRank> make_train(const Op& op, const Weights& w) {
   if (op.train == &kNothing) return {};
   if (op.quantized) return LowRank{Factor(w["a"], w["a_scale"]), Factor(w["b"], w["b_scale"])};
-  return LowRank{Factor(kernels(), w["a"]), Factor(kernels(), w["b"])};
+  return LowRank{Factor(w["a"]), Factor(w["b"])};
 }
 
 std::optional<BlockMatrix> make_residual(const Op& op, const Weights& w) {
@@ -187,7 +187,7 @@ Embedding make_embedding(const Op& op, const Weights& w) {
       w["a_scale"].expect_size(rows, "one for each row of the table");
       b.emplace(w["b"], w["b_scale"]);
     } else {
-      b.emplace(kernels(), w["b"]);
+      b.emplace(w["b"]);
     }
     if (b->inputs() != a.axis(1)) throw Refusal("a and b differ in rank");
   }

@@ -88,7 +88,7 @@ Linear make_linear(const Kernels& isa, Bytes bytes, bool& comparable) {
       low.emplace(LowRank{Factor(at, tensor("a_scale", Type::f32, {int64_t(rank)}, a_scale)),
                           Factor(bt, tensor("b_scale", Type::f32, {int64_t(outputs)}, b_scale))});
     else
-      low.emplace(LowRank{Factor(isa, at), Factor(isa, bt)});
+      low.emplace(LowRank{Factor(at), Factor(bt)});
   }
   return Linear(std::move(low), std::move(residual));
 }
@@ -127,7 +127,7 @@ void run_embedding(Bytes bytes) {
   const uint8_t parts = bytes.byte();
   const Kernels& isa = kernels();
   std::optional<Factor> factor;
-  if (parts & 1) factor.emplace(isa, tensor("b", Type::f32, {int64_t(rank), int64_t(width)}, b));
+  if (parts & 1) factor.emplace(tensor("b", Type::f32, {int64_t(rank), int64_t(width)}, b));
   std::optional<Tensor> slot_table, column_table;
   if (parts & 2) slot_table = tensor("slots", Type::s32, {int64_t(slots.size())}, slots);
   if (parts & 4) column_table = tensor("columns", Type::s32, {int64_t(rows), int64_t(kept)}, columns);

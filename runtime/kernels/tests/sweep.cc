@@ -51,7 +51,7 @@ struct BlockCase {
   std::vector<float> run(const Kernels& isa, Value value, Index index) const {
     std::vector<float> y = before;
     const void* indices = index == Index::u16 ? static_cast<const void*>(narrow.data()) : wide.data();
-    isa.blocks[int(value)][group_slot(group)][int(index)]({tile.data(), stride, rows, y.data(), panels * group + 3, accumulate, 0, panels,
+    isa.blocks[int(value)][group_slot(group)][int(index)]({tile.data(), stride, rows, y.data(), panels * group + 3, accumulate ? y.data() : nullptr, panels * group + 3, 0, panels,
              starts.data(), ends.data(), indices, values.data(), scaled ? scale.data() : nullptr});
     return y;
   }
@@ -94,6 +94,35 @@ void check_block_kernel(const Kernels& isa, const char* name, Value value, size_
     }
   }
   std::printf("%s__%s: %zu cases\n", name, isa.isa, cases);
+}
+
+void check_float_kernel(const Kernels& isa, size_t cases) {
+  Random random(5);
+  for (size_t k = 0; k < cases; ++k) {
+    const size_t rows = shape_near(isa.float_rows, random), inputs = shape_near(16, random) * random.of<size_t>({1, 7});
+    const size_t outputs = shape_near(16, random) * random.of<size_t>({1, 3}), width = (outputs + 15) / 16 * 16, y_stride = width + 3;
+    const auto weights = random.numbers(inputs * outputs), x = random.numbers(rows * inputs), before = random.numbers(rows * y_stride);
+    const FloatMatrix matrix(tensor("a", Type::f32, {int64_t(inputs), int64_t(outputs)}, weights));
+    const size_t stride = rows == 1 ? 1 : std::max<size_t>(2, (rows + isa.turn - 1) / isa.turn * isa.turn + isa.turn * random.below(2));
+    std::vector<float> tile(inputs * stride), y = before;
+    for (size_t row = 0; row < rows; ++row)
+      for (size_t i = 0; i < inputs; ++i) tile[i * stride + row] = x[row * inputs + i];
+    matrix.multiply(isa, tile.data(), stride, rows, y.data(), y_stride, 0, outputs);
+    const std::string where = std::string("floats__") + isa.isa + " rows " + std::to_string(rows) + " inputs " + std::to_string(inputs) + " outputs " + std::to_string(outputs);
+    for (size_t row = 0; row < rows; ++row) {
+      for (size_t output = 0; output < outputs; ++output) {
+        double sum = 0, bound = 0;
+        for (size_t i = 0; i < inputs; ++i) {
+          const double term = double(x[row * inputs + i]) * weights[i * outputs + output];
+          sum += term, bound += std::fabs(term);
+        }
+        expect(std::fabs(y[row * y_stride + output] - sum) <= gamma(double(inputs) + 2) * bound, "differs from float64", where);
+      }
+      for (size_t beyond = width; beyond < y_stride; ++beyond)
+        expect(y[row * y_stride + beyond] == before[row * y_stride + beyond], "wrote beyond its panels", where);
+    }
+  }
+  std::printf("floats__%s: %zu cases\n", isa.isa, cases);
 }
 
 void check_quantized_kernel(const Kernels& isa, size_t cases) {
@@ -232,14 +261,14 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
   for (size_t k = 0; k < cases; ++k) {
     const size_t inputs = random.of<size_t>({1, 7, 64, 67, 129, k % 50 ? size_t{31} : size_t{1100}}), rows = random.of<size_t>({1, 2, 5, 8, 16, 33, 131});
     const double density = random.of({0., .02, .1, .5, 1.});
-    const size_t groups = std::max<size_t>(1, random.of<size_t>({1, 3, 40, 140}) / size);
+    const size_t groups = std::max<size_t>(1, random.of<size_t>({1, 3, 40, 210}) / size);
     const Residual residual = size == 1 ? Residual::rows(value, inputs, groups, density, random) : Residual::grouped(value, inputs, groups, size, density, random);
     const size_t outputs = residual.outputs, rank = random.of<size_t>({0, 1, 5, 16, 17});
     const bool with_train = random.below(2) == 0, exact_inputs = with_train || size == 1;
     const auto x = random.numbers(rows * inputs), a = random.numbers(inputs * rank), b = random.numbers(rank * outputs);
     const Tensor at = tensor("a", Type::f32, {int64_t(inputs), int64_t(rank)}, a), bt = tensor("b", Type::f32, {int64_t(rank), int64_t(outputs)}, b);
     std::optional<LowRank> train;
-    if (with_train) train.emplace(LowRank{Factor(isa, at), Factor(isa, bt)});
+    if (with_train) train.emplace(LowRank{Factor(at), Factor(bt)});
     const Linear layer(std::move(train), residual.pack(isa));
     if (exact_inputs) layer.expect_inputs(inputs);
     std::vector<float> y(rows * outputs, NAN);
@@ -262,7 +291,7 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
 void check_quantized_linear(const Kernels& isa, size_t cases) {
   Random random(17);
   for (size_t k = 0; k < cases; ++k) {
-    const size_t inputs = shape_near(16, random) * random.of<size_t>({0, 3, 3, 3}), rank = random.of<size_t>({0, 1, 7, 16, 33}), outputs = random.of<size_t>({1, 16, 50, 130}), rows = random.of<size_t>({1, 2, 9, 40});
+    const size_t inputs = shape_near(16, random) * random.of<size_t>({0, 3, 3, 3}), rank = random.of<size_t>({0, 1, 7, 16, 33}), outputs = random.of<size_t>({1, 16, 50, 210}), rows = random.of<size_t>({1, 2, 9, 40});
     const auto x = random.numbers(rows * inputs), a_scale = random.numbers(rank), b_scale = random.numbers(outputs);
     const auto a = random.codes(inputs * rank), b = random.codes(rank * outputs);
     const Linear layer(LowRank{Factor(tensor("a", Type::s8, {int64_t(inputs), int64_t(rank)}, a), tensor("a_scale", Type::f32, {int64_t(rank)}, a_scale)),
@@ -317,7 +346,7 @@ void check_embedding(const Kernels& isa, size_t cases) {
     for (auto& each : ids) each = int64_t(random.below(2 * rows)) - int64_t(rows);
     const bool with_train = random.below(2), with_rows = random.below(2), with_entries = !with_rows;
     std::optional<Factor> factor;
-    if (with_train) factor.emplace(isa, tensor("b", Type::f32, {int64_t(rank), int64_t(width)}, b));
+    if (with_train) factor.emplace(tensor("b", Type::f32, {int64_t(rank), int64_t(width)}, b));
     std::optional<Tensor> slot_table, column_table;
     if (with_rows) slot_table = tensor("slots", Type::s32, {int64_t(rows)}, slots);
     if (with_entries) column_table = tensor("columns", Type::s32, {int64_t(rows), int64_t(kept)}, columns);
@@ -389,6 +418,7 @@ int sweep(size_t cases, const char* only) {
 #define SATEN_CHECK(value, V, G, index, I) \
   check_block_kernel(isa, #value "-blocks-" #G "-" #index, Value::value, G, Index::index, cases);
     SATEN_BLOCK_KERNELS(SATEN_CHECK)
+    check_float_kernel(isa, cases);
     check_quantized_kernel(isa, cases);
     check_quantize(isa, cases);
     check_transpose(isa, cases);
