@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from saten_edge.finetune.schedule import LABEL_RATE
 from saten_edge.stages import finetune_stage
 from saten_edge.texts import write_lines
 from saten_runtime.errors import DataError, SatenError, UsageError
@@ -250,7 +251,7 @@ def test_metrics_say_what_was_done(student, dense, data, tmp_path, saten_edge_co
     metrics = json.loads(done.stdout)
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["steps"], metrics["ended"]) == (3, "steps")
-    assert metrics["settings"]["schedule"]["learning_rate"] == 5e-4
+    assert metrics["settings"]["schedule"]["learning_rate"] == LABEL_RATE
     assert metrics["before"].keys() == metrics["after"].keys() == {"accuracy", "f1", "matthews", "examples"}
     layers = json.loads((student / "saten_layers.json").read_text())["layers"]
     assert metrics["layer_errors"].keys() == {layer["name"] for layer in layers}
