@@ -21,6 +21,7 @@ __all__ = ["loss_chart", "trade_chart"]
 _LARGEST_PX = 30.0
 _SMALLEST_PX = 4.0
 _LINE_PX = 15.0
+_LEFT_PX = 64.0  # ticks of three decimals and the name of the axis
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def trade_chart(report: Report) -> str | None:
         return None
     metric = metric_title(report.metrics[0])
     with drawing():
-        axes = new_axes(340, left=52, bottom=46, top=14, right=12)
+        axes = new_axes(340, left=_LEFT_PX, bottom=46, top=14, right=12)
         _limits(axes, points)
         axes.set_xlabel(f"p50 at {report.tokens[-1]} tokens, milliseconds (log scale)")
         axes.set_ylabel(metric)
@@ -156,9 +157,8 @@ def _candidates(point: _Point, x: float, y: float) -> Iterable[_Box]:
 
 
 def _cost(box: _Box, obstacles: Sequence[_Box]) -> float:
-    outside = (
-        max(0.0, 52 - box.left) + max(0.0, box.right - WIDTH) + max(0.0, 46 - box.bottom) + max(0.0, box.top - 340)
-    )
+    beyond = (_LEFT_PX - box.left, box.right - WIDTH, 46 - box.bottom, box.top - 340)
+    outside = sum(max(0.0, pixels) for pixels in beyond)
     return sum(box.overlap(obstacle) for obstacle in obstacles) + 100 * outside
 
 
