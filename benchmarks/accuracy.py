@@ -122,9 +122,7 @@ class Bench:
         return self.results / f"{cell.name}.json"
 
     def run(self, cell: Cell) -> None:
-        """Make the cell's model and write its result, unless that was done before."""
-        if self.result(cell).is_file():
-            return
+        """Make the cell's model and write its result."""
         started = time.monotonic()
         shutil.rmtree(self.work / cell.name, ignore_errors=True)
         layers: dict[str, Any] = {}
@@ -143,6 +141,9 @@ class Bench:
         long = Cell(best.task, f"{best.method}-long", best.budget, best.seed)
         if self.result(long).is_file():
             return
+        for needed in (best.teacher, best):
+            if not self.checkpoint(needed).is_dir():
+                self.run(needed)
         started = time.monotonic()
         shutil.rmtree(self.work / long.name, ignore_errors=True)
         self._finetune(self.checkpoint(best), long, "--teacher", self.checkpoint(best.teacher), *LONG_OPTIONS)
@@ -281,9 +282,11 @@ def main() -> None:
     model = arguments.model or packaged_model()
     bench = Bench(arguments.data, model, arguments.work, arguments.results, threads, arguments.most_steps)
     dense, compressed = ([cell for cell in part if arguments.only in cell.name] for part in cells())
-    needed = list(dict.fromkeys([*dense, *(cell.teacher for cell in compressed)]))
-    with talk(len(needed) + len(compressed)) as finished:
-        for batch in (needed, compressed):
+    missing = [cell for cell in compressed if not bench.result(cell).is_file()]
+    teachers = [cell.teacher for cell in missing if not bench.checkpoint(cell.teacher).is_dir()]
+    needed = list(dict.fromkeys([*(cell for cell in dense if not bench.result(cell).is_file()), *teachers]))
+    with talk(len(needed) + len(missing)) as finished:
+        for batch in (needed, missing):
             with ThreadPoolExecutor(arguments.jobs) as pool:
                 for cell, _ in zip(batch, pool.map(bench.run, batch), strict=True):
                     finished(cell.name)
