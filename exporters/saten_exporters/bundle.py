@@ -17,9 +17,10 @@ from saten_exporters.parts import Exportable
 from saten_exporters.passes import DENSE_PASSES, run_passes
 from saten_exporters.targets import TARGETS, Target
 from saten_exporters.trace import sample_inputs, trace
-from saten_runtime.bundle import MANIFEST_FILE, SCHEMA_VERSION, Bundle, FileEntry, Layer, Manifest, Tokenizer
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.files import new_folder, sha256_file, write_json
+from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Tokenizer
 from saten_runtime.parity import Comparison, check_parity, write_case
 
 __all__ = ["PRECISIONS", "export", "rounding_bound"]

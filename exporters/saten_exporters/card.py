@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saten_runtime.bundle import Manifest
+from saten_runtime.manifest import Manifest
 from saten_runtime.parity import Comparison
 
 __all__ = ["model_card"]

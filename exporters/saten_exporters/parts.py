@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from saten_runtime.bundle import Postprocess
+from saten_runtime.manifest import Postprocess
 
 __all__ = ["Exportable", "LayerParts"]
 

@@ -6,9 +6,10 @@ vectors = runner.predict(["first text", "second text"])
 
 from __future__ import annotations
 
-from saten_runtime.bundle import Bundle, Manifest
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import SatenError
 from saten_runtime.generation import Sampling
+from saten_runtime.manifest import Manifest
 from saten_runtime.runner import Runner
 from saten_runtime.tasks import Answer, Classification, Completion, Word
 

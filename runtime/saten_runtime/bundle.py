@@ -22,34 +22,15 @@ from saten_runtime.errors import BundleError
 from saten_runtime.files import sha256_file
 from saten_runtime.graph import Graph, read_graph
 from saten_runtime.manifest import (
-    MANIFEST_FILE,
-    SCHEMA_VERSION,
-    CacheEntry,
     FileEntry,
     Generation,
     Image,
-    Layer,
     Manifest,
-    Postprocess,
     Tokenizer,
     read_manifest,
 )
 
-__all__ = [
-    "MANIFEST_FILE",
-    "SCHEMA_VERSION",
-    "VALIDATION_FOLDER",
-    "Bundle",
-    "CacheEntry",
-    "FileEntry",
-    "Generation",
-    "Image",
-    "Layer",
-    "Manifest",
-    "Postprocess",
-    "Tokenizer",
-    "open_bundles",
-]
+__all__ = ["VALIDATION_FOLDER", "Bundle", "open_bundles"]
 
 VALIDATION_FOLDER = "validation"
 _MODEL_FILE = "model.onnx"

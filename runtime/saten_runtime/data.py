@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError
-from saten_runtime.files import parse_json, sha256_file
+from saten_runtime.files import parse_object, sha256_file
 
 __all__ = ["KINDS", "Data", "Kind", "read_data"]
 
@@ -79,7 +79,8 @@ def read_data(path: Path) -> Data:
 def _json_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
-            yield f"{path}:{number}", _object(f"{path}:{number}", line)
+            where = f"{path}:{number}"
+            yield where, parse_object(line, where, DataError, "expected one object per line")
 
 
 def _csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -114,16 +115,6 @@ _CSV_VALUES: dict[type, Callable[[str], Any]] = {
     float: _number,
     list: lambda text: text.split(_CSV_LISTS),
 }
-
-
-def _object(where: str, line: bytes) -> dict[str, Any]:
-    try:
-        value = parse_json(line)
-    except (ValueError, RecursionError) as cause:
-        raise DataError(f"{where}: no JSON ({cause}); expected one object per line") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def _kind(where: str, example: dict[str, Any]) -> Kind:

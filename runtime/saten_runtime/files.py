@@ -13,7 +13,16 @@ from typing import Any
 
 from saten_runtime.errors import UsageError
 
-__all__ = ["new_folder", "parse_json", "read_json", "refuse_existing", "replace_file", "sha256_file", "write_json"]
+__all__ = [
+    "new_folder",
+    "parse_json",
+    "parse_object",
+    "read_json",
+    "refuse_existing",
+    "replace_file",
+    "sha256_file",
+    "write_json",
+]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -65,19 +74,35 @@ def parse_json(content: bytes) -> Any:
     return json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
 
 
+def parse_object(content: bytes, where: str, error: Callable[[str], Exception], advice: str) -> dict[str, Any]:
+    """Parse a JSON object as strictly as `parse_json`.
+
+    where: begins the message of an error; advice: ends it.
+
+    Raises:
+        whatever `error` builds.
+    """
+    try:
+        value = parse_json(content)
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{where}: no JSON ({cause}); {advice}") from None
+    if not isinstance(value, dict):
+        raise error(f"{where}: expected a JSON object, found {type(value).__name__}; {advice}")
+    return value
+
+
 def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
     """Read a JSON object, refusing duplicate keys and NaN.
 
     Raises:
         whatever `error` builds, with a message naming the file.
     """
+    advice = "it is damaged or no file of ours"
     try:
-        value = parse_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as cause:
-        raise error(f"{path}: cannot be read as JSON ({cause}); it is damaged or no file of ours") from None
-    if not isinstance(value, dict):
-        raise error(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+        content = path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({cause}); {advice}") from None
+    return parse_object(content, str(path), error, advice)
 
 
 @contextlib.contextmanager

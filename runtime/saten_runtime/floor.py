@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.bundle import Bundle, Layer
+from saten_runtime.bundle import Bundle
 from saten_runtime.layers import layers_of
+from saten_runtime.manifest import Layer
 from saten_runtime.plan import Plan, Size
 from saten_runtime.protobuf import bytes_field, packed, varint_field
 from saten_runtime.tables import align

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.bundle import Image
 from saten_runtime.errors import BundleError, DataError
+from saten_runtime.manifest import Image
 
 __all__ = ["KERNELS", "Picture", "Pixels", "pixel_values", "read_picture", "resize"]
 

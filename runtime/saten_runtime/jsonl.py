@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.files import parse_json, replace_file
+from saten_runtime.files import parse_object, replace_file
 
 __all__ = ["LineWriter", "Notice", "read_lines", "rewrite_lines", "silent"]
 
@@ -91,17 +91,10 @@ def read_lines(path: Path, notice: Notice = silent) -> list[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
     if rest:
         notice(_broken(path))
-    return [_object(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
-
-
-def _object(where: str, line: bytes) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except (ValueError, RecursionError) as cause:
-        raise DataError(f"{where}: no JSON ({cause}); was the file edited?") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}; was the file edited?")
-    return row
+    return [
+        parse_object(line, f"{path}:{number}", DataError, "was the file edited?")
+        for number, line in enumerate(lines, 1)
+    ]
 
 
 def _broken(path: Path) -> str:

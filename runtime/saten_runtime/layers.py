@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from saten_runtime.bundle import Bundle, Layer
+from saten_runtime.bundle import Bundle
+from saten_runtime.manifest import Layer
 
 __all__ = ["layers_of"]
 

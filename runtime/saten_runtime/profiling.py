@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.bundle import Bundle, Layer
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import InvalidRun
 from saten_runtime.graph import DOMAINS, Node, read_graph
 from saten_runtime.layers import layers_of
+from saten_runtime.manifest import Layer
 from saten_runtime.plan import Setup, Size
 from saten_runtime.session import OPTIMIZED_FILE, make_session
 from saten_runtime.tables import align

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.bundle import Bundle, Postprocess
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError
 from saten_runtime.generation import Sampling
 from saten_runtime.image import Picture, pixel_values
+from saten_runtime.manifest import Postprocess
 from saten_runtime.metrics import entities
 from saten_runtime.text import Feeds, Ids, Spans, Text
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from saten_edge.devices import agent
 from saten_runtime.errors import DeviceError
-from saten_runtime.files import parse_json
+from saten_runtime.files import parse_object
 from saten_runtime.results import printable
 
 __all__ = ["BOOTSTRAP", "Channel", "Disconnected"]
@@ -167,13 +167,7 @@ class Channel:
         return size, extra
 
     def _header(self, content: bytes) -> dict[str, Any]:
-        try:
-            value = parse_json(content)
-        except (ValueError, RecursionError) as cause:
-            raise DeviceError(f"{self._label}: an answer that is no JSON ({cause})") from None
-        if not isinstance(value, dict):
-            raise DeviceError(f"{self._label}: an answer that is no JSON object")
-        return value
+        return parse_object(content, f"{self._label}: an answer", DeviceError, "is its Python the board's own?")
 
     def _write(self, content: bytes, deadline: float) -> None:
         self._outbox += content

@@ -17,7 +17,7 @@ from saten_edge.devices.device import Device
 from saten_edge.report.schema import read_bench, read_evaluation
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import DeviceError, SatenError
-from saten_runtime.files import parse_json, refuse_existing, write_json
+from saten_runtime.files import parse_json, parse_object, refuse_existing, write_json
 from saten_runtime.plan import Plan
 from saten_runtime.results import printable
 
@@ -309,14 +309,11 @@ def _fetch(board: Board, device: Device, job: Job, journal: _Journal, interrupte
         if interrupted:
             return {}
         raise _failure(board, job, journal)
-    try:
-        value = parse_json(content)
-    except (ValueError, RecursionError) as cause:
-        raise DeviceError(f"{board.label}: {job.result}: no JSON ({cause})") from None
+    value = parse_object(content, f"{board.label}: {job.result}", DeviceError, "run it again")
     _CHECKERS[job.verb](value)
     value["device"] = {"label": device.label, "url": device.url}
     journal.finish(job.result, value)
-    return dict(value)
+    return value
 
 
 def _failure(board: Board, job: Job, journal: _Journal) -> SatenError:

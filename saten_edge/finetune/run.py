@@ -12,14 +12,13 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import logging
 
 from saten_edge.finetune.data import Batches, Examples, checked, collator, encode, split_off
 from saten_edge.finetune.masks import Reselect
 from saten_edge.finetune.schedule import Progress, Schedule
 from saten_edge.finetune.tasks import Distillation, Task
 from saten_edge.finetune.trainer import Interrupt, Objective, SatenTrainer, interruptible, training_arguments
-from saten_edge.models import LoadedModel
+from saten_edge.models import LoadedModel, silent_transformers
 from saten_runtime.errors import DataError
 
 __all__ = ["Outcome", "finetune", "last_checkpoint"]
@@ -127,16 +126,12 @@ def _callbacks(schedule: Schedule) -> list[TrainerCallback]:
 
 @contextlib.contextmanager
 def _restored(student: LoadedModel) -> Iterator[None]:
-    """Puts back what Trainer changes of a model and of transformers, and silences its progress bars."""
+    """Puts back what Trainer changes of a model and of transformers, and silences both."""
     config, cached = student.model.config, getattr(student.model.config, "use_cache", None)
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        yield
+        with silent_transformers():
+            yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
         if cached is None:
             config.__dict__.pop("use_cache", None)
         else:

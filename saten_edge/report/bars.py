@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from saten_edge.report.colors import GRID, INK, MUTED
 from saten_edge.report.svg import CHAR_PX, WIDTH, drawing, inline_svg, new_axes
 
-__all__ = ["Bar", "Group", "Part", "bar_chart", "beside", "short"]
+__all__ = ["Bar", "Group", "Part", "bar_chart", "beside", "heading", "scale", "short"]
 
 _HEADING_PX = 26
 _AXIS_PX = 46
@@ -61,10 +61,10 @@ def bar_chart(
     height = sum(len(group.bars) * bar_px + _HEADING_PX for group in groups) + _AXIS_PX
     with drawing():
         axes = new_axes(height, left=left, bottom=_AXIS_PX, top=0)
-        _scale(axes, bars, left, height - _AXIS_PX, axis)
+        scale(axes, (bar.text for bar in bars), max(bar.end for bar in bars), left, height - _AXIS_PX, axis)
         position = 0.0
         for group in groups:
-            _heading(axes, group.heading, position + _HEADING_PX - 9)
+            heading(axes, group.heading, position + _HEADING_PX - 9)
             position += _HEADING_PX
             for bar in group.bars:
                 _draw(axes, bar, position + bar_px / 2, bar_px, labelled)
@@ -79,12 +79,11 @@ def short(label: str) -> str:
     return label if len(label) <= _LONGEST else f"{label[: half - 1]}…{label[-half:]}"
 
 
-def _scale(axes: Axes, bars: Sequence[Bar], left: float, height: float, axis: str) -> None:
-    """x: data units, with room for the longest text after the longest bar; y: px from the top."""
-    room = max(len(bar.text) for bar in bars) * CHAR_PX + 10
+def scale(axes: Axes, texts: Iterable[str], longest: float, left: float, height: float, axis: str) -> None:
+    """Rows on `axes`: x in data units from 0, with room for any of `texts` after the longest; y in px from the top."""
+    room = max(map(len, texts)) * CHAR_PX + 12
     width = WIDTH - left - 10
-    longest = max(bar.end for bar in bars) or 1.0
-    axes.set_xlim(0, longest * width / max(width - room, width / 3))
+    axes.set_xlim(0, (longest or 1.0) * width / max(width - room, width / 3))
     axes.set_ylim(height, 0)
     axes.set_yticks([])
     axes.set_xlabel(axis)
@@ -93,11 +92,12 @@ def _scale(axes: Axes, bars: Sequence[Bar], left: float, height: float, axis: st
     axes.set_axisbelow(True)
 
 
-def _heading(axes: Axes, heading: str, position: float) -> None:
+def heading(axes: Axes, text: str, position: float) -> None:
+    """The name of the rows below `position`, px from the top."""
     # In axes coordinates the margin left of the bars belongs to the heading too.
     shift = -axes.get_position().x0 * WIDTH
     axes.annotate(
-        heading,
+        text,
         (0, position),
         xytext=(shift + 1, 0),
         xycoords=("axes fraction", "data"),

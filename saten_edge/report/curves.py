@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from saten_edge.report.bars import beside, short
+from saten_edge.report.bars import beside, heading, scale, short
 from saten_edge.report.colors import INK, MUTED
 from saten_edge.report.svg import CHAR_PX, WIDTH, drawing, inline_svg, new_axes
 
@@ -44,38 +44,20 @@ def spread_chart(name: str, title: str, axis: str, groups: Sequence[tuple[str, S
     height = sum(len(members) * _ROW_PX + _HEADING_PX for _, members in groups) + _AXIS_PX
     with drawing():
         axes = new_axes(height, left=left, bottom=_AXIS_PX, top=0)
-        _scale(axes, rows, left, height - _AXIS_PX, axis)
+        longest = max(row.quantiles[_PLACES["high"]] for row in rows)
+        scale(axes, (row.text for row in rows), longest, left, height - _AXIS_PX, axis)
         position = 0.0
-        for heading, members in groups:
-            axes.annotate(
-                heading,
-                (0, position + _HEADING_PX - 9),
-                xytext=(1 - left, 0),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                fontweight="bold",
-            )
+        for name_of_rows, members in groups:
+            heading(axes, name_of_rows, position + _HEADING_PX - 9)
             position += _HEADING_PX
             for row in members:
                 _draw(axes, row, position + _ROW_PX / 2)
                 position += _ROW_PX
         words = [
-            f"{heading}: " + ", ".join(f"{row.label} {row.text}" for row in members) for heading, members in groups
+            f"{name_of_rows}: " + ", ".join(f"{row.label} {row.text}" for row in members)
+            for name_of_rows, members in groups
         ]
         return inline_svg(axes, name, title, words)
-
-
-def _scale(axes: Axes, rows: Sequence[Spread], left: float, height: float, axis: str) -> None:
-    """X from 0, with room for the longest text after the longest row; y: px from the top."""
-    width, room = WIDTH - left - 10, max(len(row.text) for row in rows) * CHAR_PX + 12
-    longest = max(row.quantiles[_PLACES["high"]] for row in rows)
-    axes.set_xlim(0, longest * width / max(width - room, width / 3))
-    axes.set_ylim(height, 0)
-    axes.set_yticks([])
-    axes.set_xlabel(axis)
-    axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.grid(True, linewidth=1)
-    axes.set_axisbelow(True)
 
 
 def _draw(axes: Axes, row: Spread, center: float) -> None:

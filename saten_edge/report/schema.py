@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from saten_edge.report.text import printable
 from saten_runtime.errors import DataError
+from saten_runtime.profiling import ProfileRow
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -144,18 +145,6 @@ class Memory:
     interpreter_anon_bytes: Count | None = None
     peak: MemoryPoint | None = None
     timeline: Timeline = field(default_factory=Timeline)
-
-
-@dataclass(frozen=True)
-class ProfileRow:
-    """A layer, or an operator outside of all layers (form None): milliseconds per run, and its shares."""
-
-    name: str
-    form: str | None
-    ms: float
-    time_share: float
-    bytes_share: float | None
-    macs_share: float | None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 from saten_edge.serve import ort
 from saten_edge.serve.questions import Exam, first_examples, make_exam
 from saten_edge.serve.schema import MOST_SAMPLES
-from saten_runtime.bundle import Bundle, FileEntry, open_bundles
+from saten_runtime.bundle import Bundle, open_bundles
 from saten_runtime.errors import UsageError
+from saten_runtime.manifest import FileEntry
 from saten_runtime.plan import Plan, Size, turns
 from saten_runtime.text import Encoder, random_feeds
 from saten_runtime.verdict import MIN_SAMPLES

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from saten_edge.serve.schema import MOST_OUTPUT_BYTES
-from saten_runtime.bundle import VALIDATION_FOLDER, Bundle, Postprocess
+from saten_runtime.bundle import VALIDATION_FOLDER, Bundle
 from saten_runtime.data import Data, read_data
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.evaluate import measure_of
+from saten_runtime.manifest import Postprocess
 from saten_runtime.measures import Examined, Measure, Metrics
 from saten_runtime.metrics import cosines
 from saten_runtime.parity import Comparison, compare_outputs, read_cases

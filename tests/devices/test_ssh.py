@@ -150,17 +150,6 @@ def url(sshd: Sshd, ssh_setup: Callable[..., None]) -> str:
     return f"ssh://root@127.0.0.1:{sshd.port}"
 
 
-class Listener(Talk):
-    """Talk that is kept."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def measure(url: str, job: Any, folder: Path | None = None, talk: Talk | None = None) -> dict[str, Any]:
     (device,) = parse_devices([url])
     return run_job(device, job, folder=folder, talk=talk or Talk(quiet=True))
@@ -214,7 +203,7 @@ def test_what_is_there_is_not_sent_again(sshd, ssh_setup, saten_bundle):
 
 
 class TestACutConnection:
-    def test_in_the_middle_of_a_benchmark(self, sshd, ssh_setup, saten_bundle, tmp_path, monkeypatch):
+    def test_in_the_middle_of_a_benchmark(self, sshd, ssh_setup, saten_bundle, tmp_path, monkeypatch, talk):
         proxy = Proxy(sshd.port)
         ssh_setup(proxy.port)
         add = jobs._Journal.add
@@ -225,7 +214,6 @@ class TestACutConnection:
                 proxy.limit["down"] = 0
 
         monkeypatch.setattr(jobs._Journal, "add", cut_after_the_second_line)
-        talk = Listener()
         result = measure(
             f"ssh://root@127.0.0.1:{proxy.port}", bench_job([saten_bundle], QUICK, None), tmp_path / "out", talk
         )
@@ -241,14 +229,13 @@ class TestACutConnection:
         ]  # no second start
         assert [cell["failed"] for cell in result["cells"]] == [None]
 
-    def test_in_the_middle_of_an_upload(self, sshd, ssh_setup, minilm_bundle, questions, tmp_path):
+    def test_in_the_middle_of_an_upload(self, sshd, ssh_setup, minilm_bundle, questions, tmp_path, talk):
         with Board(parse_devices([f"ssh://root@127.0.0.1:{sshd.port}"])[0], "cleaner") as board:
             board.free([])
         proxy = Proxy(sshd.port)
         ssh_setup(proxy.port)
         size = sum(path.stat().st_size for path in minilm_bundle.rglob("*") if path.is_file())
         proxy.limit["up"] = proxy.passed["up"] + 0.8 * size
-        talk = Listener()
         job = bench_job([minilm_bundle], Plan(tokens=(2,), min_time_s=0.0, rounds=1), None)
         measure(f"ssh://root@127.0.0.1:{proxy.port}", job, talk=talk)
         assert any(line.endswith("connecting again") for line in talk.said)

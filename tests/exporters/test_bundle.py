@@ -17,9 +17,10 @@ import pytest
 from saten_edge.models import LoadedModel
 from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
 from saten_exporters.forms import DOMAIN
-from saten_runtime.bundle import Bundle, Manifest
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import sha256_file
+from saten_runtime.manifest import Manifest
 from saten_runtime.parity import check_parity, write_case
 
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]

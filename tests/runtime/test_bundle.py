@@ -41,7 +41,7 @@ def link(folder: Path) -> None:
 DAMAGES = {
     "a byte": (swap_byte, "sha256 differs"),
     "truncated graph": (lambda f: (f / "model.onnx").write_bytes(b"abc"), "3 bytes, the manifest says"),
-    "truncated manifest": (lambda f: (f / "saten_edge.json").write_text('{"schema_ver'), "cannot be read as JSON"),
+    "truncated manifest": (lambda f: (f / "saten_edge.json").write_text('{"schema_ver'), "no JSON"),
     "no manifest": (lambda f: (f / "saten_edge.json").unlink(), "has no saten_edge.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no regular file"),
     "a link": (link, "no regular file"),

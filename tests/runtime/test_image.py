@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saten_runtime.bundle import Image
 from saten_runtime.errors import BundleError, DataError
 from saten_runtime.image import KERNELS, pixel_values, read_picture, resize
+from saten_runtime.manifest import Image
 
 PLAIN = Image([], [], "bilinear", 1.0, [0.0] * 3, [1.0] * 3)
 CASES = [((40, 60), (20, 30)), ((37, 51), (224, 224)), ((300, 200), (32, 80)), ((5, 5), (5, 5)), ((9, 1), (4, 3))]

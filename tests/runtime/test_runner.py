@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from saten_runtime import Runner
-from saten_runtime.bundle import Postprocess
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.manifest import Postprocess
 from saten_runtime.tasks import TASKS, pool
 
 TEXTS = ["w1", "w2 w3 w4 w5 w6", "w7 w8", "", "w9 strange w10", " ".join(f"w{k}" for k in range(60))]

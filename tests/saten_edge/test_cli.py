@@ -21,21 +21,6 @@ NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval"
 NAMES += ["demo", "devices"]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """run(*arguments) -> exit code, stdout, stderr of a command in this process."""
-
-    def in_process(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saten-edge", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0), *capfd.readouterr()
-        return 0, *capfd.readouterr()
-
-    return in_process
-
-
 def content(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: path → bytes, None for a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

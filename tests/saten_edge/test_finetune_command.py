@@ -199,6 +199,13 @@ class TestData:
         assert found[0]["history"] == found[1]["history"]
         assert found[0]["settings"]["task"] == "text-regression"
 
+    def test_a_new_regression_head_starts_at_the_mean_label(self, tiny_bert, texts, tmp_path):
+        """The first loss is then the labels' variance, and not the square of their mean besides."""
+        rows = [{"text": text, "label": 50.5 + k % 2} for k, text in enumerate(texts[:32])]
+        write_lines(tmp_path / "data.jsonl", rows)
+        found = self.tune(tiny_bert, tmp_path / "out", tmp_path / "data.jsonl", task="text-regression")
+        assert found["history"][0]["loss"] < 10
+
     def test_a_folder_of_the_datasets_library(self, tiny_bert, texts, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
         (tmp_path / "set").mkdir()

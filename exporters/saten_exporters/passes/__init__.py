@@ -10,7 +10,7 @@ from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
-from saten_runtime.bundle import Layer
+from saten_runtime.manifest import Layer
 
 __all__ = ["LowerPass", "QuantizeDensePass", "SplitSkipNormPass", "TidyPass", "run_passes"]
 

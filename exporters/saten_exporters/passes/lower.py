@@ -9,8 +9,8 @@ import onnx_ir as ir
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form, form_of
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.initializers import new_initializer
-from saten_runtime.bundle import Layer
 from saten_runtime.errors import ExportError
+from saten_runtime.manifest import Layer
 
 __all__ = ["PLACEHOLDERS", "LowerPass"]
 

@@ -17,10 +17,9 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from saten_edge.console import Talk
 from saten_edge.devices import deploy
 from saten_edge.devices.channel import Channel
-from saten_runtime.bundle import FileEntry, Manifest, Postprocess, Tokenizer
+from saten_runtime.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 
 BENCH = {
     "schema_version": 1,
@@ -92,22 +91,6 @@ class Stand:
 
     def explain(self, returncode: int | None, last_words: str) -> str:
         return f"ended with {returncode}: {last_words}"
-
-
-class Listener(Talk):
-    """Talk that is kept."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-@pytest.fixture
-def talk() -> Listener:
-    return Listener()
 
 
 def cut_power(stand: Stand) -> None:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from saten_edge import cli
 from saten_edge.devices import transports
 
-Run = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def run(make_stand, runtime, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """run(*arguments) -> exit code, stdout, stderr; `stand:LABEL` is a device."""
+@pytest.fixture(autouse=True)
+def stands(make_stand, runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stand:LABEL` is a device."""
     monkeypatch.setitem(transports.TRANSPORTS, "stand", lambda url: make_stand(url.partition(":")[2]))
-
-    def in_process(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["saten-edge", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as end:
-            return int(end.code or 0), *capfd.readouterr()
-        return 0, *capfd.readouterr()
-
-    return in_process
 
 
 @pytest.fixture

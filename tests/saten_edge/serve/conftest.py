@@ -29,9 +29,10 @@ from saten_edge.serve.job import graph_files
 from saten_edge.serve.questions import Question
 from saten_edge.serve.server import uvicorn_config
 from saten_exporters import export
-from saten_runtime.bundle import MANIFEST_FILE, Bundle
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import RuntimeMismatch
 from saten_runtime.files import sha256_file
+from saten_runtime.manifest import MANIFEST_FILE
 from saten_runtime.plan import Plan
 from saten_runtime.session import make_session
 

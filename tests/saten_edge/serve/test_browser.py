@@ -17,8 +17,9 @@ import pytest
 
 from saten_edge.report import build_report, html_page
 from saten_edge.serve import make_job
-from saten_runtime.bundle import Bundle, Postprocess
+from saten_runtime.bundle import Bundle
 from saten_runtime.evaluate import evaluate
+from saten_runtime.manifest import Postprocess
 from saten_runtime.plan import Plan
 from saten_runtime.tasks import pool
 
