@@ -388,7 +388,8 @@ class TestReselection:
             exchange(name, layer, gradient, 0.3, [])
             after = part.pattern.positions(part.index_tensors(), part.shape).reshape(-1)
             assert {key: tensor.shape for key, tensor in part.index_tensors().items()} == shapes
-            assert 0.1 <= (~torch.isin(after, before)).float().mean() <= 0.31
+            # a share of each row or block, so few entries round it to more or less
+            assert 0.1 <= (~torch.isin(after, before)).float().mean() <= 0.4
 
 
 @pytest.mark.parametrize(
