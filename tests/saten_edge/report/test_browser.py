@@ -126,7 +126,7 @@ def test_what_a_page_fetches_would_be_seen(page_file, chromium, tmp_path):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", HEIGHTS)
-def test_pictures_for_the_readme(page_file, visit, tmp_path, width, scheme):
+def test_the_pictures_of_the_readme(page_file, visit, tmp_path, width, scheme):
     page = visit(Path(os.environ.get("SATEN_REPORT", page_file)).resolve(), width, scheme)
     folder = Path(os.environ.get("SATEN_IMAGES", tmp_path))
     content = page.screenshot()
