@@ -1,6 +1,7 @@
 """Four bundles of a six-layer encoder with the numbers a two-core machine gives, all made up."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,26 @@ def report(bundles, bench, evaluation, history):
         ("The data", "Docstrings of the standard library and of installed packages.\n\nThe query is a first sentence.")
     ]
     return build_report(bundles, bench, evaluation, notes=notes, history=history)
+
+
+@pytest.fixture
+def write_run(tmp_path, bench):
+    """write_run(name, factor) -> the folder of a run whose samples take `factor` times as long."""
+
+    def write(name, factor, *, samples=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        content = copy.deepcopy(bench)
+        lines = []
+        for cell in content["cells"]:
+            cell["p50_ms"] *= factor
+            for index in range(10):
+                row = {key: cell[key] for key in ("bundle", "threads", "memory_mode", "batch", "tokens")}
+                time = 1e6 * cell["p50_ms"] * (1 + 0.002 * (index % 3))
+                lines.append({"kind": "samples", **row, "round": index, "samples_ns": [time] * 3})
+        (folder / "bench.json").write_text(json.dumps(content))
+        if samples:
+            (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return write
