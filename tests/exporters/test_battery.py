@@ -177,7 +177,7 @@ def test_the_quick_cells_touch_every_row_and_column() -> None:
         assert {cell[column] for cell in QUICK} == {cell[column] for cell in CELLS}
 
 
-@pytest.mark.parametrize(("model_type", "task", "form", "precision"), map(marked, CELLS))
+@pytest.mark.parametrize(("model_type", "task", "form", "precision"), [marked(cell) for cell in CELLS])
 def test_a_cell(
     model_type: str, task: str, form: str, precision: str, export_of: Export, pixels: list[np.ndarray]
 ) -> None:

@@ -7,21 +7,30 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_edge.models import LoadedModel
+from saten_edge.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
+from saten_exporters.bundle import LOADERS
 from saten_exporters.forms import DOMAIN
+from saten_exporters.verify import measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import sha256_file
 from saten_runtime.manifest import Manifest
-from saten_runtime.parity import check_parity, write_case
+from saten_runtime.parity import Comparison, check_parity, write_case
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
@@ -384,3 +393,73 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
     written = json.loads((bundle.path / "saten_edge.json").read_text())
     assert isinstance(bundle.manifest, Manifest)
     assert written == bundle.manifest.to_json()
+
+
+# --- a folder instead of a model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_is_loaded_by_who_is_registered(
+    tiny_bert: Path, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str | Path, task: str | None) -> LoadedModel:
+        asked.append((name, task))
+        return loaded_tiny["dense"]
+
+    entry = SimpleNamespace(load=lambda: load)
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [entry] if group == LOADERS else [])
+    bundle = export(tiny_bert, str(tmp_path / "out"), task="feature-extraction", name="by-folder")
+    assert asked == [(tiny_bert, "feature-extraction")]
+    assert bundle.path == tmp_path / "out"
+    assert bundle.manifest.source == loaded_tiny["dense"].source
+
+
+def test_a_folder_without_anybody_to_load_it(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [])
+    with pytest.raises(ExportError, match="no installed package loads models; install saten-edge"):
+        export(tiny_bert, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_registers_its_loader() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (value,) = project["entry-points"][LOADERS].values()
+    assert EntryPoint("saten-edge", value, LOADERS).load() is load_model
+
+
+# --- the measured bound ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_8_bit_answer_that_is_another_leaves_no_bundle(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(2.0))
+    with pytest.raises(ParityError, match=r"more than 0\.5 is no rounding to fewer bits"):
+        export(loaded_tiny["dense"], tmp_path / "out", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])
+def test_an_8_bit_bundle_is_held_to_what_was_measured(model: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, "int8")
+    worst = max(row.relative_error for row in check_parity(bundle))
+    assert bundle.manifest.tolerance["relative"] == pytest.approx(2 * worst)
+    assert f"allowed {2 * worst:.2e}" in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("worst", [math.nan, math.inf, 0.51])
+def test_no_bound_is_measured_from_nonsense(worst: float) -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in (0.1, worst)]
+    with pytest.raises(ParityError, match="no rounding"):
+        measured_bound("name", rows)
+    assert measured_bound("name", rows[:1]) == pytest.approx(0.2)
+
+
+def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[..., ir.Model]) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2, 9] x, float[9, 25] w) => (float[2, 25] y) { y = MatMul (x, w) }"""
+    graph = parse_model(text, w=np.ones((9, 25), np.float32)).graph
+    assert rounding_bound(graph, "fp16") == pytest.approx(5 * 2.0**-24 + 2.0**-11)
