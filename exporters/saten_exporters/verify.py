@@ -12,11 +12,12 @@ import torch
 
 from saten_exporters.forms import DOMAIN
 from saten_exporters.parts import Exportable
-from saten_exporters.tasks import kind_of
-from saten_runtime.errors import ParityError
-from saten_runtime.parity import READS, Comparison, write_case
+from saten_exporters.samples import Case
+from saten_exporters.tasks import TASKS, kind_of
+from saten_runtime.errors import ParityError, UsageError
+from saten_runtime.parity import READS, Comparison, compare_case, write_case
 
-__all__ = ["DERIVED", "measured_bound", "rounding_bound", "write_cases"]
+__all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
 
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 
@@ -37,13 +38,34 @@ def write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
     """
     kind = kind_of(source)
     whole = [name for name in outputs if not kind.cached or "past_key_values" not in name]
-    options = {"use_cache": False} if hasattr(source.model.config, "use_cache") else {}
     for name, case in kind.cases(source).items():
-        with torch.no_grad():
-            results = source.model(**case.inputs, **options)
-        arrays = {each: tensor.numpy() for each, tensor in case.inputs.items()}
-        reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
-        write_case(folder, name, {**arrays, **reads, **{each: results[each].numpy() for each in whole}})
+        write_case(folder, name, _arrays(source, case, whole))
+
+
+def approximation(source: Exportable, dense: Exportable) -> list[Comparison]:
+    """How far a compressed model is from the dense one it was made of, both in torch: no bound, and no verdict.
+
+    Raises:
+        UsageError: `dense` is of another task or family.
+    """
+    ours, theirs = (f"{each.task} by {each.model.config.model_type}" for each in (source, dense))
+    if ours != theirs:
+        raise UsageError(f"{dense.source['model']}: does {theirs}, the model to export {ours}; they cannot be compared")
+    outputs, rows = list(TASKS[source.task].outputs), []
+    for name, case in kind_of(source).cases(source).items():
+        got, wanted = _arrays(source, case, outputs), _arrays(dense, case, outputs)
+        rows += compare_case(source.task, name, {each: got[each] for each in outputs}, wanted)
+    return rows
+
+
+def _arrays(source: Exportable, case: Case, outputs: list[str]) -> dict[str, np.ndarray]:
+    """A case's inputs and what torch computes of them."""
+    options = {"use_cache": False} if hasattr(source.model.config, "use_cache") else {}
+    with torch.no_grad():
+        results = source.model(**case.inputs, **options)
+    reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
+    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    return {**given, **reads, **{name: results[name].numpy() for name in outputs}}
 
 
 def rounding_bound(graph: ir.Graph, precision: str = "fp32") -> float:

@@ -18,14 +18,15 @@ import pytest
 
 from saten_edge.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
-from saten_exporters.bundle import LOADERS
+from saten_exporters.bundle import LOADERS, _save_graph
 from saten_exporters.forms import DOMAIN
-from saten_exporters.verify import measured_bound
+from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.verify import approximation, measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import sha256_file
 from saten_runtime.manifest import Manifest
-from saten_runtime.parity import Comparison, check_parity, write_case
+from saten_runtime.parity import Comparison, check_parity, compare_outputs, write_case
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -463,3 +464,61 @@ def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[.
         g (float[2, 9] x, float[9, 25] w) => (float[2, 25] y) { y = MatMul (x, w) }"""
     graph = parse_model(text, w=np.ones((9, 25), np.float32)).graph
     assert rounding_bound(graph, "fp16") == pytest.approx(5 * 2.0**-24 + 2.0**-11)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+SAME = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[2, 3] x) => (float[2, 3] y) {
+        once = Neg (x)
+        again = Abs (once)
+        y = Neg (again)
+    }"""
+
+
+@pytest.mark.parametrize("name", ["again", "x", "y"])
+def test_two_values_of_one_name(name: str, parse_model: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse_model(SAME)
+    exported = SimpleNamespace(program=model, save_pretrained=lambda folder: None)
+    _save_graph(exported, tmp_path, TARGETS["cpu"])
+    model.graph[0].outputs[0].name = name
+    with pytest.raises(ExportError, match="the graph is no valid ONNX"):
+        _save_graph(exported, tmp_path, TARGETS["cpu"])
+
+
+def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
+    model = parse_model(SAME)
+    new_initializer(model, "layer.a", np.zeros(3, np.float32))
+    with pytest.raises(ExportError, match=r"two tensors of the graph would be called 'layer\.a'"):
+        new_initializer(model, "layer.a", np.ones(3, np.float32))
+
+
+# --- apart from it: the distance to the dense model ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_distance_to_the_dense_model_is_reported_apart(
+    loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    saten, dense = loaded_tiny["saten"], loaded_tiny["dense"]
+    bundle = export(saten, tmp_path / "out", dense=dense)
+    report = json.loads((bundle.path / "validation" / "report.json").read_text())
+    assert len(report["comparisons"]) == 2 * len(CASES)
+    assert {row["case"] for row in report["approximation"]} == set(CASES)
+    for row in report["approximation"]:
+        arrays = [
+            np.load(each.path / "validation" / f"{row['case']}.last_hidden_state.npy")
+            for each in (bundle, bundle_of("dense", "fp32"))
+        ]
+        mask = np.load(bundle.path / "validation" / f"{row['case']}.attention_mask.npy")
+        assert row["relative_error"] == pytest.approx(compare_outputs(*arrays, mask)[0])
+        assert row["relative_error"] > 100 * bundle.manifest.tolerance["relative"]
+        assert row["bound"] is None
+    assert "From the dense model it was made of" in (bundle.path / "README.md").read_text()
+    assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
+
+
+def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel]) -> None:
+    other = dataclasses.replace(loaded_tiny["dense"], task="text-classification")
+    with pytest.raises(UsageError, match="does text-classification by bert, the model to export feature-extraction"):
+        approximation(loaded_tiny["saten"], other)

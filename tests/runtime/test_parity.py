@@ -373,6 +373,15 @@ def test_the_table() -> None:
     assert first.index("off") == second.index("on")
 
 
+def test_the_table_of_a_decoder_says_more() -> None:
+    row = Comparison("steps", "logits", True, [1, 9, 60], 1e-6, 1.0, 1e-5, same_token=0.75, kl=0.0123)
+    head, first = parity_table([row]).splitlines()
+    assert head.split()[-3:] == ["same", "token", "kl"]
+    assert first.split()[-2:] == ["0.750", "1.23e-02"]
+    plain, _ = parity_table([Comparison("one", "logits", True, [1, 3], 1e-6, 1.0, 1e-5)]).splitlines()
+    assert "kl" not in plain
+
+
 def test_as_json() -> None:
     row = Comparison("padded", "logits", True, [2, 3], math.inf, math.nan, None).to_json()
     assert json.loads(json.dumps(row, allow_nan=False)) == {
