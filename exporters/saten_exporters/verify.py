@@ -25,8 +25,8 @@ PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 # activations is known only when they are, so below these the error is measured at export, and kept.
 DERIVED: Mapping[str, float] = {"fp32": 0.0, "fp16": 2.0**-11}
 
-# A measured error above this is no rounding: half of the output would be noise.
-LARGEST_MEASURED = 0.5
+# Where half of the measured errors are above this, no rounding explains them. One alone may be: few logits near 0.
+LARGEST_USUAL = 0.5
 # What other machines' 8-bit instructions, which round and saturate in their own ways, may add to a measured error.
 MARGIN = 2.0
 
@@ -95,10 +95,10 @@ def measured_bound(name: str, comparisons: list[Comparison]) -> float:
     Raises:
         ParityError: an error that no rounding explains.
     """
-    worst = max(comparisons, key=lambda row: np.nan_to_num(row.relative_error, nan=np.inf))
-    if not worst.relative_error <= LARGEST_MEASURED:
+    errors = [row.relative_error for row in comparisons]
+    if not (np.isfinite(errors).all() and np.median(errors) <= LARGEST_USUAL):
         raise ParityError(
-            f"{name}: output {worst.output!r} of case {worst.case} is {worst.relative_error:.2e} from torch's; more "
-            f"than {LARGEST_MEASURED} is no rounding to fewer bits; choose a higher precision"
+            f"{name}: its outputs are {np.median(errors):.2e} from torch's, the worst {max(errors):.2e}; usually more "
+            f"than {LARGEST_USUAL} is no rounding to fewer bits; choose a higher precision"
         )
-    return MARGIN * worst.relative_error
+    return MARGIN * max(errors)

@@ -94,7 +94,7 @@ def probabilities(source: LoadedModel, items: list[Any]) -> np.ndarray:
 def continuation(source: LoadedModel, text: str, tokens: int = 64) -> list[int]:
     """What transformers' own `generate` adds, without the token that ends it."""
     inputs = source.encode([text])
-    room = min(tokens, source.max_length - inputs["input_ids"].shape[1])
+    room = min(tokens, source.max_length - inputs["input_ids"].shape[1] + 1)  # the last token takes no place
     with torch.no_grad():
         whole = source.model.generate(
             input_ids=inputs["input_ids"],
