@@ -229,6 +229,7 @@ def export_command(
     task: Annotated[str | None, typer.Option(help="As transformers names it; by default the config's.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
     target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
+    dense: Annotated[str | None, typer.Option(help="Model it was compressed from, to report the distance.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -243,6 +244,7 @@ def export_command(
         name=name,
         precision=precision,
         target=target,
+        dense=dense,
         talk=Talk(quiet=quiet),
         overwrite=overwrite,
     )

@@ -161,14 +161,27 @@ def export_stage(
     name: str | None,
     precision: str,
     target: str,
+    dense: str | Path | None = None,
     talk: Talk,
     overwrite: bool,
 ) -> Bundle:
-    """Export a dense or Saten model folder to a verified bundle. task: None reads it from the config."""
+    """Export a dense or Saten model folder to a verified bundle.
+
+    task: None reads it from the config. dense: the model it was compressed from, to report how far it is from that.
+    """
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
-        return export(load_model(model, task), out, name=name, precision=precision, target=target, overwrite=overwrite)
+        loaded = load_model(model, task)
+        return export(
+            loaded,
+            out,
+            name=name,
+            precision=precision,
+            target=target,
+            dense=None if dense is None else load_model(dense, loaded.task),
+            overwrite=overwrite,
+        )
 
 
 def bench_stage(

@@ -17,7 +17,7 @@ from saten_exporters.preparation import generation_of, image_of, labels_of, save
 from saten_exporters.targets import TARGETS, Target
 from saten_exporters.tasks import kind_of, task_of
 from saten_exporters.trace import trace
-from saten_exporters.verify import DERIVED, measured_bound, rounding_bound, write_cases
+from saten_exporters.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.files import new_folder, sha256_file, write_json
@@ -44,13 +44,15 @@ def export(
     name: str | None = None,
     precision: str = "fp32",
     target: str = "cpu",
+    dense: Exportable | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
     model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
     loads. task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
-    the folder's own name by default.
+    the folder's own name by default. dense: the model that a compressed one was made of; how far it is from that is
+    reported apart from how far the graph is from torch.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
@@ -71,7 +73,8 @@ def export(
         write_cases(source, folder, [str(value.name) for value in graph.outputs])
         manifest = _manifest(source, folder, name or path.name, precision, row, graph, layers)
         _write_manifest(folder, manifest)
-        _write_reports(folder, manifest, _compare(folder, manifest))
+        apart = approximation(source, dense) if dense is not None else []
+        _write_reports(folder, manifest, _compare(folder, manifest), apart)
     return Bundle.open(path)
 
 
@@ -179,8 +182,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST_FILE, manifest.to_json())
 
 
-def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison]) -> None:
-    rows = [comparison.to_json() for comparison in comparisons]
-    write_json(folder / "validation" / "report.json", {"comparisons": rows})
-    (folder / "README.md").write_text(model_card(manifest, comparisons), encoding="utf-8")
+def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> None:
+    """report.json and the card; apart: from the dense model, empty where that is not at hand."""
+    report = {"comparisons": [row.to_json() for row in comparisons], "approximation": [row.to_json() for row in apart]}
+    write_json(folder / "validation" / "report.json", report)
+    (folder / "README.md").write_text(model_card(manifest, comparisons, apart), encoding="utf-8")
     _write_manifest(folder, manifest)

@@ -18,7 +18,7 @@ from saten_exporters.targets import Target
 from saten_exporters.tasks import TASKS, kind_of
 from saten_runtime.errors import ExportError
 
-__all__ = ["trace"]
+__all__ = ["name_axes", "trace"]
 
 LARGEST_BATCH = 4096
 
@@ -56,7 +56,7 @@ def trace(source: Exportable, target: Target) -> Any:
     graph = exported.program.graph
     _refuse_lost(where, "input", {name for name in inputs if name != "use_cache"}, graph.inputs)
     _refuse_lost(where, "output", set(TASKS[source.task].outputs), graph.outputs)
-    _name_axes(graph, {value.name: kind.axes(value.name) for value in graph.inputs})
+    name_axes(graph, {value.name or "": kind.axes(value.name or "") for value in graph.inputs})
     return exported
 
 
@@ -80,14 +80,19 @@ def _refuse_lost(where: str, what: str, wanted: set[str], values: Any) -> None:
         raise ExportError(f"{where}: its graph has no {what} {lost[0]!r}; found {', '.join(names[:4])}")
 
 
-def _name_axes(graph: ir.Graph, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Rename the tracer's symbols (s44, s70 …) in the shapes of all values, by what they are on the inputs."""
-    names = {
-        str(value.shape[axis]): name
-        for value in graph.inputs
-        if value.shape is not None
-        for axis, name in axes[value.name or ""].items()
-    }
+def name_axes(graph: ir.Graph, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Rename the tracer's symbols (s44, s70 …) in the shapes of all values, by what they are on the inputs.
+
+    Raises:
+        ExportError: an axis that was to be dynamic was traced as a number.
+    """
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, name in axes[value.name or ""].items():
+            dim = value.shape[axis] if value.shape is not None else None
+            if not isinstance(dim, ir.SymbolicDim):
+                raise ExportError(f"axis {name} of {value.name} was traced as {dim}, so the graph has no other")
+            names[str(dim)] = name
     for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
         if value.shape is not None:
             value.shape = ir.Shape(

@@ -32,7 +32,7 @@ QUICK = {
     "saten-run floor": " -s 8",
     "saten-run profile": " -s 8 -n 2",
 }
-RUN = ("compression.md", "finetuning.md", "measuring.md")
+RUN = ("compression.md", "exporting.md", "finetuning.md", "measuring.md")
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/serve/test_browser.py drives one",
     "bundle.md": "holds no command",

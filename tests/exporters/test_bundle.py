@@ -7,21 +7,31 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_edge.models import LoadedModel
+from saten_edge.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
+from saten_exporters.bundle import LOADERS, _save_graph
 from saten_exporters.forms import DOMAIN
+from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.verify import approximation, measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import sha256_file
 from saten_runtime.manifest import Manifest
-from saten_runtime.parity import check_parity, write_case
+from saten_runtime.parity import Comparison, check_parity, compare_outputs, write_case
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
@@ -64,7 +74,7 @@ def test_the_manifest(model: str, precision: str, bundle_of: BundleOf, loaded_ti
     assert manifest.tokenizer.pad_id == source.tokenizer.pad_token_id
     assert manifest.postprocess == source.postprocess
     assert set(manifest.made_by) >= {"saten-edge", "torch", "onnxruntime"}
-    assert set(manifest.tolerance) == ({"relative"} if precision == "fp32" else set())
+    assert set(manifest.tolerance) == {"relative"}
 
 
 @pytest.mark.parametrize(("model", "precision"), BUNDLES)
@@ -144,11 +154,11 @@ def test_the_report(model: str, precision: str, bundle_of: BundleOf) -> None:
     bundle = bundle_of(model, precision)
     rows = json.loads((bundle.path / "validation" / "report.json").read_text())["comparisons"]
     assert {(row["case"], row["optimized"]) for row in rows} == {(case, on) for case in CASES for on in (False, True)}
-    bound = bundle.manifest.tolerance.get("relative")
+    bound = bundle.manifest.tolerance["relative"]
     for row in rows:
         assert tuple(row["shape"][:2]) == CASES[row["case"]]
         assert row["bound"] == bound
-        assert bound is None or 0 < row["relative_error"] <= bound
+        assert 0 < row["relative_error"] <= bound
         assert row["cosine"] > 0.9
     assert [row.to_json() for row in check_parity(bundle)] == rows
 
@@ -281,7 +291,7 @@ def perturb(relative: float) -> Callable[..., None]:
 def test_another_answer_than_torchs_leaves_no_bundle(
     model: str, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saten_exporters.bundle.write_case", perturb(1e-2))
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(1e-2))
     with pytest.raises(ParityError, match="8 of 8 comparisons fail"):
         export(loaded_tiny[model], tmp_path / "parent" / "out")
     assert list((tmp_path / "parent").iterdir()) == []
@@ -291,7 +301,7 @@ def test_another_answer_than_torchs_leaves_no_bundle(
 def test_rounding_is_no_other_answer(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("saten_exporters.bundle.write_case", perturb(1e-6))
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(1e-6))
     assert export(loaded_tiny["saten"], tmp_path / "out").path == tmp_path / "out"
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
@@ -312,7 +322,7 @@ def test_a_wrong_layer_leaves_no_bundle(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("at", ["run_passes", "_save_graph", "_write_cases", "check_parity", "model_card"])
+@pytest.mark.parametrize("at", ["run_passes", "_save_graph", "write_cases", "compare", "model_card"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_leaves_no_bundle(
     at: str,
@@ -336,7 +346,7 @@ def test_overwriting(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkey
     out = tmp_path / "out"
     first = export(loaded_tiny["dense"], out, name="first")
     with monkeypatch.context() as patch:
-        patch.setattr("saten_exporters.bundle.write_case", perturb(1e-2))
+        patch.setattr("saten_exporters.verify.write_case", perturb(1e-2))
         with pytest.raises(ParityError):
             export(loaded_tiny["dense"], out, name="second", overwrite=True)
     assert Bundle.open(out) == first
@@ -364,8 +374,8 @@ def test_the_command_ends_with_3(
 ) -> None:
     from saten_edge.cli import main
 
-    monkeypatch.setattr("saten_edge.stages.load_model", lambda _: loaded_tiny["dense"])
-    monkeypatch.setattr("saten_exporters.bundle.write_case", perturb(1e-2))
+    monkeypatch.setattr("saten_edge.stages.load_model", lambda *_: loaded_tiny["dense"])
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(1e-2))
     out = tmp_path / "parent" / "out"
     monkeypatch.setattr(sys, "argv", ["saten-edge", "export", str(tiny_bert), "-o", str(out), "--quiet"])
     with pytest.raises(SystemExit) as caught:
@@ -384,3 +394,136 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
     written = json.loads((bundle.path / "saten_edge.json").read_text())
     assert isinstance(bundle.manifest, Manifest)
     assert written == bundle.manifest.to_json()
+
+
+# --- a folder instead of a model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_is_loaded_by_who_is_registered(
+    tiny_bert: Path, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str | Path, task: str | None) -> LoadedModel:
+        asked.append((name, task))
+        return loaded_tiny["dense"]
+
+    entry = SimpleNamespace(load=lambda: load)
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [entry] if group == LOADERS else [])
+    bundle = export(tiny_bert, str(tmp_path / "out"), task="feature-extraction", name="by-folder")
+    assert asked == [(tiny_bert, "feature-extraction")]
+    assert bundle.path == tmp_path / "out"
+    assert bundle.manifest.source == loaded_tiny["dense"].source
+
+
+def test_a_folder_without_anybody_to_load_it(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [])
+    with pytest.raises(ExportError, match="no installed package loads models; install saten-edge"):
+        export(tiny_bert, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_registers_its_loader() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (value,) = project["entry-points"][LOADERS].values()
+    assert EntryPoint("saten-edge", value, LOADERS).load() is load_model
+
+
+# --- the measured bound ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_8_bit_answer_that_is_another_leaves_no_bundle(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(2.0))
+    with pytest.raises(ParityError, match=r"usually more than 0\.5 is no rounding"):
+        export(loaded_tiny["dense"], tmp_path / "out", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])
+def test_an_8_bit_bundle_is_held_to_what_was_measured(model: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, "int8")
+    worst = max(row.relative_error for row in check_parity(bundle))
+    assert bundle.manifest.tolerance["relative"] == pytest.approx(2 * worst)
+    assert f"allowed {2 * worst:.2e}" in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.1, math.nan), (0.1, 0.1, math.inf), (0.1, 0.51, 0.52)])
+def test_no_bound_is_measured_from_nonsense(errors: tuple[float, ...]) -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in errors]
+    with pytest.raises(ParityError, match="no rounding"):
+        measured_bound("name", rows)
+    assert measured_bound("name", rows[:1]) == pytest.approx(0.2)
+
+
+def test_one_answer_near_0_may_be_far_off() -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in (0.1, 0.2, 0.9)]
+    assert measured_bound("name", rows) == pytest.approx(1.8)
+
+
+def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[..., ir.Model]) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2, 9] x, float[9, 25] w) => (float[2, 25] y) { y = MatMul (x, w) }"""
+    graph = parse_model(text, w=np.ones((9, 25), np.float32)).graph
+    assert rounding_bound(graph, "fp16") == pytest.approx(5 * 2.0**-24 + 2.0**-11)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+SAME = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[2, 3] x) => (float[2, 3] y) {
+        once = Neg (x)
+        again = Abs (once)
+        y = Neg (again)
+    }"""
+
+
+@pytest.mark.parametrize("name", ["again", "x", "y"])
+def test_two_values_of_one_name(name: str, parse_model: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse_model(SAME)
+    exported = SimpleNamespace(program=model, save_pretrained=lambda folder: None)
+    _save_graph(exported, tmp_path, TARGETS["cpu"])
+    model.graph[0].outputs[0].name = name
+    with pytest.raises(ExportError, match="the graph is no valid ONNX"):
+        _save_graph(exported, tmp_path, TARGETS["cpu"])
+
+
+def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
+    model = parse_model(SAME)
+    new_initializer(model, "layer.a", np.zeros(3, np.float32))
+    with pytest.raises(ExportError, match=r"two tensors of the graph would be called 'layer\.a'"):
+        new_initializer(model, "layer.a", np.ones(3, np.float32))
+
+
+# --- apart from it: the distance to the dense model ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_distance_to_the_dense_model_is_reported_apart(
+    loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    saten, dense = loaded_tiny["saten"], loaded_tiny["dense"]
+    bundle = export(saten, tmp_path / "out", dense=dense)
+    report = json.loads((bundle.path / "validation" / "report.json").read_text())
+    assert len(report["comparisons"]) == 2 * len(CASES)
+    assert {row["case"] for row in report["approximation"]} == set(CASES)
+    for row in report["approximation"]:
+        arrays = [
+            np.load(each.path / "validation" / f"{row['case']}.last_hidden_state.npy")
+            for each in (bundle, bundle_of("dense", "fp32"))
+        ]
+        mask = np.load(bundle.path / "validation" / f"{row['case']}.attention_mask.npy")
+        assert row["relative_error"] == pytest.approx(compare_outputs(*arrays, mask)[0])
+        assert row["relative_error"] > 100 * bundle.manifest.tolerance["relative"]
+        assert row["bound"] is None
+    assert "From the dense model it was made of" in (bundle.path / "README.md").read_text()
+    assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
+
+
+def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel]) -> None:
+    other = dataclasses.replace(loaded_tiny["dense"], task="text-classification")
+    with pytest.raises(UsageError, match="does text-classification by bert, the model to export feature-extraction"):
+        approximation(loaded_tiny["saten"], other)

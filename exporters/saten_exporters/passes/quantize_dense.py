@@ -13,20 +13,28 @@ __all__ = ["QuantizeDensePass"]
 
 # Smaller than this, the scales and the extra nodes outweigh what is saved.
 SMALLEST_WEIGHT = 4096
+# What is set on a FusedMatMul that only transposes its weight.
+_TURNED = {"alpha": 1.0, "transB": 1}
 
 
 class QuantizeDensePass(ir.passes.InPlacePass):
     """MatMul by a constant (in, out) → DynamicQuantizeMatMul; Gather from a constant table → 8-bit rows.
+
+    A head that multiplies by the transpose of a table (FusedMatMul) shares the table's codes.
 
     Does nothing to activations times activations, to small weights, and to anything already quantized.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Quantize every dense weight of the main graph."""
-        rewrites = {"MatMul": _quantize_matmul, "Gather": _quantize_gather}
+        rewrites = {
+            ("", "MatMul"): _quantize_matmul,
+            ("", "Gather"): _quantize_gather,
+            ("com.microsoft", "FusedMatMul"): _quantize_head,
+        }
         modified = False
         for node in list(model.graph):
-            rewrite = rewrites.get(node.op_type) if node.domain == "" else None
+            rewrite = rewrites.get((node.domain, node.op_type))
             modified |= rewrite is not None and rewrite(model, node)
         if modified:
             common.RemoveUnusedNodesPass()(model)
@@ -54,6 +62,19 @@ def _quantize_gather(model: ir.Model, node: ir.Node) -> bool:
     numbers = ir.Node("", "Cast", rows.outputs, [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
     product = ir.Node("", "Mul", [numbers.outputs[0], scale.outputs[0]], name=node.name)
     return _put(model, node, [rows, scale, numbers, product])
+
+
+def _quantize_head(model: ir.Model, node: ir.Node) -> bool:
+    x, table = node.inputs
+    dense = _dense_weight(table)
+    options = {"alpha": 1.0, **{name: attribute.value for name, attribute in node.attributes.items()}}
+    if table is None or dense is None or {name: value for name, value in options.items() if value} != _TURNED:
+        return False
+    codes, scale = _stored(model, table, *quantize_int8(dense, axis=1))
+    turned = ir.Node("", "Transpose", [codes], [ir.AttrInt64s("perm", [1, 0])])
+    flat = ir.Node("", "Squeeze", [scale])
+    inputs = [x, turned.outputs[0], flat.outputs[0]]
+    return _put(model, node, [turned, flat, ir.Node("com.microsoft", "DynamicQuantizeMatMul", inputs, name=node.name)])
 
 
 def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
