@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python ≥ 3.10 and make, nothing else. PYTHON picks the interpreter.
+# `make demo` and `make test` need Python ≥ 3.11 and make, nothing else. PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
