@@ -228,7 +228,7 @@ def export_command(
     model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name.")],
     output: Output,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
-    target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
+    target: Annotated[str, typer.Option(help="x86-64, x86-64+kernels, arm64, web or mobile.")] = "x86-64",
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

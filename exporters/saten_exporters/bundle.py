@@ -15,7 +15,7 @@ from saten_exporters.card import model_card
 from saten_exporters.forms import DOMAIN
 from saten_exporters.parts import Exportable
 from saten_exporters.passes import DENSE_PASSES, run_passes
-from saten_exporters.targets import TARGETS, Target
+from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.trace import sample_inputs, trace
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
@@ -47,7 +47,7 @@ def export(
     *,
     name: str | None = None,
     precision: str = "fp32",
-    target: str = "cpu",
+    target: str = DEFAULT_TARGET,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
@@ -56,7 +56,7 @@ def export(
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target.
-        ExportError: the model cannot be expressed.
+        ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
     _known("precision", precision, PRECISIONS)
@@ -65,6 +65,7 @@ def export(
     with new_folder(out, overwrite=overwrite) as folder:
         exported = trace(source, row)
         layers = run_passes(exported.program, source.layer_parts(), precision)
+        check_operators(exported.program, row)
         _save_graph(exported, folder, row)
         tokenizer = _save_tokenizer(source, folder)
         graph = exported.program.graph
@@ -72,6 +73,8 @@ def export(
         manifest = _manifest(source, name or out.name, precision, row, graph, layers, tokenizer)
         _write_manifest(folder, manifest)
         comparisons = check_parity(Bundle.open(folder))
+        for add in row.extras:
+            add(folder)
         _write_reports(folder, manifest, comparisons)
     return Bundle.open(out)
 
@@ -121,7 +124,7 @@ def _save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
             f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
             "use a fast tokenizer"
         )
-    backend.save(str(folder / "tokenizer.json"))
+    source.tokenizer.save_pretrained(folder)  # with the settings that transformers and transformers.js read
     return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
 
 

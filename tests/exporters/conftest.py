@@ -110,7 +110,7 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
     """one_form(form, parts) -> the model x → form(x, weights) → y."""
 
     def build(form: Form, parts: LayerParts) -> ir.Model:
-        opset = TARGETS["cpu"].opset
+        opset = TARGETS["x86-64"].opset
         kind = ir.DataType.FLOAT if form.kind == "linear" else ir.DataType.INT64
         shape = ["batch", "sequence", parts.shape[0]] if form.kind == "linear" else ["batch", "sequence"]
         x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
@@ -122,7 +122,7 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
         y.shape = ir.Shape(["batch", "sequence", parts.shape[1]])
         imports = {"": opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
         graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="g")
-        return ir.Model(graph, ir_version=TARGETS["cpu"].ir_version, functions=form.functions(opset))
+        return ir.Model(graph, ir_version=TARGETS["x86-64"].ir_version, functions=form.functions(opset))
 
     return build
 
@@ -161,7 +161,7 @@ def traced(loaded_tiny: dict[str, LoadedModel]) -> Callable[..., ExportedModel]:
     """traced(model) -> a fresh copy of its graph as the tracer made it. Tracing takes seconds: once per model."""
     made = dict[int, ExportedModel]()
 
-    def get(source: LoadedModel, target: Target = TARGETS["cpu"]) -> ExportedModel:
+    def get(source: LoadedModel, target: Target = TARGETS["x86-64"]) -> ExportedModel:
         if id(source) not in made:
             made[id(source)] = trace(source, target)
         exported = made[id(source)]
