@@ -114,14 +114,12 @@ def test_weights_that_do_not_fit(
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.onnx.data"}
 
 
-def test_a_graph_that_ort_refuses_is_one_line(
-    bundle_of: Callable[[str, str], Bundle], tmp_path: Path
-) -> None:
+def test_a_graph_that_ort_refuses_is_one_line(bundle_of: Callable[[str, str], Bundle], tmp_path: Path) -> None:
     folder = copy(bundle_of("saten", "fp32"), tmp_path / "bundle")
     model = ir.load(folder / "model.onnx")
     next(node for node in model.graph if node.op_type == "Softmax").op_type = "Softerthanthat"
     ir.save(model, folder / "model.onnx")
-    with pytest.raises(ExportError, match="refuses the graph .*Softerthanthat") as caught:
+    with pytest.raises(ExportError, match=r"refuses the graph .*Softerthanthat") as caught:
         add_ort_format(folder)
     assert "\n" not in str(caught.value)
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model.onnx.data"}
