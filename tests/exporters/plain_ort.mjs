@@ -1,10 +1,11 @@
-// What plain_ort.py does, with onnxruntime-web in WebAssembly: `node plain_ort.mjs CASES OUT FOLDER_WITH_NODE_MODULES`.
+// What plain_ort.py does, with onnxruntime-web in WebAssembly: `MODULES=FOLDER node plain_ort.mjs CASES OUT`;
+// FOLDER is the one with node_modules.
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 
-const [cases, out, modules] = process.argv.slice(2).map((folder) => path.resolve(folder));
-const ort = createRequire(`${modules}/anything.js`)("onnxruntime-web");
+const [cases, out] = process.argv.slice(2);
+const ort = createRequire(`${process.env.MODULES}/anything.js`)("onnxruntime-web");
 ort.env.wasm.numThreads = 1;
 ort.env.logLevel = "fatal";
 

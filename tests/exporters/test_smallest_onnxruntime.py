@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,9 @@ from saten_exporters.forms import DOMAIN, RESIDUAL_FORMS, TRAIN_FORMS
 from saten_exporters.ort_format import ORT_FILE, add_ort_format
 from saten_exporters.targets import ORT_OPERATORS, Target
 from saten_runtime.bundle import Bundle
-from saten_runtime.errors import UsageError
-from saten_runtime.files import new_folder
 from saten_runtime.parity import compare_outputs
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "saten-edge"
 MODELS = ("dense", "saten", "unstructured")
 BUNDLES = [(model, precision) for model in MODELS for precision in PRECISIONS]
 # Two orders of float32 sums; a hundred times less than what one wrong weight makes.
@@ -138,58 +134,38 @@ def ort_cases(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fetched(name: str, command: list[str]) -> Path:
-    """A folder in the cache, filled by `command`, in which FOLDER is its name; skips where that fails."""
-    try:
-        with new_folder(CACHE / name) as folder:
-            done = subprocess.run(
-                [part.replace("FOLDER", str(folder)) for part in command], capture_output=True, text=True
-            )
-            if done.returncode:
-                pytest.skip(
-                    f"{' '.join(command[:3])} cannot fetch {name}: {(done.stderr.strip() or '-').splitlines()[-1]}"
-                )
-    except UsageError:  # it is there
-        pass
-    return CACHE / name
+def native(version: str, pip_packages: Callable[..., Path], npm_package: Callable[[str], Path]) -> list[str]:
+    folder = pip_packages(f"onnxruntime=={version}", "numpy>=2,<3")
+    # Without site-packages, so that what is installed here cannot be what runs.
+    return ["env", f"PYTHONPATH={folder}", sys.executable, "-S", str(HERE / "plain_ort.py")]
 
 
-def run_native(version: str, cases: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    wanted = [f"onnxruntime=={version}", "numpy>=2,<3"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", "FOLDER", *wanted]
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = fetched(f"onnxruntime-{version}-python{python}", pip)
-    command = [sys.executable, "-S", str(HERE / "plain_ort.py"), str(cases), str(out)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
+def web(version: str, pip_packages: Callable[..., Path], npm_package: Callable[[str], Path]) -> list[str]:
+    folder = npm_package(f"onnxruntime-web@{version}")
+    return ["env", f"MODULES={folder}", "node", str(HERE / "plain_ort.mjs")]
 
 
-def run_web(version: str, cases: Path, out: Path) -> subprocess.CompletedProcess[str]:
-    if not shutil.which("npm"):
-        pytest.skip("there is no npm here, which fetches onnxruntime-web")
-    npm = ["npm", "install", "--silent", "--ignore-scripts", "--prefix", "FOLDER", f"onnxruntime-web@{version}"]
-    folder = fetched(f"onnxruntime-web-{version}", npm)
-    command = ["node", str(HERE / "plain_ort.mjs"), str(cases), str(out), str(folder)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-# target → what runs its graphs; a target without a row fails. A board runs the same sources as x86-64;
+# target → the command that runs its graphs; a target without a row fails. A board runs the same sources as x86-64;
 # `make test-arm` runs bundles on an emulated one.
-RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "mobile"), run_native) | {"web": run_web}
+RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "mobile"), native) | {"web": web}
 
 
 @pytest.fixture(scope="module")
-def run_all(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Target, Path], Outputs]:
+def run_all(
+    pip_packages: Callable[..., Path], npm_package: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Target, Path], Outputs]:
     """run_all(target, cases) -> the first output of each case, or the error, in the target's oldest runtime."""
     made: dict[Any, Outputs] = {}
 
     def run(target: Target, cases: Path) -> Outputs:
-        runner, version = RUNTIMES[target.name], f"{target.smallest_onnxruntime}.0"
-        if (runner, version, cases) not in made:
+        runtime, version = RUNTIMES[target.name], f"{target.smallest_onnxruntime}.0"
+        if (runtime, version, cases) not in made:
             out = tmp_path_factory.mktemp("outputs")
-            done = runner(version, cases, out)
+            command = [*runtime(version, pip_packages, npm_package), str(cases), str(out)]
+            done = subprocess.run(command, capture_output=True, text=True)
             assert done.stdout.strip() == version, done.stderr
-            made[runner, version, cases] = dict(read(out))
-        return made[runner, version, cases]
+            made[runtime, version, cases] = dict(read(out))
+        return made[runtime, version, cases]
 
     return run
 
