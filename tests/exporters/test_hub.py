@@ -16,7 +16,7 @@ from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, SatenError, UsageError
 from saten_runtime.files import sha256_file
 
-TOKEN = "hf_notarealtokenjustletters"  # noqa: S105
+TOKEN = "hf_notarealtokenjustletters"
 ADDRESS = "https://hub/owner/name/commit/1"
 
 
