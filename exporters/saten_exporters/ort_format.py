@@ -6,6 +6,7 @@ because such builds cannot optimize; those that only x86-64 gains from are left 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def add_ort_format(bundle: Path) -> None:
         usability = _run_tool(folder, "check_onnx_model_mobile_usability", "model.onnx")
         _run_tool(folder, "convert_onnx_models_to_ort", *_STYLE, "--output_dir", "ort", ".")
         (bundle / ORT_FILE).parent.mkdir(parents=True, exist_ok=True)
-        replace_file(bundle / ORT_FILE, (folder / "ort" / "model.ort").read_bytes())
+        shutil.move(folder / "ort" / "model.ort", bundle / ORT_FILE)  # may be 2 GiB, which need not pass through memory
         operators = (folder / "ort" / Path(OPERATORS_FILE).name).read_text("utf-8").splitlines()
     # The comments name folders of this machine.
     _write_lines(bundle / OPERATORS_FILE, [line for line in operators if not line.startswith("#")])

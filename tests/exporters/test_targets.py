@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from saten_edge.models import LoadedModel
 from saten_exporters import TARGETS, export
+from saten_exporters.layouts import JS_DTYPES
 from saten_exporters.targets import DEFAULT_TARGET, ORT_OPERATORS, Target, check_operators
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError
@@ -81,3 +83,14 @@ def test_a_graph_without_an_operator_of_its_target_is_never_written(
     with pytest.raises(ExportError, match=r"target poor .* has no operator com\.microsoft\.BiasGelu"):
         export(loaded_tiny["dense"], tmp_path / "out", target="poor")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_shows_the_tables() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([^`]+)`.* \| (\d+) \| (\d+) \| ≥ ([\d.]+) \|", page, re.MULTILINE)
+    assert rows == [
+        (name, str(target.opset), str(target.ir_version), target.smallest_onnxruntime)
+        for name, target in TARGETS.items()
+    ]
+    names = re.findall(r"^\| (\w+) \| `onnx/model(\w*)\.onnx` \| `(\w+)` \|", page, re.MULTILINE)
+    assert {precision: (dtype, suffix) for precision, suffix, dtype in names} == JS_DTYPES
