@@ -27,7 +27,7 @@ from saten_runtime.stats import paired_ratio
 
 BUDGET = 0.285
 RESIDUAL_SHARE = 0.3
-TARGET = TARGETS["cpu"]
+TARGET = TARGETS["x86-64"]
 BASELINE = "dense fp32"
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,13 +48,19 @@ Devices = Annotated[
         "--device", help="Where: ssh://[user@]host[:port][/folder], adb:SERIAL or local; several with commas."
     ),
 ]
+PushToHub = Annotated[
+    str | None, typer.Option(metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub.")
+]
 Group = Annotated[int, typer.Option(min=1, help="Outputs per block of a grouped residual.")]
 
 
-def main() -> None:
-    """Run one command; exit code 0, 1 defect, 2 unusable input, 3 mismatch, 4 invalid run, 130 Ctrl-C."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exit code 0, 1 defect, 2 unusable input, 3 mismatch, 4 invalid run, 130 Ctrl-C.
+
+    arguments: those of the process by default.
+    """
     try:
-        app(prog_name="saten-edge")
+        app(arguments, prog_name="saten-edge")
     except SatenError as error:
         print(f"saten-edge: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -228,27 +234,64 @@ def export_command(
     output: Output,
     task: Annotated[str | None, typer.Option(help="As transformers names it; by default the config's.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
-    target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
+    target: Annotated[str, typer.Option(help="x86-64, x86-64+kernels, arm64, web or mobile.")] = "x86-64",
     dense: Annotated[str | None, typer.Option(help="Model it was compressed from, to report the distance.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
+    layout: Annotated[str, typer.Option(help="bundle or transformersjs.")] = "bundle",
+    push_to_hub: PushToHub = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Export to a bundle and verify it against torch."""
     from saten_edge.stages import export_stage
+    from saten_exporters.hub import check_repository, push
+    from saten_exporters.layouts import laid_out
 
-    bundle = export_stage(
-        model,
-        output,
-        task=task,
-        name=name,
-        precision=precision,
-        target=target,
-        dense=dense,
-        talk=Talk(quiet=quiet),
-        overwrite=overwrite,
-    )
-    print(f"{bundle.path}: {bundle.model_bytes:,} bytes of graph and weights, {bundle.size_bytes:,} in all")
+    talk = Talk(quiet=quiet)
+    if push_to_hub is not None:
+        check_repository(push_to_hub)
+    with laid_out(output, layout, overwrite=overwrite) as folder:
+        bundle = export_stage(
+            model,
+            folder,
+            task=task,
+            name=name,
+            precision=precision,
+            target=target,
+            dense=dense,
+            talk=talk,
+            overwrite=overwrite,
+        )
+    print(f"{output}: {bundle.model_bytes:,} bytes of graph and weights, {bundle.size_bytes:,} in all")
+    if push_to_hub is not None:
+        print(push(output, push_to_hub))
+
+
+@app.command("layout")
+def layout_command(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles of one model, each in another precision.")],
+    output: Output,
+    layout: Annotated[str, typer.Option(help="transformersjs.")] = "transformersjs",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write bundles as the folder that another program expects."""
+    from saten_exporters.layouts import write_layout
+    from saten_runtime.bundle import Bundle
+
+    write_layout(layout, [Bundle.open(path) for path in bundles], output, overwrite=overwrite)
+    print(output)
+
+
+@app.command("push")
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="Bundle, or what `export --layout` wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="If the repository has to be made.")] = False,
+) -> None:
+    """Upload a bundle to the Hugging Face hub."""
+    from saten_exporters.hub import push
+
+    print(push(folder, repository, private=private))
 
 
 @app.command("validate")

@@ -14,7 +14,7 @@ from saten_exporters.card import model_card
 from saten_exporters.parts import Exportable
 from saten_exporters.passes import DENSE_PASSES, run_passes
 from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
-from saten_exporters.targets import TARGETS, Target
+from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.tasks import kind_of, task_of
 from saten_exporters.trace import trace
 from saten_exporters.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
@@ -43,7 +43,7 @@ def export(
     task: str | None = None,
     name: str | None = None,
     precision: str = "fp32",
-    target: str = "cpu",
+    target: str = DEFAULT_TARGET,
     dense: Exportable | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -57,7 +57,7 @@ def export(
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
         CheckpointError: there is no such model, or its files cannot be read.
-        ExportError: the model cannot be expressed.
+        ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
     _known("precision", precision, PRECISIONS)
@@ -68,13 +68,17 @@ def export(
         _refuse_half(source)
         exported = trace(source, row)
         layers = run_passes(exported.program, source.layer_parts(), precision)
+        check_operators(exported.program, row)
         _save_graph(exported, folder, row)
         graph = exported.program.graph
         write_cases(source, folder, [str(value.name) for value in graph.outputs])
         manifest = _manifest(source, folder, name or path.name, precision, row, graph, layers)
         _write_manifest(folder, manifest)
         apart = approximation(source, dense) if dense is not None else []
-        _write_reports(folder, manifest, _compare(folder, manifest), apart)
+        comparisons = _compare(folder, manifest)
+        for add in row.extras:
+            add(folder)
+        _write_reports(folder, manifest, comparisons, apart)
     return Bundle.open(path)
 
 

@@ -32,7 +32,8 @@ QUICK = {
     "saten-run floor": " -s 8",
     "saten-run profile": " -s 8 -n 2",
 }
-RUN = ("compression.md", "exporting.md", "finetuning.md", "measuring.md")
+RUN = ("compression.md", "exporting.md", "finetuning.md", "measuring.md", "targets.md")
+SLOW = ("targets.md",)  # it exports five times
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/serve/test_browser.py drives one",
     "bundle.md": "holds no command",
@@ -90,7 +91,7 @@ def folder(tmp_path, texts, tiny_bert):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", RUN)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in RUN])
 def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert, int8_bundles):
     found = blocks(page)
     assert found

@@ -69,7 +69,7 @@ def test_the_manifest(model: str, precision: str, bundle_of: BundleOf, loaded_ti
     assert set(manifest.inputs) == INPUTS
     assert manifest.outputs == ["last_hidden_state"]
     assert (manifest.opset, manifest.ir_version) == (18, 10)
-    assert manifest.smallest_onnxruntime == TARGETS["cpu"].smallest_onnxruntime
+    assert manifest.smallest_onnxruntime == TARGETS["x86-64"].smallest_onnxruntime
     assert manifest.tokenizer.max_length == source.max_length
     assert manifest.tokenizer.pad_id == source.tokenizer.pad_token_id
     assert manifest.postprocess == source.postprocess
@@ -92,6 +92,7 @@ def test_every_file_is_listed(model: str, precision: str, bundle_of: BundleOf) -
         "export.json",
         "config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "README.md",
         "validation/report.json",
     }
@@ -244,7 +245,7 @@ def test_an_output_that_exists(
     ("options", "words"),
     [
         ({"precision": "int4"}, "--precision int4: there are fp32, int8"),
-        ({"target": "moon"}, "--target moon: there are cpu"),
+        ({"target": "moon"}, "--target moon: there are x86-64, "),
     ],
 )
 def test_no_such_option(

@@ -17,7 +17,7 @@ FORMS = {form.op_type: form for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.
 LAYERS = list(RESIDUAL_FORMS)
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in ("fp32", "int8")]
 DOMAINS = {"", "com.microsoft", DOMAIN}
-OPSET = TARGETS["cpu"].opset
+OPSET = TARGETS["x86-64"].opset
 
 BundleOf = Callable[[str, str], Bundle]
 
@@ -118,7 +118,7 @@ def test_an_exported_graph(model: str, precision: str, bundle_of: BundleOf) -> N
     assert {(function.domain, function.name) for function in graph.functions.values()} == {
         row for row in used if row[0] == DOMAIN
     }
-    assert graph.ir_version == TARGETS["cpu"].ir_version == bundle.manifest.ir_version
+    assert graph.ir_version == TARGETS["x86-64"].ir_version == bundle.manifest.ir_version
     assert graph.opset_imports[""] == OPSET == bundle.manifest.opset
     assert graph.opset_imports.get(DOMAIN, DOMAIN_VERSION) == DOMAIN_VERSION
     assert set(graph.opset_imports) == {domain for domain, _ in used}
