@@ -486,10 +486,10 @@ SAME = """<ir_version: 10, opset_import: ["" : 18]>
 def test_two_values_of_one_name(name: str, parse_model: Callable[..., ir.Model], tmp_path: Path) -> None:
     model = parse_model(SAME)
     exported = SimpleNamespace(program=model, save_pretrained=lambda folder: None)
-    _save_graph(exported, tmp_path, TARGETS["cpu"])
+    _save_graph(exported, tmp_path, TARGETS[DEFAULT_TARGET])
     model.graph[0].outputs[0].name = name
     with pytest.raises(ExportError, match="the graph is no valid ONNX"):
-        _save_graph(exported, tmp_path, TARGETS["cpu"])
+        _save_graph(exported, tmp_path, TARGETS[DEFAULT_TARGET])
 
 
 def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
