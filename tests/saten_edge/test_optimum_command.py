@@ -1,13 +1,11 @@
-"""`optimum-cli export saten`: there, and the same as `saten-edge export`.
-
-Where the sources are installed editable, as `make test` does it, the tests without a wheel show that this is enough.
-"""
+"""`optimum-cli export saten`: there, from sources and from a wheel, and the same as `saten-edge export`."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,22 +20,26 @@ ROOT = Path(__file__).parents[2]
 REGISTRATION = "optimum/commands/register/register_saten.py"
 WHERE = "import optimum.commands.register.register_saten as it; print(it.__file__)"
 
+SOURCES = (ROOT, ROOT / "exporters", ROOT / "runtime")
+
 Done = subprocess.CompletedProcess[str]
 
 
-def run(command: Sequence[object], **environment: str) -> Done:
+def run(command: Sequence[object], ours: Sequence[Path] = SOURCES) -> Done:
+    """Run Python with our code from these folders alone: with -S no editable install is seen besides them."""
+    path = os.pathsep.join(map(str, (*ours, sysconfig.get_path("purelib"))))
     return subprocess.run(
-        [sys.executable, *map(str, command)],
+        [sys.executable, "-S", *map(str, command)],
         capture_output=True,
         text=True,
         timeout=240,
         cwd="/",
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": path},
     )
 
 
-def optimum(*arguments: object, **environment: str) -> Done:
-    return run(["-m", "optimum.commands.optimum_cli", *arguments], **environment)
+def optimum(*arguments: object, ours: Sequence[Path] = SOURCES) -> Done:
+    return run(["-m", "optimum.commands.optimum_cli", *arguments], ours)
 
 
 @pytest.fixture
@@ -81,8 +83,8 @@ def test_a_wheel_brings_the_command(wheel: Path, tmp_path: Path):
         brought = [name for name in files.namelist() if name.startswith("optimum/")]
         files.extractall(tmp_path / "site")
     assert brought == [REGISTRATION]  # and no __init__.py, which would hide optimum itself
-    path = f"{tmp_path / 'site'}{os.pathsep}{ROOT / 'runtime'}"
-    assert run(["-c", WHERE], PYTHONPATH=path).stdout.strip() == str(tmp_path / "site" / REGISTRATION)
-    done = optimum("export", "saten", "--help", PYTHONPATH=path)
+    ours = (tmp_path / "site", ROOT / "runtime")
+    assert run(["-c", WHERE], ours).stdout.strip() == str(tmp_path / "site" / REGISTRATION)
+    done = optimum("export", "saten", "--help", ours=ours)
     assert done.returncode == 0, done.stderr
     assert "--precision" in done.stdout
