@@ -17,7 +17,7 @@ import onnx_ir as ir
 import pytest
 
 from saten_edge.models import LoadedModel, load_model
-from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
+from saten_exporters import DEFAULT_TARGET, PRECISIONS, TARGETS, export, rounding_bound
 from saten_exporters.bundle import LOADERS, _save_graph
 from saten_exporters.forms import DOMAIN
 from saten_exporters.passes.initializers import new_initializer
