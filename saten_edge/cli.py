@@ -227,8 +227,12 @@ def finetune_command(
 def export_command(
     model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name.")],
     output: Output,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int8-block or int4.")] = "fp32",
     target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
+    rows: Annotated[int, typer.Option(help="Rows a layer gets at once: 1 to decode, 128 for a short text.")] = 128,
+    lowering: Annotated[
+        str | None, typer.Option(help="A form for all layers, or a JSON file: pattern of names → form.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -237,7 +241,15 @@ def export_command(
     from saten_edge.stages import export_stage
 
     bundle = export_stage(
-        model, output, name=name, precision=precision, target=target, talk=Talk(quiet=quiet), overwrite=overwrite
+        model,
+        output,
+        name=name,
+        precision=precision,
+        target=target,
+        rows=rows,
+        lowering=lowering,
+        talk=Talk(quiet=quiet),
+        overwrite=overwrite,
     )
     print(f"{bundle.path}: {bundle.model_bytes:,} bytes of graph and weights, {bundle.size_bytes:,} in all")
 

@@ -154,13 +154,23 @@ def finetune_stage(
 
 
 def export_stage(
-    model: str | Path, out: Path, *, name: str | None, precision: str, target: str, talk: Talk, overwrite: bool
+    model: str | Path,
+    out: Path,
+    *,
+    name: str | None,
+    precision: str,
+    target: str,
+    talk: Talk,
+    overwrite: bool,
+    rows: int = 128,
+    lowering: str | None = None,
 ) -> Bundle:
     """Export a dense or Saten model folder to a verified bundle."""
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
-        return export(load_model(model), out, name=name, precision=precision, target=target, overwrite=overwrite)
+        chosen = {"precision": precision, "target": target, "rows": rows, "lowering": lowering}
+        return export(load_model(model), out, name=name, overwrite=overwrite, **chosen)
 
 
 def bench_stage(

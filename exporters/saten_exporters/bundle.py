@@ -12,9 +12,11 @@ import onnx_ir as ir
 import torch
 
 from saten_exporters.card import model_card
+from saten_exporters.choices import Choices
 from saten_exporters.forms import DOMAIN
 from saten_exporters.parts import Exportable
-from saten_exporters.passes import DENSE_PASSES, run_passes
+from saten_exporters.passes import run_passes
+from saten_exporters.quantize import PRECISIONS
 from saten_exporters.targets import TARGETS, Target
 from saten_exporters.trace import sample_inputs, trace
 from saten_runtime.bundle import Bundle
@@ -25,7 +27,6 @@ from saten_runtime.parity import Comparison, check_parity, write_case
 
 __all__ = ["PRECISIONS", "export", "rounding_bound"]
 
-PRECISIONS = tuple(DENSE_PASSES)
 TASK = "feature-extraction"
 
 # (tokens, padded length) of each row: batches of 1, 2 and 3, short and long, with and without padding
@@ -48,11 +49,13 @@ def export(
     name: str | None = None,
     precision: str = "fp32",
     target: str = "cpu",
+    rows: int = 128,
+    lowering: str | Path | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
-    name: what results are reported under; the folder's own name by default.
+    name: what results are reported under; the folder's own name by default. rows, lowering: as in `Choices`.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target.
@@ -61,15 +64,15 @@ def export(
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    row = TARGETS[target]
+    row, choices = TARGETS[target], Choices(precision, target, rows, lowering)
     with new_folder(out, overwrite=overwrite) as folder:
         exported = trace(source, row)
-        layers = run_passes(exported.program, source.layer_parts(), precision)
+        layers = run_passes(exported.program, source.layer_parts(), choices)
         _save_graph(exported, folder, row)
         tokenizer = _save_tokenizer(source, folder)
         graph = exported.program.graph
         _write_cases(source, folder, [value.name for value in graph.outputs])
-        manifest = _manifest(source, name or out.name, precision, row, graph, layers, tokenizer)
+        manifest = _manifest(source, name or out.name, choices, row, graph, layers, tokenizer)
         _write_manifest(folder, manifest)
         comparisons = check_parity(Bundle.open(folder))
         _write_reports(folder, manifest, comparisons)
@@ -139,7 +142,7 @@ def _write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
 def _manifest(
     source: Exportable,
     name: str,
-    precision: str,
+    choices: Choices,
     target: Target,
     graph: ir.Graph,
     layers: list[Layer],
@@ -152,7 +155,9 @@ def _manifest(
         name=name,
         source=source.source,
         task=TASK,
-        precision=precision,
+        precision=choices.precision,
+        target=choices.target,
+        rows=choices.rows,
         opset=target.opset,
         ir_version=target.ir_version,
         smallest_onnxruntime=target.smallest_onnxruntime,
@@ -160,7 +165,7 @@ def _manifest(
         outputs=[value.name or "" for value in graph.outputs],
         tokenizer=tokenizer,
         postprocess=source.postprocess,
-        tolerance={"relative": rounding_bound(graph)} if precision == "fp32" else {},
+        tolerance={"relative": rounding_bound(graph)} if choices.precision == "fp32" else {},
         layers=layers,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
@@ -14,18 +15,15 @@ from saten_runtime.manifest import Layer
 
 __all__ = ["LowerPass", "QuantizeDensePass", "SplitSkipNormPass", "TidyPass", "run_passes"]
 
-# precision → passes over what stayed dense
-DENSE_PASSES: dict[str, tuple[type[ir.passes.InPlacePass], ...]] = {"fp32": (), "int8": (QuantizeDensePass,)}
 
-
-def run_passes(model: ir.Model, parts: dict[str, LayerParts], precision: str) -> list[Layer]:
+def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) -> list[Layer]:
     """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer."""
-    lower = LowerPass(parts, precision)
+    lower = LowerPass(parts, choices)
     ordered = (
         TidyPass(),
         SplitSkipNormPass(),
         lower,
-        *(make() for make in DENSE_PASSES[precision]),
+        QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
