@@ -254,6 +254,19 @@ def export_command(
     print(f"{bundle.path}: {bundle.model_bytes:,} bytes of graph and weights, {bundle.size_bytes:,} in all")
 
 
+@app.command("explain")
+def explain_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle.")],
+    as_json: Json = False,
+) -> None:
+    """How each layer is written, what that was predicted to take, and what else was possible."""
+    from saten_runtime.bundle import Bundle
+    from saten_runtime.explain import explain, explain_table
+
+    found = explain(Bundle.open(bundle))
+    print(json.dumps(found, indent=2) if as_json else explain_table(found))
+
+
 @app.command("validate")
 def validate_command(
     bundle: Annotated[Path, typer.Argument(help="Bundle.")],

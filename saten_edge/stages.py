@@ -169,8 +169,16 @@ def export_stage(
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
-        chosen = {"precision": precision, "target": target, "rows": rows, "lowering": lowering}
-        return export(load_model(model), out, name=name, overwrite=overwrite, **chosen)
+        return export(
+            load_model(model),
+            out,
+            name=name,
+            precision=precision,
+            target=target,
+            rows=rows,
+            lowering=lowering,
+            overwrite=overwrite,
+        )
 
 
 def bench_stage(

@@ -10,6 +10,8 @@ and where it says on what machine. They are sums, not the larger of two, because
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,13 +22,14 @@ from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
-__all__ = ["FALLBACKS", "Candidate", "Rates", "choose", "predicted_us", "rates_of", "steps_of"]
+__all__ = ["Candidate", "Rates", "choose", "predicted_us", "rates_of"]
 
-# Targets that were not measured take the prices of one that was: they say which form is cheaper, not how long it takes.
-# A 128-bit unit does a quarter of AVX-512's multiplications and moves memory as fast, so that forms with
-# fewer of them gain; the order of the forms below does not change.
-FALLBACKS = {"cpu": "x86-64", "arm64": "x86-64", "web": "x86-64", "mobile": "x86-64"}
+RATES_FILE = "rates.json"
 KERNELS = "+kernels"
+# What was not measured on a target takes this one's prices. They then say which form is cheaper rather than how long it
+# takes: a 128-bit unit does a quarter of AVX-512's multiplications and moves memory about as fast, so that
+# forms that multiply less gain more there.
+MEASURED = "x86-64"
 
 
 @dataclass(frozen=True)
@@ -75,38 +78,32 @@ def choose(parts: LayerParts, choices: Choices, asked: str | None) -> tuple[Cand
 
 def predicted_us(form: Form, parts: LayerParts, rows: int, target: str) -> float:
     """Microseconds of one call with `rows` rows, on the target's machine and one thread."""
-    return (
-        sum(rates_of(step.family, form.precision, target).time_ns(step, rows) for step in steps_of(form, parts, target))
-        / 1e3
-    )
-
-
-def steps_of(form: Form, parts: LayerParts, target: str) -> tuple[Work, ...]:
-    """What is computed on a target: by the form's kernel where the target has one."""
-    return (form.native if form.native and target.endswith(KERNELS) else form.work)(parts)
+    steps = form.steps(parts, native=target.endswith(KERNELS))
+    return sum(rates_of(step.family, precision, target).time_ns(step, rows) for precision, step in steps) / 1e3
 
 
 def rates_of(family: str, precision: str, target: str) -> Rates:
     """The measured prices of a family; of blocks, those of the largest measured size that is no larger."""
-    measured = _measured()[FALLBACKS.get(target, target)]
+    prices = _prices(target)
     stem, _, size = family.rpartition("-")
     if stem and size.isdigit():
-        sizes = sorted(int(key.split()[0].rpartition("-")[2]) for key in measured if _is_of(key, stem, precision))
+        sizes = sorted(sizes_of(stem, precision, prices))
         family = f"{stem}-{max((each for each in sizes if each <= int(size)), default=sizes[0])}"
-    return measured[f"{family} {precision}"]
+    return prices[f"{family} {precision}"]
 
 
-def _is_of(key: str, stem: str, precision: str) -> bool:
-    family, _, at = key.partition(" ")
-    head, _, size = family.rpartition("-")
-    return head == stem and size.isdigit() and at == precision
+def sizes_of(stem: str, precision: str, prices: Iterable[str]) -> set[int]:
+    """The sizes of blocks that there are prices for."""
+    found = (re.fullmatch(rf"{stem}-(\d+) {re.escape(precision)}", key) for key in prices)
+    return {int(match[1]) for match in found if match}
 
 
 @cache
-def _measured() -> dict[str, dict[str, Rates]]:
-    """Target → "family precision" → prices."""
-    table = json.loads(files("saten_exporters").joinpath("rates.json").read_text(encoding="utf-8"))
-    return {target: {key: Rates(**prices) for key, prices in rows.items()} for target, rows in table["targets"].items()}
+def _prices(target: str) -> dict[str, Rates]:
+    """Prices by "family precision", the target's own where they were measured there."""
+    table = json.loads(files("saten_exporters").joinpath(RATES_FILE).read_text(encoding="utf-8"))["targets"]
+    sources = (MEASURED, *((MEASURED + KERNELS,) if target.endswith(KERNELS) else ()), target)
+    return {key: Rates(**prices) for source in sources for key, prices in table.get(source, {}).items()}
 
 
 def _candidate(lowering: Lowering, parts: LayerParts, choices: Choices) -> Candidate:

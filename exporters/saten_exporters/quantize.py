@@ -1,4 +1,4 @@
-"""Codes of weights, and the table of precisions. Factors, blocks, tables and the dense baseline all pass through here."""
+"""The table of precisions, and codes of weights. Factors, blocks, tables and dense layers all pass through here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def quantize_blocks(
 
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Two four-bit codes per byte along the last axis (of even length), the first in the low half."""
-    return codes[..., ::2] | (codes[..., 1::2] << 4)
+    packed: NDArray[np.uint8] = codes[..., ::2] | (codes[..., 1::2] << np.uint8(4))
+    return packed
 
 
 def _symmetric(weights: NDArray[np.float32], axis: int, largest: int) -> tuple[NDArray[Any], NDArray[np.float32]]:

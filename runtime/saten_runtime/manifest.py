@@ -148,8 +148,8 @@ class Manifest:
 
     source: what was exported (model, sha256 …); tolerance: the bound the validation held (see
     `validation/report.json`); smallest_onnxruntime: "major.minor"; files: by path inside the
-    bundle; target, rows: what the exporter chose forms for, rows None if unknown; labels: names of the classes by index, or empty. tokenizer, image, generation: None
-    where the task has none.
+    bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
+    of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
     """
 
     schema_version: int

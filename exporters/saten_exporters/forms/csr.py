@@ -50,7 +50,7 @@ _TYPES = {"fp32": "float", "fp16": "float16", "int8": "int8"}
 
 
 def csr_linear(storage: Storage) -> Form:
-    """x (…, in) → x S; one scale per output where values are 8-bit codes."""
+    """X (…, in) → x S; one scale per output where values are 8-bit codes."""
     name = storage.precision.name
     stored = storage.names("stored", "scale")
 
@@ -72,7 +72,7 @@ def csr_linear(storage: Storage) -> Form:
         ("indptr", "indices", *stored, "shape"),
         _REBUILD + empty + _SCATTER + storage.multiply("x", "y", "matrix", "scale"),
         pack,
-        lambda parts: (product(*parts.shape),),  # the body multiplies the rebuilt matrix
+        lambda parts: (product(parts.shape),),  # the body multiplies the rebuilt matrix
         native=native if name in NATIVE else None,
     )
 

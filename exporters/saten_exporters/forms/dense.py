@@ -16,7 +16,7 @@ __all__ = ["dense_embedding", "dense_linear", "matrix_of"]
 
 
 def dense_linear(storage: Storage) -> Form:
-    """x (…, in) → x M."""
+    """X (…, in) → x M."""
     stored = storage.names("codes", "scale", plain="weight")
 
     def pack(parts: LayerParts) -> Weights:
@@ -29,14 +29,14 @@ def dense_linear(storage: Storage) -> Form:
         stored,
         storage.multiply("x", "y", *stored),
         pack,
-        lambda parts: (product(*parts.shape),),
+        lambda parts: (product(parts.shape),),
         attributes=storage.attributes(stored[0]),
         sizes=lambda parts, rows: storage.sizes({stored[0]: parts.shape}, rows),
     )
 
 
 def dense_embedding(storage: Storage) -> Form:
-    """ids (…) → M[ids]."""
+    """Ids (…) → M[ids]."""
     stored = storage.table_names("weight")
 
     def pack(parts: LayerParts) -> Weights:

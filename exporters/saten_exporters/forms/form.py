@@ -42,8 +42,9 @@ class Work:
     calls: int = 1
 
 
-def product(inputs: int, outputs: int, times: int = 1, family: str = "product") -> Work:
-    """A product of `times` rows by a matrix (inputs, outputs), for each row of x."""
+def product(shape: tuple[int, ...], times: int = 1, family: str = "product") -> Work:
+    """A product of `times` rows by a matrix of a shape (inputs, outputs), for each row of x."""
+    inputs, outputs = shape
     size = inputs * outputs
     return Work(family, macs=times * size, weights=size, moved=times * (inputs + outputs))
 
@@ -56,9 +57,9 @@ def _no_sizes(parts: LayerParts, rows: int) -> Mapping[str, int]:
 class Form:
     """stem, kind, precision: make the operator's name. body: its ONNX text, from x and the weights to y.
 
-    pack: a layer's numbers → the weights, in the order of the function's inputs. work: its steps; native: those of
-    the kernel of the same name, where there is one. attributes: names of the integers that the body refers to;
-    sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
+    pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
+    steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
+    to; sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
     """
 
     stem: str
@@ -78,9 +79,16 @@ class Form:
         """E.g. "LowRankGroupedLinear", "LowRankLinearInt8"."""
         return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}"
 
+    def steps(self, parts: LayerParts, *, native: bool = False) -> tuple[tuple[str, Work], ...]:
+        """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""
+        if native and self.native:
+            return tuple((self.precision, step) for step in self.native(parts))
+        called = (step for part in self.parts for step in part.steps(parts))
+        return (*called, *((self.precision, step) for step in self.work(parts)))
+
     def macs(self, parts: LayerParts) -> int:
-        """Multiply-accumulates for one row of x."""
-        return sum(step.macs for step in self.work(parts))
+        """Multiply-accumulates for one row of x, as the function body computes it."""
+        return sum(step.macs for _, step in self.steps(parts))
 
     def functions(self, opset: int) -> list[ir.Function]:
         """The function of this form and of every form its body calls."""
@@ -117,7 +125,7 @@ def sum_of(train: Form, residual: Form) -> Form:
         + """
         y = Add (low, rest)""",
         pack=lambda parts: {**train.pack(parts), **residual.pack(parts)},
-        work=lambda parts: (*train.work(parts), *residual.work(parts), Work("add", moved=3 * parts.shape[1])),
+        work=lambda parts: (Work("add", moved=3 * parts.shape[1]),),
         native=_native_sum(train, residual),
         attributes=tuple(dict.fromkeys(name for form in both for name in form.attributes)),
         sizes=lambda parts, rows: {**train.sizes(parts, rows), **residual.sizes(parts, rows)},

@@ -30,7 +30,7 @@ _GATHER_AND_MULTIPLY = """
 
 
 def grouped_linear(storage: Storage) -> Form:
-    """x (…, in) → x S."""
+    """X (…, in) → x S."""
     stored = storage.names("codes", "scale", plain="blocks")
 
     def pack(parts: LayerParts) -> Weights:

@@ -15,7 +15,7 @@ Array = NDArray[np.float32]
 
 
 def low_rank_linear(storage: Storage) -> Form:
-    """x (…, in) → (x A) B."""
+    """X (…, in) → (x A) B."""
     a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
 
     def pack(parts: LayerParts) -> Weights:
@@ -23,7 +23,7 @@ def low_rank_linear(storage: Storage) -> Form:
         return dict(zip((*a, *b), packed, strict=True))
 
     def work(parts: LayerParts, family: str = "product") -> tuple[Work, ...]:
-        return product(*parts.a.shape, family=family), product(*parts.b.shape, family=family)
+        return product(parts.a.shape, family=family), product(parts.b.shape, family=family)
 
     def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
         return storage.sizes({"a": parts.a.shape, "b": parts.b.shape}, rows)
@@ -43,7 +43,7 @@ def low_rank_linear(storage: Storage) -> Form:
 
 
 def low_rank_embedding(storage: Storage) -> Form:
-    """ids (…) → A[ids] B."""
+    """Ids (…) → A[ids] B."""
     a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
 
     def factors(parts: LayerParts) -> tuple[Array, Array]:
@@ -54,7 +54,7 @@ def low_rank_embedding(storage: Storage) -> Form:
         return dict(zip((*a, *b), (*storage.pack_table(left), *storage.pack_product(right)), strict=True))
 
     def work(parts: LayerParts) -> tuple[Work, ...]:
-        return Work("lookup", moved=parts.a.shape[1]), product(*parts.b.shape)
+        return Work("lookup", moved=parts.a.shape[1]), product(parts.b.shape)
 
     def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
         return storage.sizes({"b": factors(parts)[1].shape}, rows)

@@ -27,7 +27,7 @@ _SCATTER_ADD = """
 
 
 def rows_embedding(storage: Storage) -> Form:
-    """ids (…) → S[ids], where some rows of the table have a residual."""
+    """Ids (…) → S[ids], where some rows of the table have a residual."""
     stored = storage.table_names("rows")
 
     def pack(parts: LayerParts) -> Weights:
@@ -45,7 +45,7 @@ def rows_embedding(storage: Storage) -> Form:
 
 
 def sparse_embedding(storage: Storage) -> Form:
-    """ids (…) → S[ids], where every row of the table has as many entries."""
+    """Ids (…) → S[ids], where every row of the table has as many entries."""
     stored = storage.names("codes", "scale", plain="entries")
 
     def pack(parts: LayerParts) -> Weights:

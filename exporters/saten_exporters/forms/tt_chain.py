@@ -24,7 +24,7 @@ Matrix = NDArray[np.float32]
 
 @cache
 def tt_linear(inputs: int, outputs: int, precision: str) -> Form:
-    """x (…, in) → (… (x G1) … ) Gd, with `inputs` cores over in and `outputs` over out."""
+    """X (…, in) → (… (x G1) … ) Gd, with `inputs` cores over in and `outputs` over out."""
     storage = STORAGES[precision]
     names = [f"g{k}" for k in range(1, inputs + outputs + 1)]
     stored = [storage.names(name, f"{name}_scale") for name in names]
@@ -66,7 +66,7 @@ def tt_linear(inputs: int, outputs: int, precision: str) -> Form:
 
 
 def _dims(parts: LayerParts) -> tuple[list[int], list[int]]:
-    """n of the cores over in, and of those over out."""
+    """N of the cores over in, and of those over out."""
     first, last = ([core.shape[1] for core in side] for side in parts.cores)
     return first, last
 
@@ -83,5 +83,5 @@ def _matrices(parts: LayerParts) -> list[Matrix]:
 def _work(parts: LayerParts) -> tuple[Work, ...]:
     first, last = _dims(parts)
     times = [*(prod(first[k + 1 :]) for k in range(len(first))), *(prod(last[:k]) for k in range(len(last)))]
-    products = (product(*matrix.shape, times=count) for matrix, count in zip(_matrices(parts), times, strict=True))
+    products = (product(matrix.shape, times=count) for matrix, count in zip(_matrices(parts), times, strict=True))
     return Work("transpose", moved=2 * parts.shape[0]), *products
