@@ -37,6 +37,7 @@ from saten_exporters.forms import (
     TRAIN_FORMS,
     Form,
     Work,
+    head_of,
 )
 from saten_exporters.forms.form import NATIVE
 from saten_exporters.parts import LayerParts
@@ -50,6 +51,7 @@ TABLE = (20_000, 384)
 ROWS = (1, 8, 32, 128, 512)
 GROUPS = (4, 8, 16, 32, 64, 128)
 DENSITY = 0.1
+ENTRY_DENSITY = 0.02  # of a table
 RANK_SHARE = 0.12  # of the smaller side
 TURN_S = 2e-3
 TARGET = next(iter(TARGETS.values()))
@@ -89,6 +91,10 @@ def layer(shape: tuple[int, int], kind: str, layout: str, group: int, rng: np.ra
         pointers = np.arange(outputs + 1, dtype=np.int32) * kept
         indices = {"indptr": pointers, "indices": columns.ravel().astype(np.uint16)}
         values = _normal(rng, columns.size)
+    if layout == "ell":
+        kept = int(ENTRY_DENSITY * outputs)
+        chosen = [np.sort(rng.choice(outputs, kept, replace=False)) for _ in range(inputs)]
+        indices, values = {"indices": np.stack(chosen).astype(np.uint16)}, _normal(rng, inputs, kept)
     a, b = _normal(rng, inputs, rank), _normal(rng, rank, outputs)
     return LayerParts("layer", kind, shape, [rank], a, b, layout, values, indices, cores)
 
@@ -124,11 +130,13 @@ def forms(shape: tuple[int, int], rng: np.random.Generator) -> Iterator[tuple[st
 
 
 def tables(rng: np.random.Generator) -> Iterator[tuple[str, Form, LayerParts, bool]]:
-    """Forms of a table."""
-    parts = layer(TABLE, "embedding", "none", 1, rng)
+    """Forms of a table, and of a head that shares one."""
+    parts, entries = (layer(TABLE, "embedding", layout, 1, rng) for layout in ("none", "ell"))
     for precision in PRECISIONS:
         yield "dense table", DENSE_FORMS["embedding", precision], parts, False
         yield "low rank table", TRAIN_FORMS["embedding", precision], parts, False
+        yield "low rank head", head_of(TRAIN_FORMS["embedding", precision]), parts, False
+        yield "entries head", head_of(RESIDUAL_FORMS["ell", "embedding", precision]), entries, False
 
 
 def subjects(with_kernels: bool) -> Iterator[tuple[Subject, np.ndarray]]:
@@ -138,17 +146,20 @@ def subjects(with_kernels: bool) -> Iterator[tuple[Subject, np.ndarray]]:
         for name, form, parts, native in tables(rng) if shape == TABLE else forms(shape, rng):
             if native and not with_kernels:
                 continue
-            x = rng.integers(0, shape[0], max(ROWS)) if shape == TABLE else _normal(rng, max(ROWS), shape[0])
+            lookup = form.kind == "embedding"
+            width = shape[1] if form.kind == "head" else shape[0]
+            x = rng.integers(0, shape[0], max(ROWS)) if lookup else _normal(rng, max(ROWS), width)
             run = session(form, parts, native)
             yield Subject(f"{name} {form.precision}", shape, native, run, form.steps(parts, native=native)), x
 
 
 def session(form: Form, parts: LayerParts, native: bool) -> onnxruntime.InferenceSession:
     """One node from x (rows, inputs) or ids (rows) to y (rows, outputs)."""
-    lookup = form.kind == "embedding"
+    lookup, head = form.kind == "embedding", form.kind == "head"
+    inputs, outputs = reversed(parts.shape) if head else parts.shape
     x = ir.Value(
         name="x",
-        shape=ir.Shape(["rows"] if lookup else ["rows", parts.shape[0]]),
+        shape=ir.Shape(["rows"] if lookup else ["rows", inputs]),
         type=ir.TensorType(ir.DataType.INT64 if lookup else ir.DataType.FLOAT),
     )
     packed = form.pack(parts)
@@ -159,7 +170,7 @@ def session(form: Form, parts: LayerParts, native: bool) -> onnxruntime.Inferenc
     sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, max(ROWS)).items()]
     node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
     y = node.outputs[0]
-    y.name, y.shape, y.type = "y", ir.Shape(["rows", parts.shape[1]]), ir.TensorType(ir.DataType.FLOAT)
+    y.name, y.shape, y.type = "y", ir.Shape(["rows", outputs]), ir.TensorType(ir.DataType.FLOAT)
     imports = {"": TARGET.opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
     graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="layer")
     model = ir.Model(graph, ir_version=TARGET.ir_version, functions=form.functions(TARGET.opset))

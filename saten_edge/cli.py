@@ -227,6 +227,7 @@ def finetune_command(
 def export_command(
     model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name.")],
     output: Output,
+    task: Annotated[str | None, typer.Option(help="As transformers names it; by default the config's.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int8-block or int4.")] = "fp32",
     target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
     rows: Annotated[int, typer.Option(help="Rows a layer gets at once: 1 to decode, 128 for a short text.")] = 128,
@@ -243,6 +244,7 @@ def export_command(
     bundle = export_stage(
         model,
         output,
+        task=task,
         name=name,
         precision=precision,
         target=target,

@@ -157,6 +157,7 @@ def export_stage(
     model: str | Path,
     out: Path,
     *,
+    task: str | None = None,
     name: str | None,
     precision: str,
     target: str,
@@ -165,12 +166,12 @@ def export_stage(
     rows: int = 128,
     lowering: str | None = None,
 ) -> Bundle:
-    """Export a dense or Saten model folder to a verified bundle."""
+    """Export a dense or Saten model folder to a verified bundle. task: None reads it from the config."""
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
         return export(
-            load_model(model),
+            load_model(model, task),
             out,
             name=name,
             precision=precision,

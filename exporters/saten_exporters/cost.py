@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 
 from saten_exporters.choices import Choices
-from saten_exporters.forms import LOWERINGS, Form, Lowering, Work
+from saten_exporters.forms import LOWERINGS, Form, Lowering, Work, head_of
 from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
@@ -56,8 +56,10 @@ class Candidate:
     predicted_us: float
 
 
-def choose(parts: LayerParts, choices: Choices, asked: str | None) -> tuple[Candidate, list[Candidate]]:
-    """The way to write a layer, and the other ways there are.
+def choose(
+    parts: LayerParts, choices: Choices, asked: str | None = None, *, with_head: bool = False
+) -> tuple[Candidate, list[Candidate]]:
+    """The way to write a layer, and the other ways there are; with_head: the layer is a table and a head, too.
 
     `asked`, if given; else the fastest that keeps the layer in parts, or the dense matrix where that is
     faster yet and takes no more bytes.
@@ -66,7 +68,7 @@ def choose(parts: LayerParts, choices: Choices, asked: str | None) -> tuple[Cand
         ExportError: `asked` cannot write this layer, or the layer is empty.
     """
     fitting = [lowering for lowering in LOWERINGS.values() if not lowering.refusal(parts)]
-    candidates = {each.name: _candidate(each, parts, choices) for each in fitting}
+    candidates = {each.name: _candidate(each, parts, choices, with_head) for each in fitting}
     if asked is not None and asked not in candidates:
         raise ExportError(
             f"{parts.name}: --lowering {asked} does not apply, {LOWERINGS[asked].refusal(parts)}; "
@@ -106,9 +108,11 @@ def _prices(target: str) -> dict[str, Rates]:
     return {key: Rates(**prices) for source in sources for key, prices in table.get(source, {}).items()}
 
 
-def _candidate(lowering: Lowering, parts: LayerParts, choices: Choices) -> Candidate:
+def _candidate(lowering: Lowering, parts: LayerParts, choices: Choices, with_head: bool) -> Candidate:
     form = lowering.form(parts, choices.precision)
-    return Candidate(lowering.name, form, predicted_us(form, parts, choices.rows, choices.target))
+    called = (form, head_of(form)) if with_head else (form,)
+    time = sum(predicted_us(each, parts, choices.rows, choices.target) for each in called)
+    return Candidate(lowering.name, form, time)
 
 
 def _cheapest(candidates: list[Candidate], parts: LayerParts) -> Candidate:

@@ -103,15 +103,17 @@ def pool(hidden: npt.NDArray[Any], mask: npt.NDArray[np.int64], how: Postprocess
     return np.asarray(vectors, np.float32)
 
 
-def _embed(runner: Runner, texts: Sequence[Text], batch_size: int) -> FloatArray:
+def _embed(runner: Runner, items: Sequence[Any], batch_size: int) -> FloatArray:
+    """Vectors of texts, or of pictures where the bundle takes those."""
     manifest = runner.bundle.manifest
 
     def rows_of(outputs: Outputs, feeds: Feeds) -> FloatArray:
-        mask = feeds.get("attention_mask")
-        if mask is None:
-            mask = np.ones(feeds["input_ids"].shape, np.int64)
-        return pool(outputs[manifest.outputs[0]], mask, manifest.postprocess)
+        hidden, mask = outputs[manifest.outputs[0]], feeds.get("attention_mask")
+        return pool(hidden, np.ones(hidden.shape[:2], np.int64) if mask is None else mask, manifest.postprocess)
 
+    if manifest.image is not None:
+        return _over_pictures(runner, items, batch_size, rows_of)
+    texts = items
     return np.stack(runner.batched(_one_at_least(runner, texts), batch_size, rows_of))[: len(texts)]
 
 
@@ -129,13 +131,23 @@ def _one_at_least(runner: Runner, texts: Sequence[Text]) -> list[Ids]:
 
 
 def _see(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> Classification:
-    parts = []
+    def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
+        return np.asarray(_output(runner, outputs, "logits"), np.float32)
+
+    logits = _over_pictures(runner, pictures, batch_size, rows_of)
+    return Classification(logits.argmax(axis=1) if len(pictures) else np.zeros(0, np.int64), _softmax(logits))
+
+
+def _over_pictures(
+    runner: Runner, pictures: Sequence[Picture], batch_size: int, rows_of: Callable[[Outputs, Feeds], FloatArray]
+) -> FloatArray:
+    """`rows_of` every batch, one row per picture."""
+    (name,) = runner.bundle.manifest.inputs
+    parts = [np.zeros((0, len(runner.bundle.manifest.labels)), np.float32)] if not len(pictures) else []
     for start in range(0, len(pictures), batch_size):
-        values = pixel_values(pictures[start : start + batch_size], runner.bundle.image)
-        (name,) = runner.bundle.manifest.inputs
-        parts.append(np.asarray(_output(runner, runner.run({name: values}), "logits"), np.float32))
-    logits = np.concatenate(parts) if parts else np.zeros((0, len(runner.bundle.manifest.labels)), np.float32)
-    return Classification(logits.argmax(axis=1) if parts else np.zeros(0, np.int64), _softmax(logits))
+        feeds = {name: pixel_values(pictures[start : start + batch_size], runner.bundle.image)}
+        parts.append(rows_of(runner.run(feeds), feeds))
+    return np.concatenate(parts)
 
 
 def _tag(runner: Runner, texts: Sequence[str | list[str]], batch_size: int) -> list[list[Word]]:

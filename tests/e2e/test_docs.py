@@ -64,7 +64,7 @@ def folder(tmp_path, texts, tiny_bert):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["compression.md", "finetuning.md"])
+@pytest.mark.parametrize("page", ["compression.md", "exporting.md", "finetuning.md"])
 def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert):
     found = blocks(page)
     assert found

@@ -13,6 +13,8 @@ import onnxruntime
 import pytest
 from transformers.exporters import ExportedModel
 
+from saten_edge.compress import compress
+from saten_edge.decompose import Recipe
 from saten_edge.models import LoadedModel, load_model
 from saten_exporters import LayerParts, export
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
@@ -194,6 +196,40 @@ def bundle_of(
         return made[model, precision]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def export_of(
+    make_tiny: Callable[..., Path], traced: Callable[..., ExportedModel], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str, str, str], tuple[LoadedModel, Bundle]]:
+    """export_of(model_type, task, "dense" or "saten", precision) -> the model and its bundle, made once. Read-only."""
+    folder = tmp_path_factory.mktemp("battery")
+    loaded, made = dict[tuple[str, ...], LoadedModel](), dict[tuple[str, ...], Bundle]()
+
+    def load(model_type: str, task: str, form: str) -> LoadedModel:
+        source = load_model(make_tiny(model_type, task), task)
+        if form == "saten":
+            recipe = Recipe(rounds=1, share=0.6)  # every layer has both parts
+            compress(source, 0.5, pattern="grouped", group=8, allocation="uniform", recipe=recipe)
+        return source
+
+    def get(model_type: str, task: str, form: str, precision: str) -> tuple[LoadedModel, Bundle]:
+        model, cell = (model_type, task, form), (model_type, task, form, precision)
+        if model not in loaded:
+            loaded[model] = load(*model)
+        if cell not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("saten_exporters.bundle.trace", traced)
+                made[cell] = export(loaded[model], folder / "-".join(cell), precision=precision)
+        return loaded[model], made[cell]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pixels(images: list[Any]) -> list[np.ndarray]:
+    """`images` as a device has them, (height, width, 3) uint8."""
+    return [np.asarray(image) for image in images[:3]]
 
 
 @pytest.fixture(scope="session")

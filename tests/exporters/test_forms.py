@@ -2,8 +2,8 @@
 
 The bounds follow from the arithmetic. float32: Higham, "Accuracy and Stability of Numerical Algorithms", §3.5,
 |error| ≤ γ_k |x| |M|, γ_k = k u / (1 − k u). Stored in half precision a weight moves by 2^-11 of itself; as a code by
-half the scale of its output, row or block. An activation that becomes a code moves by at most half of (max − min) / 255,
-both ranges widened to hold 0, or, block by block, by half of max / 127.
+half the scale of its output, row or block. An activation that becomes a code moves by at most half of
+(max − min) / 255, both ranges widened to hold 0, or, block by block, by half of max / 127.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
-Array = np.ndarray
 MakeParts = Callable[..., LayerParts]
 OneForm = Callable[[Form, LayerParts], ir.Model]
-RunOrt = Callable[..., list[Array]]
+RunOrt = Callable[..., list[np.ndarray]]
 
+Array = np.ndarray
 UNIT = float(np.finfo(np.float32).eps) / 2
 # Half a step; dividing by a rounded step moves a number by a few roundings of at most 255 steps.
 HALF = 0.5 + 255 * 4 * UNIT
-MANY_ROWS = 128
 HALF_PRECISION = 2.0**-11  # of a number, and 2^-25 where it is too small to be normal
+MANY_ROWS = 128
 
 PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]  # (layout or None, kind, precision)
 LAYERS = [row for row in PARTS if row[0]]

@@ -12,11 +12,11 @@ from saten_exporters.passes import TidyPass
 from saten_runtime.bundle import Bundle
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>'
-UNTIDY = (
+TIDY = (
     HEAD
     + """
-    g (int64[s44, s70] input_ids, int64[s44, s70] attention_mask) => (float[s44, s70, other] y)
-    <float[s44, s70] numbers> {
+    g (int64[batch, sequence] input_ids, int64[batch, sequence] attention_mask) => (float[batch, sequence, other] y)
+    <float[batch, sequence] numbers> {
         numbers = Cast <to = 1> (input_ids)
         mask = Cast <to = 1> (attention_mask)
         product = Mul (numbers, mask)
@@ -24,17 +24,8 @@ UNTIDY = (
         y = Unsqueeze (product, axes)
     }"""
 )
-TIDY = UNTIDY.replace("s44", "batch").replace("s70", "sequence")
-SWAPPED = UNTIDY.replace("s44", "sequence").replace("s70", "batch")
-FIXED = UNTIDY.replace("s44", "2").replace("s70", "5")
 
 Parse = Callable[..., ir.Model]
-
-
-def shape_of(value: ir.Value | None) -> list[str | int]:
-    assert value is not None
-    assert value.shape is not None
-    return [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
 
 
 def everything(model: ir.Model) -> Iterator[Any]:
@@ -43,16 +34,6 @@ def everything(model: ir.Model) -> Iterator[Any]:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         yield from (graph, *graph.inputs, *graph.initializers.values(), *graph)
         yield from (output for node in graph for output in node.outputs)
-
-
-@pytest.mark.parametrize("text", [UNTIDY, SWAPPED])
-def test_dims_are_named(text: str, parse_model: Parse) -> None:
-    model = parse_model(text)
-    assert TidyPass()(model).modified
-    assert [shape_of(value) for value in model.graph.inputs] == [["batch", "sequence"]] * 2
-    assert shape_of(model.graph.outputs[0]) == ["batch", "sequence", "other"]
-    assert shape_of(model.graph[0].outputs[0]) == ["batch", "sequence"]
-    assert [node.op_type for node in model.graph] == ["Cast", "Cast", "Mul", "Constant", "Unsqueeze"]
 
 
 def test_metadata_and_docs_go(parse_model: Parse) -> None:
@@ -67,16 +48,16 @@ def test_metadata_and_docs_go(parse_model: Parse) -> None:
         assert not thing.doc_string
 
 
-@pytest.mark.parametrize("text", [TIDY, FIXED])
-def test_a_tidy_graph_stays(text: str, parse_model: Parse) -> None:
-    model = parse_model(text)
+def test_a_tidy_graph_stays(parse_model: Parse) -> None:
+    model = parse_model(TIDY)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     assert not TidyPass()(model).modified
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_once_is_enough(parse_model: Parse) -> None:
-    model = parse_model(UNTIDY)
+    model = parse_model(TIDY)
+    model.doc_string = "made by somebody"
     assert TidyPass()(model).modified
     assert not TidyPass()(model).modified
 

@@ -12,10 +12,27 @@ import torch
 from saten_edge.models import LoadedModel
 from saten_exporters import TARGETS
 from saten_exporters.forms import DOMAIN
-from saten_exporters.trace import sample_inputs, trace
+from saten_exporters.samples import padded_tokens
+from saten_exporters.trace import name_axes, trace
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError
 
+HEAD = '<ir_version: 10, opset_import: ["" : 18]>'
+SYMBOLS = (
+    HEAD
+    + """
+    g (int64[s44, s70] ids, float[s44, 2, s36, 4] past, int64[s44, s53] mask) => (float[s44, later, other] y)
+    <float[s44, s70] numbers> {
+        numbers = Cast <to = 1> (ids)
+        axes = Constant <value_ints = [2]> ()
+        y = Unsqueeze (numbers, axes)
+    }"""
+)
+AXES = {
+    "ids": {0: "batch", 1: "sequence"},
+    "past": {0: "batch", 2: "past_sequence"},
+    "mask": {0: "batch", 1: "past_sequence + sequence"},
+}
 NAMES = {"input_ids", "attention_mask", "token_type_ids"}
 SHAPES = ((1, 1), (1, 30), (4, 2), (3, 17))
 
@@ -96,9 +113,31 @@ def test_a_model_that_cannot_be_traced(loaded_tiny: dict[str, LoadedModel]) -> N
     assert caught.value.__cause__ is not None
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_axes_are_named(swapped: bool, parse_model: Callable[..., ir.Model]) -> None:
+    text = SYMBOLS.replace("s44", "sequence").replace("s70", "batch") if swapped else SYMBOLS
+    model = parse_model(text)
+    batch, tokens = dims(model.graph.inputs[0])
+    model.graph.outputs[0].shape = ir.Shape([batch, f"s36 + {tokens}", "other"])
+    name_axes(model.graph, AXES)
+    assert [dims(value) for value in model.graph.inputs] == [
+        ["batch", "sequence"],
+        ["batch", 2, "past_sequence", 4],
+        ["batch", "past_sequence + sequence"],
+    ]
+    assert dims(model.graph.outputs[0]) == ["batch", "past_sequence + sequence", "other"]
+    assert dims(model.graph[0].outputs[0]) == ["batch", "sequence"]
+
+
+def test_an_axis_that_the_tracer_fixed(parse_model: Callable[..., ir.Model]) -> None:
+    model = parse_model(SYMBOLS.replace("s70", "7"))
+    with pytest.raises(ExportError, match="axis sequence of ids was traced as 7"):
+        name_axes(model.graph, AXES)
+
+
 def test_samples(loaded_tiny: dict[str, LoadedModel]) -> None:
     source = loaded_tiny["dense"]
-    inputs = sample_inputs(source, [(2, 9), (9, 9), (5, 9)])
+    inputs = padded_tokens(source, [(2, 9), (9, 9), (5, 9)])
     assert set(inputs) == NAMES
     assert {tuple(tensor.shape) for tensor in inputs.values()} == {(3, 9)}
     assert inputs["attention_mask"].sum(dim=1).tolist() == [2, 9, 5]
@@ -106,7 +145,7 @@ def test_samples(loaded_tiny: dict[str, LoadedModel]) -> None:
     hidden = inputs["attention_mask"] == 0
     assert set(inputs["input_ids"][hidden].tolist()) == {source.tokenizer.pad_token_id}
     assert 0 <= inputs["input_ids"].min() < inputs["input_ids"].max() < source.model.config.vocab_size
-    again = sample_inputs(source, [(2, 9), (9, 9), (5, 9)])
+    again = padded_tokens(source, [(2, 9), (9, 9), (5, 9)])
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
 
 
@@ -114,4 +153,4 @@ def test_samples_of_a_model_that_reads_less(
     loaded_tiny: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded_tiny["dense"].tokenizer, "model_input_names", ["input_ids", "attention_mask", "x"])
-    assert list(sample_inputs(loaded_tiny["dense"], [(3, 3)])) == ["input_ids", "attention_mask"]
+    assert list(padded_tokens(loaded_tiny["dense"], [(3, 3)])) == ["input_ids", "attention_mask"]

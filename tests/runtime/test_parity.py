@@ -331,4 +331,6 @@ def test_as_json() -> None:
         "relative_error": None,
         "cosine": None,
         "bound": None,
+        "same_token": None,
+        "kl": None,
     }

@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 from saten_edge.imports import best_pattern, import_checkpoint, read_state
 from saten_edge.models import load_model, save_model
 from saten_edge.modules import saten_layers
+from saten_exporters import export
 from saten_runtime.errors import CheckpointError
+from saten_runtime.parity import compare_outputs
+from saten_runtime.runner import Runner
 
 EPS = float(np.finfo(np.float32).eps)
 QUERY, INNER, OUTER = (
@@ -128,6 +131,28 @@ class TestNumbers:
         for key, parameter in loaded.model.named_parameters():
             if ".cores." not in key and ".residual." not in key:
                 assert torch.equal(parameter, source.dense[key]), key
+
+    def test_an_imported_checkpoint_is_exported(self, foreign, base, tmp_path):
+        """Every kind of mask, in the graph and against torch; the twin is a bundle of another import."""
+        source = foreign()
+        source.compress(QUERY, "grouped:16")
+        source.compress(INNER, "2:4", bias=False)
+        source.compress(OUTER, None)
+        loaded, rows = import_checkpoint(write(source, tmp_path / "model.safetensors"), base)
+        bundle = export(loaded, tmp_path / "bundle")
+        assert bundle.manifest.task == "text-classification"
+        assert {layer.name for layer in bundle.manifest.layers} == {row.name for row in rows}
+        assert {layer.form for layer in bundle.manifest.layers} == {
+            "LowRankGroupedLinear",
+            "LowRankCsrLinear",
+            "LowRankLinear",
+        }
+        inputs = loaded.encode(["the file", "a number of path"])
+        with torch.no_grad():
+            wanted = loaded.model(**inputs).logits.numpy()
+        got = Runner.load(bundle).run({name: tensor.numpy() for name, tensor in inputs.items()})["logits"]
+        bound = bundle.manifest.tolerance["relative"]
+        assert compare_outputs(got, wanted, None)[0] <= bound < compare_outputs(got[::-1], wanted, None)[0]
 
     def test_a_dropped_factor_value_or_a_swapped_axis_is_seen(self, foreign, base, tmp_path):
         """The twin: the same comparison fails on slightly other numbers."""

@@ -11,6 +11,7 @@ from saten_exporters.forms.csr import csr_linear
 from saten_exporters.forms.dense import dense_embedding, dense_linear
 from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, Form, Weights, Work, sum_of
 from saten_exporters.forms.grouped import grouped_linear
+from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import STORAGES, Storage
@@ -32,6 +33,7 @@ __all__ = [
     "Weights",
     "Work",
     "form_of",
+    "head_of",
 ]
 
 # (kind, precision) → form of the tensor train, folded to factors
@@ -44,7 +46,7 @@ TRAIN_FORMS = {
 # (kind, precision) → form of a whole matrix
 DENSE_FORMS = {
     (form.kind, form.precision): form
-    for make in (dense_linear, dense_embedding)
+    for make in (dense_linear, dense_embedding, dense_head)
     for form in map(make, STORAGES.values())
 }
 

@@ -30,18 +30,23 @@ FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4
 class Storage:
     """One precision's texts and packing.
 
-    product: x (…, in) times a matrix (in, out). lookup: rows of a table. numbers: a batch of blocks (n, m, k) as
-    float32; empty where they are stored so. pack_*: the weight → what is stored, codes before scales.
+    product: x (…, in) times a matrix (in, out); turned: x (…, out) times its transpose, perhaps with columns of zeros
+    behind. lookup: rows of a table; by_rows: x times the transpose of a table. numbers: a batch of blocks (n, m, k)
+    as float32; empty where they are stored so; table_numbers: the same of a table, where codes share a byte or a
+    scale. pack_*: the weight → what is stored, codes before scales.
     multiple: tables and blocks have a width that it divides. sized: product needs the matrix' sizes as attributes.
     """
 
     precision: Precision
     product: str
+    turned: str
     lookup: str
+    by_rows: str
     numbers: str
     pack_product: Callable[[Array], Packed]
     pack_table: Callable[[Array], Packed]
     pack_blocks: Callable[[Array], Packed]
+    table_numbers: str = ""
     scaled: bool = True
     multiple: int = 1
     sized: bool = False
@@ -54,6 +59,18 @@ class Storage:
     def multiply(self, x: str, y: str, w: str, s: str = "") -> str:
         """Text of y = x W."""
         return self.product.format(x=x, y=y, w=w, s=s)
+
+    def multiply_turned(self, x: str, y: str, w: str, s: str = "") -> str:
+        """Text of y = x Wᵀ."""
+        return self.turned.format(x=x, y=y, w=w, s=s)
+
+    def multiply_table(self, x: str, y: str, w: str, s: str = "") -> str:
+        """Text of y = x Tᵀ for a table T."""
+        return self.by_rows.format(x=x, y=y, w=w, s=s)
+
+    def whole_blocks(self, width: int) -> int:
+        """`width`, or the next larger number of whole blocks."""
+        return width + (-width % self.precision.block if self.precision.block else 0)
 
     def look_up(self, x: str, y: str, w: str, s: str = "") -> str:
         """Text of y = the rows x of a table."""
@@ -106,6 +123,16 @@ _LATE = """
         {y}_late = Reshape ({w}, {y}_shape)"""
 
 
+_TRANSPOSED = """
+        {y} = com.microsoft.FusedMatMul <transB = 1> ({x}, {w})"""
+
+_LATE_TRANSPOSED = (
+    _LATE
+    + """
+        {y}_matrix = Cast <to = 1> ({y}_late)
+        {y} = com.microsoft.FusedMatMul <transB = 1> ({x}, {y}_matrix)"""
+)
+
 _CROP = """
         start = Constant <value_ints = [0]> ()
         last = Constant <value_ints = [-1]> ()
@@ -134,10 +161,14 @@ def _int8_blocks(blocks: Array) -> Packed:
 
 
 def _blockwise(precision: Precision) -> Storage:
-    """Blocks of codes that share a scale: MatMulNBits and GatherBlockQuantized read them as they are."""
+    """Blocks of codes that share a scale: MatMulNBits and GatherBlockQuantized read them as they are.
+
+    ONNX Runtime computes neither at load, even of constants.
+    """
     bits, block = precision.bits, precision.block
     packed: Callable[[Array], Array] = pack_nibbles if bits == 4 else lambda codes: codes
     per_byte = 8 // bits
+    zero = 0x88 if bits == 4 else 0x80  # a byte of codes of zero
 
     def columns(matrix: Array) -> Packed:
         codes, scale = quantize_blocks(matrix.T, bits, block)
@@ -157,17 +188,53 @@ def _blockwise(precision: Precision) -> Storage:
         product=f"""
         {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
             accuracy_level: int = @level> ({{x}}, {{w}}, {{s}})""",
+        turned=f"""
+        {{y}}_first = Constant <value_ints = [0]> ()
+        {{y}}_one = Constant <value_ints = [1]> ()
+        {{y}}_rest = Constant <value_ints = [-1]> ()
+        {{y}}_count = Shape <start = 0, end = 1> ({{w}})
+        {{y}}_lines = Concat <axis = 0> ({{y}}_one, {{y}}_count, {{y}}_rest)
+        {{y}}_codes = Reshape ({{w}}, {{y}}_lines)
+        {{y}}_scale = Reshape ({{s}}, {{y}}_lines)
+        {{y}}_numbers = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
+            {{y}}_codes, {{y}}_first, {{y}}_scale)
+        {{y}}_matrix = Squeeze ({{y}}_numbers, {{y}}_first)
+        {{y}} = MatMul ({{x}}, {{y}}_matrix)""",
+        by_rows=f"""
+        {{y}}_start = Constant <value_ints = [0, 0, 0]> ()
+        {{y}}_block = Constant <value_ints = [{block * bits // 8}]> ()
+        {{y}}_zero = Constant <value = uint8 {{{{{zero}}}}}> ()
+        {{y}}_rest = Constant <value_ints = [-1]> ()
+        {{y}}_rows = Shape <start = 0, end = 1> ({{w}})
+        {{y}}_bytes = Shape <start = 1, end = 2> ({{w}})
+        {{y}}_blocks = Shape <start = 1, end = 2> ({{s}})
+        {{y}}_whole = Mul ({{y}}_blocks, {{y}}_block)
+        {{y}}_missing = Sub ({{y}}_whole, {{y}}_bytes)
+        {{y}}_pads = Concat <axis = 0> ({{y}}_start, {{y}}_missing)
+        {{y}}_padded = Pad ({{w}}, {{y}}_pads, {{y}}_zero)
+        {{y}}_shape = Concat <axis = 0> ({{y}}_rows, {{y}}_blocks, {{y}}_block)
+        {{y}}_codes = Reshape ({{y}}_padded, {{y}}_shape)
+        {{y}}_scale = Reshape ({{s}}, {{y}}_rest)
+        {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
+            accuracy_level: int = @level> ({{x}}, {{y}}_codes, {{y}}_scale)""",
         lookup=f"""
         {{y}} = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 1, {how}> ({{w}}, {{x}}, {{s}})""",
-        numbers=_LATE
-        + f"""
+        numbers=f"""
+        {{y}}_first = Constant <value_ints = [0]> ()
         {{y}}_rows = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
-            {{y}}_late, {{y}}_none, {{s}})
+            {{w}}, {{y}}_first, {{s}})
         {{y}}_groups = Shape <start = 0, end = 1> (indices)
         {{y}}_size = Constant <value_ints = [-1]> ()
         {{y}}_kept = Shape <start = 1, end = 2> (indices)
         {{y}}_blocks = Concat <axis = 0> ({{y}}_groups, {{y}}_size, {{y}}_kept)
         {{y}} = Reshape ({{y}}_rows, {{y}}_blocks)""",
+        table_numbers=f"""
+        {{y}}_first = Constant <value_ints = [0]> ()
+        {{y}}_codes = Unsqueeze ({{w}}, {{y}}_first)
+        {{y}}_scale = Unsqueeze ({{s}}, {{y}}_first)
+        {{y}}_all = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
+            {{y}}_codes, {{y}}_first, {{y}}_scale)
+        {{y}} = Squeeze ({{y}}_all, {{y}}_first)""",
         pack_product=columns,
         pack_table=rows,
         pack_blocks=blocks,
@@ -183,8 +250,10 @@ STORAGES = {
             PRECISIONS["fp32"],
             product="""
         {y} = MatMul ({x}, {w})""",
+            turned=_TRANSPOSED,
             lookup="""
         {y} = Gather <axis = 0> ({w}, {x})""",
+            by_rows=_TRANSPOSED,
             numbers="",
             pack_product=_one,
             pack_table=_one,
@@ -197,9 +266,11 @@ STORAGES = {
             + """
         {y}_matrix = Cast <to = 1> ({y}_late)
         {y} = MatMul ({x}, {y}_matrix)""",
+            turned=_LATE_TRANSPOSED,
             lookup="""
         {y}_halves = Gather <axis = 0> ({w}, {x})
         {y} = Cast <to = 1> ({y}_halves)""",
+            by_rows=_LATE_TRANSPOSED,
             numbers=_LATE
             + """
         {y} = Cast <to = 1> ({y}_late)""",
@@ -212,6 +283,17 @@ STORAGES = {
             PRECISIONS["int8"],
             product="""
         {y} = com.microsoft.DynamicQuantizeMatMul ({x}, {w}, {s})""",
+            # Codes ONNX Runtime turns once at load, in 8 bits, where it would repack them for the product anyway.
+            turned="""
+        {y}_scaled = Mul ({x}, {s})
+        {y}_turned = Transpose <perm = [1, 0]> ({w})
+        {y}_one = Constant <value_float = 1.0> ()
+        {y} = com.microsoft.DynamicQuantizeMatMul ({y}_scaled, {y}_turned, {y}_one)""",
+            by_rows="""
+        {y}_turned = Transpose <perm = [1, 0]> ({w})
+        {y}_all = Constant <value_ints = [-1]> ()
+        {y}_scale = Reshape ({s}, {y}_all)
+        {y} = com.microsoft.DynamicQuantizeMatMul ({x}, {y}_turned, {y}_scale)""",
             lookup="""
         {y}_codes = Gather <axis = 0> ({w}, {x})
         {y}_numbers = Cast <to = 1> ({y}_codes)

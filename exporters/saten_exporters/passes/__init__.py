@@ -7,13 +7,23 @@ from onnx_ir.passes import common
 
 from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
+from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
+from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
 from saten_runtime.manifest import Layer
 
-__all__ = ["LowerPass", "QuantizeDensePass", "SplitSkipNormPass", "TidyPass", "run_passes"]
+__all__ = [
+    "ExpandRmsNormPass",
+    "LowerPass",
+    "QuantizeDensePass",
+    "SplitGemmPass",
+    "SplitSkipNormPass",
+    "TidyPass",
+    "run_passes",
+]
 
 
 def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) -> list[Layer]:
@@ -22,6 +32,8 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
     ordered = (
         TidyPass(),
         SplitSkipNormPass(),
+        ExpandRmsNormPass(),
+        SplitGemmPass(),
         lower,
         QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import onnx_ir as ir
 
 from saten_exporters.choices import Choices, lowerings_of
 from saten_exporters.cost import Candidate, choose
-from saten_exporters.forms import DOMAIN
+from saten_exporters.forms import DOMAIN, head_of
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import new_initializer
@@ -17,12 +18,13 @@ from saten_runtime.manifest import Layer, Rejected
 
 __all__ = ["PLACEHOLDERS", "LowerPass"]
 
-PLACEHOLDERS = ("Linear", "Embedding")
+PLACEHOLDERS = ("Linear", "Embedding", "Head")
 
 
 class LowerPass(ir.passes.InPlacePass):
     """Replaces each `saten::Linear` and `saten::Embedding` placeholder by the form of its layer.
 
+    A `saten::Head` carries the name of the table it shares, and reads the weights that the table's form stored.
     Leaves a graph without placeholders as it is. `layers` holds one manifest row per layer afterwards.
 
     Raises:
@@ -44,29 +46,33 @@ class LowerPass(ir.passes.InPlacePass):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
         asked = lowerings_of(self.choices.lowering, list(self.parts))
-        lowered: dict[str, tuple[Candidate, dict[str, ir.Value]]] = {}
+        headed = {node.attributes.get_string("layer", "") for node in found if node.op_type == "Head"}
+        lowered: dict[str, tuple[Candidate, list[ir.Value]]] = {}
         calls: Counter[str] = Counter()
         for node in found:
             parts = self.parts[node.attributes.get_string("layer", "")]
             if parts.name not in lowered:
-                lowered[parts.name] = self._add(model, parts, asked.get(parts.name))
+                lowered[parts.name] = self._add(model, parts, asked.get(parts.name), with_head=parts.name in headed)
             chosen, weights = lowered[parts.name]
+            form = head_of(chosen.form) if node.op_type == "Head" else chosen.form
+            add_functions(model, form)
             calls[parts.name] += 1  # a shared layer is called from several places; node names must differ
             name = parts.name if calls[parts.name] == 1 else f"{parts.name}#{calls[parts.name]}"
-            sizes = chosen.form.sizes(parts, self.choices.rows)
-            call(model, node, chosen.form, [node.inputs[0], *weights.values()], sizes, name)
+            call(model, node, form, [node.inputs[0], *weights], form.sizes(parts, self.choices.rows), name)
         expand_dense(model)
         return ir.passes.PassResult(model, modified=bool(found))
 
-    def _add(self, model: ir.Model, parts: LayerParts, asked: str | None) -> tuple[Candidate, dict[str, ir.Value]]:
-        """Choose a layer's form, put its weights and function into the model, and note it."""
-        chosen, others = choose(parts, self.choices, asked)
+    def _add(
+        self, model: ir.Model, parts: LayerParts, asked: str | None, *, with_head: bool
+    ) -> tuple[Candidate, list[ir.Value]]:
+        """Choose a layer's form, put its weights into the model, and note it."""
+        chosen, others = choose(parts, self.choices, asked, with_head=with_head)
         weights = chosen.form.pack(parts)
-        self.layers.append(_row(chosen, others, parts, sum(array.nbytes for array in weights.values())))
-        add_functions(model, chosen.form)
-        return chosen, {
-            name: new_initializer(model, f"{parts.name}.{name}", weights[name]) for name in chosen.form.inputs
-        }
+        row = _row(chosen, others, parts, sum(array.nbytes for array in weights.values()))
+        if with_head:
+            row = dataclasses.replace(row, macs_per_row=row.macs_per_row + head_of(chosen.form).macs(parts))
+        self.layers.append(row)
+        return chosen, [new_initializer(model, f"{parts.name}.{name}", weights[name]) for name in chosen.form.inputs]
 
 
 def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts, size_bytes: int) -> Layer:

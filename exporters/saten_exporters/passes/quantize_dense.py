@@ -15,11 +15,14 @@ __all__ = ["QuantizeDensePass"]
 
 # Smaller than this, the scales and the extra nodes outweigh what is saved.
 SMALLEST_WEIGHT = 4096
+# What is set on a FusedMatMul that only transposes its weight.
+_TURNED = {"alpha": 1.0, "transB": 1}
 
 
 class QuantizeDensePass(ir.passes.InPlacePass):
     """MatMul by a constant (in, out) and Gather from a constant table → the dense forms of a precision.
 
+    A head that multiplies by the transpose of a table (FusedMatMul) shares what is stored of the table.
     Does nothing to activations times activations, to small weights, to anything already stored so, and at fp32.
     """
 
@@ -41,7 +44,7 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         kind = _kind(node)
         if kind is None:
             return False
-        x, weight = node.inputs if kind == "linear" else reversed(node.inputs)
+        x, weight = reversed(node.inputs) if kind == "embedding" else node.inputs
         dense = _dense_weight(weight)
         if weight is None or dense is None:
             return False
@@ -50,7 +53,8 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         stored = [
             _once(model, f"{weight.name}.{name}", array) for name, array in zip(form.inputs, pack(dense), strict=True)
         ]
-        sizes = storage.sizes({form.inputs[0]: dense.shape}, self.choices.rows) if form.attributes else {}
+        shape = dense.shape[::-1] if kind == "head" else dense.shape
+        sizes = storage.sizes({form.inputs[0]: shape}, self.choices.rows) if form.attributes else {}
         add_functions(model, form)
         call(model, node, form, [x, *stored], sizes, node.name)
         return True
@@ -62,6 +66,9 @@ def _kind(node: ir.Node) -> str | None:
         return "linear"
     if node.domain == "" and node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
         return "embedding"
+    if (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul"):
+        options = {"alpha": 1.0, **{name: attribute.value for name, attribute in node.attributes.items()}}
+        return "head" if {name: value for name, value in options.items() if value} == _TURNED else None
     return None
 
 
