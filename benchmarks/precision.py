@@ -1,7 +1,7 @@
 """What each precision costs and gains, as `python benchmarks/precision.py CHECKPOINT… --data LABELLED.jsonl`.
 
-Exports every checkpoint (dense or Saten) at every precision, scores the bundles on the labelled file and measures them in
-turns at 128 tokens on one thread, each round in processes of its own. Prints one table and writes it, with the
+Exports every checkpoint (dense or Saten) at every precision, scores the bundles on the labelled file and measures them
+in turns at 128 tokens on one thread, each round in processes of its own. Prints one table and writes it, with the
 samples' percentiles, as JSON: bytes of graph and weights, the task's metrics, the 50th percentile, and its paired
 ratio to the first checkpoint at fp32.
 """
@@ -55,7 +55,9 @@ def table(bundles: Sequence[Bundle], data: Path, rounds: int) -> list[dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", type=Path, nargs="+", help="folders; the first is what the others are compared to")
+    parser.add_argument(
+        "checkpoints", type=Path, nargs="+", help="folders; the first is what the others are compared to"
+    )
     parser.add_argument("--names", help="list, one for each checkpoint (default: the folders' names)")
     parser.add_argument("--data", type=Path, required=True, help="JSON Lines with labels")
     parser.add_argument("--rounds", type=int, default=5)
