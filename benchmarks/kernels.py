@@ -29,7 +29,7 @@ GROUPS = (1, 4, 8, 16, 32)  # 1: compressed rows
 MANY_ROWS = 128
 TURN_S = 2e-3  # of a turn, about: short enough that all nodes meet the same moments
 COPY_BYTES = 256 * 2**20  # far beyond the last-level cache
-TARGET = TARGETS["cpu"]
+TARGET = TARGETS["x86-64"]
 
 
 @dataclass(frozen=True)

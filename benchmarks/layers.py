@@ -29,7 +29,7 @@ from saten_runtime.stats import paired_ratio
 
 BUDGET = 0.285
 RESIDUAL_SHARE = 0.3
-TARGET = TARGETS["cpu"]
+TARGET = TARGETS["x86-64"]
 BASELINE = "dense fp32"
 # precision → relative error beyond which a form computes something else
 ALLOWED = {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.05, "int8-block": 0.05, "int4": 0.25}

@@ -125,7 +125,7 @@ def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
     for name in BUNDLES:
         model, precision = name.split("-")
         path = out / "bundles" / name
-        export_stage(folders[model], path, name=name, precision=precision, target="cpu", talk=talk, overwrite=True)
+        export_stage(folders[model], path, name=name, precision=precision, target="x86-64", talk=talk, overwrite=True)
         paths.append(path)
     return paths
 

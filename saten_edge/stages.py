@@ -161,23 +161,29 @@ def export_stage(
     name: str | None,
     precision: str,
     target: str,
+    dense: str | Path | None = None,
     talk: Talk,
     overwrite: bool,
     rows: int = 128,
     lowering: str | None = None,
 ) -> Bundle:
-    """Export a dense or Saten model folder to a verified bundle. task: None reads it from the config."""
+    """Export a dense or Saten model folder to a verified bundle.
+
+    task: None reads it from the config. dense: the model it was compressed from, to report how far it is from that.
+    """
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
+        loaded = load_model(model, task)
         return export(
-            load_model(model, task),
+            loaded,
             out,
             name=name,
             precision=precision,
             target=target,
             rows=rows,
             lowering=lowering,
+            dense=None if dense is None else load_model(dense, loaded.task),
             overwrite=overwrite,
         )
 

@@ -10,16 +10,16 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from saten_exporters import quantize
 from saten_exporters.card import model_card
 from saten_exporters.choices import Choices
 from saten_exporters.parts import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
-from saten_exporters.quantize import PRECISIONS
-from saten_exporters.targets import TARGETS, Target
+from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.tasks import kind_of, task_of
 from saten_exporters.trace import trace
-from saten_exporters.verify import DERIVED, measured_bound, rounding_bound, write_cases
+from saten_exporters.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.files import new_folder, sha256_file, write_json
@@ -27,6 +27,8 @@ from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Lay
 from saten_runtime.parity import Comparison, compare, judge
 
 __all__ = ["LOADERS", "PRECISIONS", "export"]
+
+PRECISIONS = tuple(quantize.PRECISIONS)
 
 # Entry points of this group load what is to be exported: callables (folder or name, task) → `Exportable`.
 LOADERS = "saten_exporters.loaders"
@@ -43,21 +45,23 @@ def export(
     task: str | None = None,
     name: str | None = None,
     precision: str = "fp32",
-    target: str = "cpu",
+    target: str = DEFAULT_TARGET,
     rows: int = 128,
     lowering: str | Path | None = None,
+    dense: Exportable | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
     model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
     loads. task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
-    the folder's own name by default. rows, lowering: as in `Choices`.
+    the folder's own name by default. dense: the model that a compressed one was made of; how far it is from that is
+    reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
         CheckpointError: there is no such model, or its files cannot be read.
-        ExportError: the model cannot be expressed.
+        ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
     _known("precision", precision, PRECISIONS)
@@ -68,12 +72,17 @@ def export(
         _refuse_half(source)
         exported = trace(source, row)
         layers = run_passes(exported.program, source.layer_parts(), choices)
+        check_operators(exported.program, row)
         _save_graph(exported, folder, row)
         graph = exported.program.graph
         write_cases(source, folder, [str(value.name) for value in graph.outputs])
         manifest = _manifest(source, folder, name or path.name, choices, row, graph, layers)
         _write_manifest(folder, manifest)
-        _write_reports(folder, manifest, _compare(folder, manifest))
+        apart = approximation(source, dense) if dense is not None else []
+        comparisons = _compare(folder, manifest)
+        for add in row.extras:
+            add(folder)
+        _write_reports(folder, manifest, comparisons, apart)
     return Bundle.open(path)
 
 
@@ -183,8 +192,9 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST_FILE, manifest.to_json())
 
 
-def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison]) -> None:
-    rows = [comparison.to_json() for comparison in comparisons]
-    write_json(folder / "validation" / "report.json", {"comparisons": rows})
-    (folder / "README.md").write_text(model_card(manifest, comparisons), encoding="utf-8")
+def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> None:
+    """report.json and the card; apart: from the dense model, empty where that is not at hand."""
+    report = {"comparisons": [row.to_json() for row in comparisons], "approximation": [row.to_json() for row in apart]}
+    write_json(folder / "validation" / "report.json", report)
+    (folder / "README.md").write_text(model_card(manifest, comparisons, apart), encoding="utf-8")
     _write_manifest(folder, manifest)

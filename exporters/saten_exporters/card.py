@@ -8,12 +8,23 @@ from saten_runtime.parity import Comparison
 __all__ = ["model_card"]
 
 
-def model_card(manifest: Manifest, comparisons: list[Comparison]) -> str:
-    """README.md of a bundle, Markdown with the YAML head that the Hugging Face hub reads."""
+USES = {
+    "text-generation": ("generate", '"a prompt"'),
+    "question-answering": ("predict", '"a question" --context "a text that answers it"'),
+    "image-classification": ("predict", "picture.ppm"),
+}
+
+
+def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> str:
+    """README.md of a bundle, Markdown with the YAML head that the Hugging Face hub reads.
+
+    apart: comparisons with the dense model, empty where that was not at hand.
+    """
     sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith("model.onnx")}
     worst = max(comparison.relative_error for comparison in comparisons)
     bound = manifest.tolerance.get("relative")
     limit = f"allowed {bound:.2e}" if bound is not None else "no bound"
+    command, item = USES.get(manifest.task, ("predict", '"some text"'))
     return "\n".join(
         (
             "---",
@@ -30,15 +41,27 @@ def model_card(manifest: Manifest, comparisons: list[Comparison]) -> str:
             "",
             "```sh",
             "pip install saten-runtime",
-            'saten-run predict . "some text"',
+            f"saten-run {command} . {item}",
             "```",
             "",
             f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
             f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
             "",
+            *_from_dense(apart),
             *_layer_table(manifest),
         )
     )
+
+
+def _from_dense(apart: list[Comparison]) -> list[str]:
+    if not apart:
+        return []
+    error, cosine = max(row.relative_error for row in apart), min(row.cosine for row in apart)
+    return [
+        f"From the dense model it was made of, torch's outputs on random inputs differ by up to {error:.2g} of their "
+        f"size (cosine at least {cosine:.3f}).",
+        "",
+    ]
 
 
 def _layer_table(manifest: Manifest) -> list[str]:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from saten_exporters.forms import LOWERINGS
+from saten_exporters.targets import DEFAULT_TARGET
 from saten_runtime.errors import UsageError
 from saten_runtime.files import read_json
 
@@ -22,7 +23,7 @@ class Choices:
     """
 
     precision: str = "fp32"
-    target: str = "cpu"
+    target: str = DEFAULT_TARGET
     rows: int = 128
     lowering: str | Path | None = None
 

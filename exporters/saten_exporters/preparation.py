@@ -21,7 +21,7 @@ RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
-    """Write tokenizer.json for `tokenizers`.
+    """Write tokenizer.json for `tokenizers`, and beside it the settings that transformers and transformers.js read.
 
     Raises:
         ExportError: the tokenizer has no such form.
@@ -32,7 +32,7 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
             f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
             "use a fast tokenizer"
         )
-    backend.save(str(folder / "tokenizer.json"))
+    source.tokenizer.save_pretrained(folder)
     return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
 
 

@@ -115,7 +115,8 @@ def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
             raise UsageError(f"{', '.join(named)}: are of tasks that cannot be compared; measure them apart")
         longest = max(size.longest for size in first)
         if bundle.manifest.tokenizer is not None and longest > bundle.tokenizer.max_length:
-            raise UsageError(f"{name}: takes at most {bundle.tokenizer.max_length} tokens, found {longest}")
+            most = bundle.tokenizer.max_length
+            raise UsageError(f"{name}: takes at most {most} tokens, found {longest}; measure fewer")
     return first
 
 

@@ -194,7 +194,7 @@ def _arm_name(maker: str, part: str) -> str:
 def _throttle_bits(root: Path) -> int | None:
     word = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     if word is not None:
-        return int(word, 16)
+        return _hexadecimal(word)
     if root != _ROOT or not shutil.which("vcgencmd"):  # the tool asks this machine, which a fake root is not
         return None
     try:
@@ -202,7 +202,14 @@ def _throttle_bits(root: Path) -> int | None:
     except subprocess.TimeoutExpired:
         return None
     _, _, word = answer.stdout.strip().partition("=")
-    return int(word, 16) if word else None
+    return _hexadecimal(word)
+
+
+def _hexadecimal(word: str) -> int | None:
+    try:
+        return int(word, 16)
+    except ValueError:
+        return None
 
 
 def _distribution(root: Path) -> str | None:

@@ -21,6 +21,7 @@ __all__ = [
     "refuse_existing",
     "replace_file",
     "sha256_file",
+    "sync_folder",
     "write_json",
 ]
 
@@ -55,7 +56,7 @@ def replace_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -140,7 +141,7 @@ def _move_into_place(aside: Path, path: Path) -> None:
         if old.exists():
             os.replace(old, path)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     if old.is_dir():
         shutil.rmtree(old, ignore_errors=True)
     else:
@@ -152,10 +153,11 @@ def _sync_tree(folder: Path) -> None:
         for name in files:
             with open(os.path.join(root, name), "rb") as file:
                 os.fsync(file.fileno())
-        _sync_folder(Path(root))
+        sync_folder(Path(root))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk: a synced file is lost, too, when its name is."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.files import refuse_existing, write_json
+from saten_runtime.files import refuse_existing, sync_folder, write_json
 from saten_runtime.jsonl import LineWriter, Notice, read_lines, silent
 from saten_runtime.results import BenchResult
 
@@ -82,6 +82,7 @@ def _make_folder(folder: Path, *, may_exist: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; choose another output path")
     folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

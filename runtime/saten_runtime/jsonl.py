@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.files import parse_object, replace_file
+from saten_runtime.files import parse_object, replace_file, sync_folder
 
 __all__ = ["LineWriter", "Notice", "read_lines", "rewrite_lines", "silent"]
 
@@ -38,14 +38,18 @@ class LineWriter:
         self._file = path.open("a", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            content = path.read_bytes() if keep else b""
+            whole = content.rfind(b"\n") + 1
+            if len(content) > whole:
+                notice(_broken(path))
+            self._file.truncate(whole)
+            sync_folder(path.parent)
         except BlockingIOError:
             self._file.close()
             raise UsageError(f"{path}: another run is writing it; wait for it, or choose another output") from None
-        content = path.read_bytes() if keep else b""
-        whole = content.rfind(b"\n") + 1
-        if len(content) > whole:
-            notice(_broken(path))
-        self._file.truncate(whole)
+        except OSError:
+            self._file.close()
+            raise
 
     def write(self, values: dict[str, Any]) -> None:
         """Append one line; on return it is on the disk."""

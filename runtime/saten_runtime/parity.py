@@ -26,6 +26,7 @@ __all__ = [
     "Comparison",
     "check_parity",
     "compare",
+    "compare_case",
     "compare_outputs",
     "compare_tokens",
     "judge",
@@ -125,15 +126,23 @@ def compare(bundle: Bundle) -> list[Comparison]:
         for case, arrays in cases.items():
             with ort_errors(f"{bundle.name}: case {case}", ParityError):
                 outputs = _replay(bundle, session, arrays)
-            mask = arrays.get("attention_mask") if bundle.manifest.task not in _ONE_ROW else None
-            for name, value in outputs.items():
-                error, cosine = compare_outputs(value, arrays[name], mask)
-                row = Comparison(case, name, optimized, list(value.shape), error, cosine, bound)
-                if bundle.manifest.generation is not None and value.shape == arrays[name].shape:
-                    same, kl = compare_tokens(value, arrays[name], mask)
-                    row = replace(row, same_token=same, kl=kl)
-                results.append(row)
+            compared = compare_case(bundle.manifest.task, case, outputs, arrays, bound=bound)
+            results += [replace(row, optimized=optimized) for row in compared]
     return results
+
+
+def compare_case(task: str, case: str, got: Arrays, wanted: Arrays, *, bound: float | None = None) -> list[Comparison]:
+    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too."""
+    mask = wanted.get("attention_mask") if task not in _ONE_ROW else None
+    rows = []
+    for name, value in got.items():
+        error, cosine = compare_outputs(value, wanted[name], mask)
+        row = Comparison(case, name, False, list(value.shape), error, cosine, bound)
+        if READS in wanted and value.shape == wanted[name].shape:
+            same, kl = compare_tokens(value, wanted[name], mask)
+            row = replace(row, same_token=same, kl=kl)
+        rows.append(row)
+    return rows
 
 
 def _replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
@@ -193,20 +202,27 @@ def compare_outputs(
 
 
 def parity_table(comparisons: list[Comparison]) -> str:
-    """One aligned line per comparison."""
-    rows = [
+    """One aligned line per comparison; of a decoder, with what it says of tokens."""
+    tokens = any(row.kl is not None for row in comparisons)
+    rows: list[tuple[str, ...]] = [
         (
             row.case,
             row.output,
             " × ".join(map(str, row.shape)),
             "on" if row.optimized else "off",
             f"{row.relative_error:.2e}",
-            "-" if row.bound is None else f"{row.bound:.2e}",
+            _number(row.bound, ".2e"),
             f"{row.cosine:.6f}",
+            *([_number(row.same_token, ".3f"), _number(row.kl, ".2e")] if tokens else []),
         )
         for row in comparisons
     ]
-    return align([("case", "output", "shape", "optimizations", "relative error", "bound", "cosine"), *rows])
+    head = ("case", "output", "shape", "optimizations", "relative error", "bound", "cosine")
+    return align([(*head, *(["same token", "kl"] if tokens else [])), *rows])
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
 
 
 def read_cases(bundle: Bundle) -> dict[str, Arrays]:

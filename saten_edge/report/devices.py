@@ -1,4 +1,7 @@
-"""Measurements of several devices as one: every bundle appears once per device, as "bundle @ device"."""
+"""Several measurements as one: every bundle appears once per device, as "bundle @ device".
+
+A device that was measured again is another: "pi5", then "pi5#2", then "pi5#3".
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,17 @@ def join_benches(values: Sequence[Json]) -> Json | None:
     """
     if len(values) < 2:
         return values[0] if values else None
-    verdicts = {_device(value): read_bench(value).verdict for value in values}
+    devices = _devices(values)
+    verdicts = {device: read_bench(value).verdict for device, value in devices.items()}
     return {
         "schema_version": values[0]["schema_version"],
-        "environment": {_device(value): value["environment"] for value in values},
+        "environment": {device: value["environment"] for device, value in devices.items()},
         "verdict": {
             "valid": all(verdict.valid for verdict in verdicts.values()),
             "reasons": [f"{device}: {reason}" for device, verdict in verdicts.items() for reason in verdict.reasons],
         },
-        "cells": [_cell(cell, _device(value)) for value in values for cell in value["cells"]],
-        "loads": [_on(load, _device(value)) for value in values for load in value["loads"]],
+        "cells": [_cell(cell, device) for device, value in devices.items() for cell in value["cells"]],
+        "loads": [_on(load, device) for device, value in devices.items() for load in value["loads"]],
     }
 
 
@@ -52,7 +56,18 @@ def join_evaluations(values: Sequence[Json]) -> Json | None:
     measured = {(read_evaluation(value).task, read_evaluation(value).data.sha256) for value in values}
     if len(measured) > 1:
         raise DataError("eval.json: the devices were given different data, which cannot stand side by side")
-    return {**values[0], "rows": [_on(row, _device(value)) for value in values for row in value["rows"]]}
+    rows = [_on(row, device) for device, value in _devices(values).items() for row in value["rows"]]
+    return {**values[0], "rows": rows}
+
+
+def _devices(values: Sequence[Json]) -> dict[str, Json]:
+    """The measurements by the name of their device."""
+    found: dict[str, Json] = {}
+    for index, value in enumerate(values):
+        name = _device(value)
+        same = sum(_device(other) == name for other in values[:index])
+        found[f"{name}#{same + 1}" if same else name] = value
+    return found
 
 
 def _device(value: Json) -> str:

@@ -74,7 +74,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def export(model: Path, name: str, precision: str = "fp32") -> Path:
         out = tmp_path_factory.mktemp("bundles") / name
-        export_stage(model, out, name=name, precision=precision, target="cpu", talk=Talk(quiet=True), overwrite=False)
+        export_stage(
+            model, out, name=name, precision=precision, target="x86-64", talk=Talk(quiet=True), overwrite=False
+        )
         return out
 
     return export

@@ -72,3 +72,14 @@ def long_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     BertModel(AutoConfig.from_pretrained(tiny_bert, max_position_embeddings=128)).save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 128}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def int8_bundles(tiny_bert: Path, tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The bundles dense-int8 and saten-int8 that the pages in docs/ name. Read-only."""
+    from saten_edge.models import load_model
+    from saten_exporters import export
+
+    out = tmp_path_factory.mktemp("bundles")
+    models = {"dense-int8": tiny_bert, "saten-int8": tiny_saten}
+    return [export(load_model(model), out / name, name=name, precision="int8").path for name, model in models.items()]

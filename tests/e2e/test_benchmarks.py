@@ -109,3 +109,31 @@ def test_glue_is_written_in_the_layout_that_accuracy_reads(tmp_path):
     first = {task: (tmp_path / "out" / task / "train.jsonl").read_text("utf-8").splitlines()[0] for task in columns}
     assert json.loads(first["sst2"]) == {"text": "train sentence é", "label": 0}
     assert json.loads(first["rte"]) == {"text_a": "train sentence1 é", "text_b": "train sentence2 é", "label": 0}
+
+
+def test_a_versus_a_stores_every_ratio_and_what_it_planted(int8_bundles, tmp_path):
+    options = ("--runs", 2, "--rounds", 3, "--min-time", 0.02, "--tokens", 8, "--results", tmp_path)
+    own_lock = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = run("a_versus_a", int8_bundles[0], *options, env=own_lock)
+    assert done.returncode in (0, 1), done.stderr  # 1: so few rounds may find nothing
+    assert done.stdout == (tmp_path / "a_versus_a.md").read_text()
+    stored = json.loads((tmp_path / "a_versus_a.json").read_text())
+    assert len(stored["runs"]) == 2
+    assert stored["plan"]["rounds"] == 3
+    assert stored["environment"]["bundle"] == "dense-int8"
+    for one in stored["runs"]:
+        for name in ("value", "low", "high"):
+            assert one["slower"][name] == pytest.approx(1.05 * one["same"][name], rel=1e-9)
+
+
+def test_a_versus_a_counts_the_runs_that_tell_the_truth():
+    program = load("a_versus_a")
+    ratio = program.Ratio
+    sure = program.Run(ratio(1.0, 0.99, 1.01), ratio(1.05, 1.04, 1.06), [])
+    wrong = program.Run(ratio(1.03, 1.02, 1.04), ratio(1.05, 0.99, 1.06), ["throttled"])
+    assert (sure.contains_1, sure.finds_slowdown) == (True, True)
+    assert (wrong.contains_1, wrong.finds_slowdown) == (False, False)
+    lines = program.table([sure, wrong]).splitlines()
+    assert lines[2] == "| 1 | 1.0000 | 0.9900–1.0100 | 1.0500 | 1.0400–1.0600 | yes |"
+    assert lines[3].endswith("| no |")
+    assert lines[-1] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2."

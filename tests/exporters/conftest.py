@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,8 @@ from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
 from saten_exporters.targets import TARGETS, Target
 from saten_exporters.trace import trace
 from saten_runtime.bundle import Bundle
+from saten_runtime.errors import UsageError
+from saten_runtime.files import new_folder
 
 Arrays = dict[str, np.ndarray]
 
@@ -112,7 +119,7 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
     """one_form(form, parts, rows=128) -> the model x → form(x, weights) → y."""
 
     def build(form: Form, parts: LayerParts, rows: int = 128) -> ir.Model:
-        opset = TARGETS["cpu"].opset
+        opset = TARGETS["x86-64"].opset
         kind = ir.DataType.FLOAT if form.kind == "linear" else ir.DataType.INT64
         shape = ["batch", "sequence", parts.shape[0]] if form.kind == "linear" else ["batch", "sequence"]
         x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
@@ -125,7 +132,7 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
         y.shape = ir.Shape(["batch", "sequence", parts.shape[1]])
         imports = {"": opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
         graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="g")
-        return ir.Model(graph, ir_version=TARGETS["cpu"].ir_version, functions=form.functions(opset))
+        return ir.Model(graph, ir_version=TARGETS["x86-64"].ir_version, functions=form.functions(opset))
 
     return build
 
@@ -164,7 +171,7 @@ def traced(loaded_tiny: dict[str, LoadedModel]) -> Callable[..., ExportedModel]:
     """traced(model) -> a fresh copy of its graph as the tracer made it. Tracing takes seconds: once per model."""
     made = dict[int, ExportedModel]()
 
-    def get(source: LoadedModel, target: Target = TARGETS["cpu"]) -> ExportedModel:
+    def get(source: LoadedModel, target: Target = TARGETS["x86-64"]) -> ExportedModel:
         if id(source) not in made:
             made[id(source)] = trace(source, target)
         exported = made[id(source)]
@@ -228,8 +235,8 @@ def export_of(
 
 @pytest.fixture(scope="session")
 def pixels(images: list[Any]) -> list[np.ndarray]:
-    """`images` as a device has them, (height, width, 3) uint8."""
-    return [np.asarray(image) for image in images[:3]]
+    """Pictures as a device has them, (height, width, 3) uint8, of the size that the tiny models take: no resizing."""
+    return [np.asarray(image)[:32, :32] for image in images[:3]]
 
 
 @pytest.fixture(scope="session")
@@ -247,3 +254,37 @@ def parse_model() -> Callable[..., ir.Model]:
         return model
 
     return parse
+
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saten-edge"
+
+
+def fetched(what: str, *command: str) -> Path:
+    """A folder in the cache that `command` fills; FOLDER stands for it. Skips where there is no network."""
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    target = CACHE / re.sub(r"[^\w.-]+", "-", f"{what} {python}")
+    if not shutil.which(command[0]):
+        pytest.skip(f"there is no {command[0]} here to fetch {what}")
+    try:
+        with new_folder(target) as folder:
+            filled = [part.replace("FOLDER", str(folder)) for part in command]
+            done = subprocess.run(filled, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                pytest.skip(f"{what} cannot be fetched: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+    except UsageError:  # it was fetched before
+        pass
+    return target
+
+
+@pytest.fixture(scope="session")
+def pip_packages() -> Callable[..., Path]:
+    """pip_packages(*requirements) -> a folder for PYTHONPATH with exactly these, kept for the next session."""
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps")
+    return lambda *wanted: fetched(" ".join(wanted), *pip, "--target", "FOLDER", *wanted)
+
+
+@pytest.fixture(scope="session")
+def npm_package() -> Callable[[str], Path]:
+    """npm_package("name@version") -> a folder with node_modules, kept for the next session."""
+    npm = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", "FOLDER")
+    return lambda wanted: fetched(wanted, *npm, wanted)

@@ -94,7 +94,7 @@ def probabilities(source: LoadedModel, items: list[Any]) -> np.ndarray:
 def continuation(source: LoadedModel, text: str, tokens: int = 64) -> list[int]:
     """What transformers' own `generate` adds, without the token that ends it."""
     inputs = source.encode([text])
-    room = min(tokens, source.max_length - inputs["input_ids"].shape[1])
+    room = min(tokens, source.max_length - inputs["input_ids"].shape[1] + 1)  # the last token takes no place
     with torch.no_grad():
         whole = source.model.generate(
             input_ids=inputs["input_ids"],
@@ -177,7 +177,7 @@ def test_the_quick_cells_touch_every_row_and_column() -> None:
         assert {cell[column] for cell in QUICK} == {cell[column] for cell in CELLS}
 
 
-@pytest.mark.parametrize(("model_type", "task", "form", "precision"), map(marked, CELLS))
+@pytest.mark.parametrize(("model_type", "task", "form", "precision"), [marked(cell) for cell in CELLS])
 def test_a_cell(
     model_type: str, task: str, form: str, precision: str, export_of: Export, pixels: list[np.ndarray]
 ) -> None:

@@ -7,21 +7,31 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_edge.models import LoadedModel
+from saten_edge.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
+from saten_exporters.bundle import LOADERS, _save_graph
 from saten_exporters.forms import DOMAIN
+from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.verify import approximation, measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import sha256_file
 from saten_runtime.manifest import Manifest
-from saten_runtime.parity import check_parity, write_case
+from saten_runtime.parity import Comparison, check_parity, compare_outputs, write_case
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
@@ -59,7 +69,7 @@ def test_the_manifest(model: str, precision: str, bundle_of: BundleOf, loaded_ti
     assert set(manifest.inputs) == INPUTS
     assert manifest.outputs == ["last_hidden_state"]
     assert (manifest.opset, manifest.ir_version) == (18, 10)
-    assert manifest.smallest_onnxruntime == TARGETS["cpu"].smallest_onnxruntime
+    assert manifest.smallest_onnxruntime == TARGETS["x86-64"].smallest_onnxruntime
     assert manifest.tokenizer.max_length == source.max_length
     assert manifest.tokenizer.pad_id == source.tokenizer.pad_token_id
     assert manifest.postprocess == source.postprocess
@@ -82,6 +92,7 @@ def test_every_file_is_listed(model: str, precision: str, bundle_of: BundleOf) -
         "export.json",
         "config.json",
         "tokenizer.json",
+        "tokenizer_config.json",
         "README.md",
         "validation/report.json",
     }
@@ -243,7 +254,7 @@ def test_an_output_that_exists(
     ("options", "words"),
     [
         ({"precision": "int2"}, "--precision int2: there are fp32, fp16, int8, int8-block, int4"),
-        ({"target": "moon"}, "--target moon: there are cpu"),
+        ({"target": "moon"}, "--target moon: there are x86-64, "),
     ],
 )
 def test_no_such_option(
@@ -393,3 +404,136 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
     written = json.loads((bundle.path / "saten_edge.json").read_text())
     assert isinstance(bundle.manifest, Manifest)
     assert written == bundle.manifest.to_json()
+
+
+# --- a folder instead of a model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_is_loaded_by_who_is_registered(
+    tiny_bert: Path, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str | Path, task: str | None) -> LoadedModel:
+        asked.append((name, task))
+        return loaded_tiny["dense"]
+
+    entry = SimpleNamespace(load=lambda: load)
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [entry] if group == LOADERS else [])
+    bundle = export(tiny_bert, str(tmp_path / "out"), task="feature-extraction", name="by-folder")
+    assert asked == [(tiny_bert, "feature-extraction")]
+    assert bundle.path == tmp_path / "out"
+    assert bundle.manifest.source == loaded_tiny["dense"].source
+
+
+def test_a_folder_without_anybody_to_load_it(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saten_exporters.bundle.entry_points", lambda group: [])
+    with pytest.raises(ExportError, match="no installed package loads models; install saten-edge"):
+        export(tiny_bert, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_registers_its_loader() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    (value,) = project["entry-points"][LOADERS].values()
+    assert EntryPoint("saten-edge", value, LOADERS).load() is load_model
+
+
+# --- the measured bound ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_8_bit_answer_that_is_another_leaves_no_bundle(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.verify.write_case", perturb(2.0))
+    with pytest.raises(ParityError, match=r"usually more than 0\.5 is no rounding"):
+        export(loaded_tiny["dense"], tmp_path / "out", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])
+def test_an_8_bit_bundle_is_held_to_what_was_measured(model: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, "int8")
+    worst = max(row.relative_error for row in check_parity(bundle))
+    assert bundle.manifest.tolerance["relative"] == pytest.approx(2 * worst)
+    assert f"allowed {2 * worst:.2e}" in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.1, math.nan), (0.1, 0.1, math.inf), (0.1, 0.51, 0.52)])
+def test_no_bound_is_measured_from_nonsense(errors: tuple[float, ...]) -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in errors]
+    with pytest.raises(ParityError, match="no rounding"):
+        measured_bound("name", rows)
+    assert measured_bound("name", rows[:1]) == pytest.approx(0.2)
+
+
+def test_one_answer_near_0_may_be_far_off() -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in (0.1, 0.2, 0.9)]
+    assert measured_bound("name", rows) == pytest.approx(1.8)
+
+
+def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[..., ir.Model]) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2, 9] x, float[9, 25] w) => (float[2, 25] y) { y = MatMul (x, w) }"""
+    graph = parse_model(text, w=np.ones((9, 25), np.float32)).graph
+    assert rounding_bound(graph, "fp16") == pytest.approx(5 * 2.0**-24 + 2.0**-11)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+SAME = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[2, 3] x) => (float[2, 3] y) {
+        once = Neg (x)
+        again = Abs (once)
+        y = Neg (again)
+    }"""
+
+
+@pytest.mark.parametrize("name", ["again", "x", "y"])
+def test_two_values_of_one_name(name: str, parse_model: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse_model(SAME)
+    exported = SimpleNamespace(program=model, save_pretrained=lambda folder: None)
+    _save_graph(exported, tmp_path, TARGETS["x86-64"])
+    model.graph[0].outputs[0].name = name
+    with pytest.raises(ExportError, match="the graph is no valid ONNX"):
+        _save_graph(exported, tmp_path, TARGETS["x86-64"])
+
+
+def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
+    model = parse_model(SAME)
+    new_initializer(model, "layer.a", np.zeros(3, np.float32))
+    with pytest.raises(ExportError, match=r"two tensors of the graph would be called 'layer\.a'"):
+        new_initializer(model, "layer.a", np.ones(3, np.float32))
+
+
+# --- apart from it: the distance to the dense model ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_distance_to_the_dense_model_is_reported_apart(
+    loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    saten, dense = loaded_tiny["saten"], loaded_tiny["dense"]
+    bundle = export(saten, tmp_path / "out", dense=dense)
+    report = json.loads((bundle.path / "validation" / "report.json").read_text())
+    assert len(report["comparisons"]) == 2 * len(CASES)
+    assert {row["case"] for row in report["approximation"]} == set(CASES)
+    for row in report["approximation"]:
+        arrays = [
+            np.load(each.path / "validation" / f"{row['case']}.last_hidden_state.npy")
+            for each in (bundle, bundle_of("dense", "fp32"))
+        ]
+        mask = np.load(bundle.path / "validation" / f"{row['case']}.attention_mask.npy")
+        assert row["relative_error"] == pytest.approx(compare_outputs(*arrays, mask)[0])
+        assert row["relative_error"] > 100 * bundle.manifest.tolerance["relative"]
+        assert row["bound"] is None
+    assert "From the dense model it was made of" in (bundle.path / "README.md").read_text()
+    assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
+
+
+def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel]) -> None:
+    other = dataclasses.replace(loaded_tiny["dense"], task="text-classification")
+    with pytest.raises(UsageError, match="does text-classification by bert, the model to export feature-extraction"):
+        approximation(loaded_tiny["saten"], other)

@@ -9,15 +9,16 @@ import onnx.defs
 import onnx_ir as ir
 import pytest
 
-from saten_exporters import PRECISIONS, TARGETS, LayerParts
+from saten_exporters import TARGETS, LayerParts
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.bundle import Bundle
 
 FORMS = {form.op_type: form for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
 LAYERS = list(RESIDUAL_FORMS)
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 DOMAINS = {"", "com.microsoft", DOMAIN}
-OPSET = TARGETS["cpu"].opset
+OPSET = TARGETS["x86-64"].opset
 
 BundleOf = Callable[[str, str], Bundle]
 
@@ -118,7 +119,7 @@ def test_an_exported_graph(model: str, precision: str, bundle_of: BundleOf) -> N
     assert {(function.domain, function.name) for function in graph.functions.values()} == {
         row for row in used if row[0] == DOMAIN
     }
-    assert graph.ir_version == TARGETS["cpu"].ir_version == bundle.manifest.ir_version
+    assert graph.ir_version == TARGETS["x86-64"].ir_version == bundle.manifest.ir_version
     assert graph.opset_imports[""] == OPSET == bundle.manifest.opset
     assert graph.opset_imports.get(DOMAIN, DOMAIN_VERSION) == DOMAIN_VERSION
     assert set(graph.opset_imports) == {domain for domain, _ in used}

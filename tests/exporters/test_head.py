@@ -11,11 +11,12 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from saten_exporters import PRECISIONS, LayerParts
+from saten_exporters import LayerParts
 from saten_exporters.choices import Choices
 from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, form_of
 from saten_exporters.forms.head import HEAD_FORMS, head_of
 from saten_exporters.passes import LowerPass
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
 Array = np.ndarray

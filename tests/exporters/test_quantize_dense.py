@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_exporters import PRECISIONS
 from saten_exporters.choices import Choices
 from saten_exporters.passes import QuantizeDensePass
+from saten_exporters.quantize import PRECISIONS
 
 INT8 = Choices("int8")
 

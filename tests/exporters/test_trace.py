@@ -76,14 +76,14 @@ def test_tracing_says_nothing_and_leaves_a_placeholder_for_each_layer(
     loaded_tiny: dict[str, LoadedModel], capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = loaded_tiny["saten"]
-    exported = trace(source, TARGETS["cpu"])
+    exported = trace(source, TARGETS["x86-64"])
     stdout, stderr = capfd.readouterr()
     assert (stdout, stderr) == ("", "")
     graph = exported.program.graph
     placeholders = [node.attributes.get_string("layer") for node in graph if node.domain == DOMAIN]
     assert sorted(placeholders) == sorted(source.layer_parts())
     assert {value.name for value in graph.inputs} == NAMES
-    assert exported.program.opset_imports[""] == TARGETS["cpu"].opset
+    assert exported.program.opset_imports[""] == TARGETS["x86-64"].opset
     assert not [name for name in graph.initializers if ".cores." in name or ".residual." in name]
     dense = sum(parameter.numel() for name, parameter in source.model.named_parameters() if "." in name)
     stored = sum(value.const_value.size for value in graph.initializers.values())
@@ -108,7 +108,7 @@ def test_a_model_that_cannot_be_traced(loaded_tiny: dict[str, LoadedModel]) -> N
 
     stubborn = dataclasses.replace(loaded_tiny["dense"], model=Stubborn(loaded_tiny["dense"].model))
     with pytest.raises(ExportError, match="BertModel cannot be traced to ONNX") as caught:
-        trace(stubborn, TARGETS["cpu"])
+        trace(stubborn, TARGETS["x86-64"])
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
 

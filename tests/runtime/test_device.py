@@ -52,6 +52,12 @@ def test_raspberry(fake_root: FakeRoot) -> None:
     assert found["packages"]["onnxruntime"]
 
 
+@pytest.mark.parametrize(("word", "bits"), [("0x50005\n", 0x50005), ("throttled=0x0\n", None), ("\n", None)])
+def test_a_throttle_word_that_is_none_is_not_known(fake_root: FakeRoot, word: str, bits: int | None) -> None:
+    root = fake_root({"sys/devices/platform/soc/soc:firmware/get_throttled": word})
+    assert State.read(root).throttle_bits == bits
+
+
 def test_intel(fake_root: FakeRoot) -> None:
     root = fake_root({"proc/cpuinfo": INTEL * 2})
     assert cpu_model(root) == "Some CPU @ 3 GHz"

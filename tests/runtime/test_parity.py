@@ -14,7 +14,15 @@ from hypothesis.extra import numpy as arrays
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.files import sha256_file
-from saten_runtime.parity import Comparison, check_parity, compare, compare_outputs, parity_table, write_case
+from saten_runtime.parity import (
+    Comparison,
+    check_parity,
+    compare,
+    compare_outputs,
+    compare_tokens,
+    parity_table,
+    write_case,
+)
 from saten_runtime.session import make_session
 
 BOUND = 1e-5
@@ -171,6 +179,50 @@ def test_the_scale_does_not_matter(wanted: np.ndarray, factor: float) -> None:
     assert error == pytest.approx(same, rel=1e-9)
 
 
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 5), st.integers(2, 6), st.floats(0, 3))
+def test_tokens_against_the_definition(seed: int, batch: int, tokens: int, words: int, noise: float) -> None:
+    random = np.random.default_rng(seed)
+    wanted = (4 * random.standard_normal((batch, tokens, words))).astype(np.float32)
+    got = (wanted + noise * random.standard_normal(wanted.shape)).astype(np.float32)
+    mask = (np.arange(tokens) < random.integers(1, tokens + 1, (batch, 1))).astype(np.int64)
+    same, divergences = [], []
+    for b, t in zip(*np.nonzero(mask), strict=True):
+        ours, theirs = ([math.exp(float(z)) for z in logits[b, t]] for logits in (got, wanted))
+        same.append(ours.index(max(ours)) == theirs.index(max(theirs)))
+        pairs = [(q / sum(ours), p / sum(theirs)) for q, p in zip(ours, theirs, strict=True)]
+        divergences.append(math.fsum(p * math.log(p / q) for q, p in pairs))
+    share, divergence = compare_tokens(got, wanted, mask)
+    assert share == pytest.approx(sum(same) / len(same))
+    assert divergence == pytest.approx(math.fsum(divergences) / len(divergences), rel=1e-6, abs=1e-9)
+
+
+def test_tokens_of_padding_do_not_count() -> None:
+    wanted = np.eye(4, dtype=np.float32)[None] * 9
+    got = wanted.copy()
+    got[0, 3] = got[0, 3, ::-1]
+    assert compare_tokens(got, wanted, np.array([[1, 1, 1, 0]])) == (1, 0)
+    share, divergence = compare_tokens(got, wanted, None)
+    assert share == 0.75
+    assert divergence > 1
+
+
+@pytest.mark.parametrize(("task", "seen"), [("text-classification", True), ("feature-extraction", False)])
+def test_one_row_per_text_is_compared_whole(task: str, seen: bool, make_checked: Callable[..., Path]) -> None:
+    """As many classes as tokens: the mask of the tokens must not hide a class."""
+
+    def change(case: str, values: dict[str, np.ndarray]) -> None:
+        values["attention_mask"] = values["attention_mask"].copy()
+        values["last_hidden_state"][-1, -1] += 1 if case == "padded" else 0
+
+    folder = make_checked(change)
+    manifest = json.loads((folder / "saten_edge.json").read_text())
+    (folder / "saten_edge.json").write_text(json.dumps({**manifest, "task": task}))
+    assert (not all(row.holds for row in compare(Bundle.open(folder)))) == seen
+
+
 # --- check_parity ------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +371,15 @@ def test_the_table() -> None:
     ]
     assert second.split() == ["padded", "logits", "2", "×", "3", "on", "inf", "-", "nan"]
     assert first.index("off") == second.index("on")
+
+
+def test_the_table_of_a_decoder_says_more() -> None:
+    row = Comparison("steps", "logits", True, [1, 9, 60], 1e-6, 1.0, 1e-5, same_token=0.75, kl=0.0123)
+    head, first = parity_table([row]).splitlines()
+    assert head.split()[-3:] == ["same", "token", "kl"]
+    assert first.split()[-2:] == ["0.750", "1.23e-02"]
+    plain, _ = parity_table([Comparison("one", "logits", True, [1, 3], 1e-6, 1.0, 1e-5)]).splitlines()
+    assert "kl" not in plain
 
 
 def test_as_json() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,6 +110,17 @@ def test_one_benchmark_at_a_time(tiny: Path) -> None:
         pass
 
 
+def test_a_new_file_and_its_name_are_on_the_disk_before_a_line_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    with LineWriter(tmp_path / "samples.jsonl") as writer:
+        assert synced == [str(tmp_path)]
+        writer.write({"a": 1})
+    assert synced == [str(tmp_path), str(tmp_path / "samples.jsonl")]
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with LineWriter(tmp_path / "a.jsonl") as first:
         first.write({"a": 1})
@@ -124,7 +136,8 @@ def test_a_full_disk_loses_nothing_that_was_written(
     out, calls, real = tmp_path / "out", [], os.fsync
 
     def fsync(handle: int) -> None:
-        calls.append(handle)
+        if stat.S_ISREG(os.fstat(handle).st_mode):  # not a folder, whose names are synced too
+            calls.append(handle)
         if len(calls) == fails_at:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from saten_edge.compress import compress
+from saten_edge.decompose import Recipe
 from saten_edge.finetune import TASKS, Distillation, Examples, Outcome, Progress, Schedule, finetune
 from saten_edge.finetune.data import collator, encode
 from saten_edge.finetune.judge import judge
@@ -369,6 +371,25 @@ class TestReselection:
         assert torch.equal(part.dense().reshape(-1)[keep].sort().values, values[torch.isin(where, keep)].sort().values)
         assert torch.equal(moment, torch.where(stayed, old[moved], 0))
         assert not part.values[~stayed].any()
+
+    @pytest.mark.parametrize("pattern", ["grouped", "unstructured", "2:4", "4:8"])
+    def test_every_pattern_moves_within_its_own_shapes(self, tiny_bert, pattern):
+        from saten_edge.finetune.masks import exchange
+
+        student = load_model(tiny_bert)
+        compress(student, 0.5, pattern=pattern, group=8, recipe=Recipe(rounds=1, share=0.5))
+        layers = {name: layer for name, layer in saten_layers(student.model).items() if layer.residual.values.numel()}
+        assert layers
+        for name, layer in layers.items():
+            part = layer.residual
+            before = part.pattern.positions(part.index_tensors(), part.shape).reshape(-1)
+            shapes = {key: tensor.shape for key, tensor in part.index_tensors().items()}
+            gradient = torch.randn(part.shape, generator=torch.Generator().manual_seed(1))
+            exchange(name, layer, gradient, 0.3, [])
+            after = part.pattern.positions(part.index_tensors(), part.shape).reshape(-1)
+            assert {key: tensor.shape for key, tensor in part.index_tensors().items()} == shapes
+            # a share of each row or block, so few entries round it to more or less
+            assert 0.1 <= (~torch.isin(after, before)).float().mean() <= 0.4
 
 
 @pytest.mark.parametrize(

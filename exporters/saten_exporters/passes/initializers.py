@@ -8,11 +8,19 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from saten_runtime.errors import ExportError
+
 __all__ = ["new_initializer"]
 
 
 def new_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
-    """Register `array` as the main graph's initializer `name`."""
+    """Register `array` as the main graph's initializer `name`.
+
+    Raises:
+        ExportError: there is another of that name.
+    """
+    if name in model.graph.initializers:
+        raise ExportError(f"two tensors of the graph would be called {name!r}; rename a layer of the model")
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)

@@ -123,7 +123,7 @@ class TestFilesForAndroid:
 
         out = tmp_path_factory.mktemp("bundles") / "tiny"
         quiet = Talk(quiet=True)
-        export_stage(tiny_saten, out, name=None, precision="int8", target="cpu", talk=quiet, overwrite=False)
+        export_stage(tiny_saten, out, name=None, precision="int8", target="x86-64", talk=quiet, overwrite=False)
         return out
 
     @pytest.fixture(scope="class")

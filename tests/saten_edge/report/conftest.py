@@ -1,11 +1,12 @@
 """Four bundles of a six-layer encoder with the numbers a two-core machine gives, all made up."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 
-from saten_edge.report import build_report
+from saten_edge.report import build_report, html_page
 from saten_runtime.bundle import Bundle
 from saten_runtime.manifest import FileEntry, Layer, Manifest, Postprocess, Tokenizer
 
@@ -144,8 +145,7 @@ def bundle():
     return make_bundle
 
 
-@pytest.fixture
-def bench():
+def make_bench():
     dense = MEASURED["dense-fp32"]
     cells = [
         _cell(name, tokens, values[index], dense[index])
@@ -166,8 +166,7 @@ def bench():
     )
 
 
-@pytest.fixture
-def evaluation():
+def make_evaluation():
     names = ("recall_at_1", "recall_at_10", "mrr_at_10", "cosine")
     rows = [
         {"bundle": name, "metrics": dict(zip(names, values[5], strict=True)), "seconds": 31.7}
@@ -177,9 +176,40 @@ def evaluation():
     return {"schema_version": 1, "task": "search", "data": data, "rows": rows}
 
 
+def make_history():
+    return [{"step": step, "loss": 0.9 / (1 + step / 40) + 0.04 + 0.01 * (step % 7)} for step in range(0, 400, 5)]
+
+
+@pytest.fixture
+def bench():
+    return make_bench()
+
+
+@pytest.fixture
+def evaluation():
+    return make_evaluation()
+
+
 @pytest.fixture
 def history():
-    return [{"step": step, "loss": 0.9 / (1 + step / 40) + 0.04 + 0.01 * (step % 7)} for step in range(0, 400, 5)]
+    return make_history()
+
+
+@pytest.fixture(scope="session")
+def full_page():
+    """The HTML of a report in which every picture has its numbers. Drawn once, it takes seconds."""
+    bench = make_bench()
+    for cell in bench["cells"]:
+        cell["quantiles_ms"] = [cell["p50_ms"] * (0.9 + 0.01 * place) for place in range(21)]
+        cell["floor"] = {"ms": cell["p50_ms"] / 4, "bound": "compute"}
+    for load in bench["loads"]:
+        load["memory"]["timeline"] = {
+            "times_ms": [0.0, 100.0, 300.0],
+            "rss_anon_bytes": [2**20, 2**25, 2**26],
+            "rss_file_bytes": [2**20] * 3,
+        }
+    bundles = [make_bundle(name, *kept) for name, kept in KEPT.items()]
+    return html_page(build_report(bundles, bench, make_evaluation(), history=make_history()))
 
 
 @pytest.fixture
@@ -188,3 +218,26 @@ def report(bundles, bench, evaluation, history):
         ("The data", "Docstrings of the standard library and of installed packages.\n\nThe query is a first sentence.")
     ]
     return build_report(bundles, bench, evaluation, notes=notes, history=history)
+
+
+@pytest.fixture
+def write_run(tmp_path, bench):
+    """write_run(name, factor) -> the folder of a run whose samples take `factor` times as long."""
+
+    def write(name, factor, *, samples=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        content = copy.deepcopy(bench)
+        lines = []
+        for cell in content["cells"]:
+            cell["p50_ms"] *= factor
+            for index in range(10):
+                row = {key: cell[key] for key in ("bundle", "threads", "memory_mode", "batch", "tokens")}
+                time = 1e6 * cell["p50_ms"] * (1 + 0.002 * (index % 3))
+                lines.append({"kind": "samples", **row, "round": index, "samples_ns": [time] * 3})
+        (folder / "bench.json").write_text(json.dumps(content))
+        if samples:
+            (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return write

@@ -1,35 +1,11 @@
 """Two runs side by side."""
 
-import copy
 import json
 
 import pytest
 
 from saten_edge.report import compare_runs, comparison_table, read_run
 from saten_runtime.errors import DataError
-
-
-@pytest.fixture
-def write_run(tmp_path, bench):
-    """write_run(name, factor) -> the folder of a run whose samples take `factor` times as long."""
-
-    def write(name, factor, *, samples=True):
-        folder = tmp_path / name
-        folder.mkdir()
-        content = copy.deepcopy(bench)
-        lines = []
-        for cell in content["cells"]:
-            cell["p50_ms"] *= factor
-            for index in range(10):
-                row = {key: cell[key] for key in ("bundle", "threads", "memory_mode", "batch", "tokens")}
-                time = 1e6 * cell["p50_ms"] * (1 + 0.002 * (index % 3))
-                lines.append({"kind": "samples", **row, "round": index, "samples_ns": [time] * 3})
-        (folder / "bench.json").write_text(json.dumps(content))
-        if samples:
-            (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return folder
-
-    return write
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "same"), (1.05, "slower"), (0.9, "faster")])

@@ -67,9 +67,15 @@ def test_one_without_a_device_is_this_machines(bundles, bench):
     assert {row.name.split(" @ ")[1] for row in report.rows} == {"this machine", "pi5"}
 
 
-def test_the_same_device_twice_is_refused(bundles, bench):
-    with pytest.raises(DataError, match="twice"):
-        build_report(bundles, join_benches([on(bench, "pi4"), on(bench, "pi4")]))
+def test_two_runs_of_one_device_stand_side_by_side(bundles, bench, evaluation):
+    runs = [on(bench, "pi4", 4.0), on(bench, "pi5", 2.0), on(bench, "pi4", 3.0)]
+    report = build_report(bundles, join_benches(runs), join_evaluations([on(evaluation, "pi4")] * 2))
+    names = [bundle.name for bundle in bundles]
+    assert [row.name for row in report.rows] == [f"{n} @ {label}" for label in ("pi4", "pi5", "pi4#2") for n in names]
+    first, again = (next(row for row in report.rows if row.name == f"saten-int8 @ {one}") for one in ("pi4", "pi4#2"))
+    assert again.p50_ms(32) == pytest.approx(first.p50_ms(32) * 3 / 4)
+    assert {cell.ratio.to for cell in again.cells.values()} == {"dense-fp32 @ pi4#2"}
+    assert again.metrics == first.metrics
 
 
 def test_different_data_do_not_stand_side_by_side(evaluation):

@@ -1,0 +1,7 @@
+"""`optimum-cli export saten`: optimum looks for commands in every file of this namespace."""
+
+from optimum.commands.export.base import ExportCommand
+
+from saten_edge.optimum_command import SatenExportCommand
+
+REGISTER_COMMANDS = [(SatenExportCommand, ExportCommand)]

@@ -1,0 +1,238 @@
+"""Every form, every precision and every operator of the table runs in the oldest ONNX Runtime that targets name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from saten_exporters import PRECISIONS, TARGETS
+from saten_exporters.forms import DOMAIN, RESIDUAL_FORMS, TRAIN_FORMS
+from saten_exporters.ort_format import ORT_FILE, add_ort_format
+from saten_exporters.targets import ORT_OPERATORS, Target
+from saten_runtime.bundle import Bundle
+from saten_runtime.parity import compare_outputs
+
+HERE = Path(__file__).parent
+MODELS = ("dense", "saten", "unstructured")
+BUNDLES = [(model, precision) for model in MODELS for precision in PRECISIONS]
+# Two orders of float32 sums; a hundred times less than what one wrong weight makes.
+ROUNDING = 1e-5
+
+Arrays = dict[str, np.ndarray]
+Outputs = dict[str, np.ndarray | str]
+BundleOf = Callable[[str, str], Bundle]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+def codes(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(0, 127, shape).astype(dtype)
+
+
+def blockwise(bits: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    inputs = [normal(3, 64), codes(32, 2, 32 * bits // 8), normal(64) ** 2]
+    return inputs, {"K": 64, "N": 32, "bits": bits, "block_size": 32}
+
+
+POSITIONS = np.arange(4)[None]
+HEADS = {"num_heads": 2}
+# case → inputs (arrays of 8 bits and those after the first float are weights) and attributes
+OPERATORS: dict[str, tuple[list[np.ndarray | None], dict[str, Any]]] = {
+    "SimplifiedLayerNormalization": ([normal(2, 8), normal(8)], {"axis": -1, "epsilon": 1e-6, "stash_type": 1}),
+    "BiasGelu": ([normal(2, 8), normal(8)], {}),
+    "DynamicQuantizeMatMul": ([normal(2, 8), codes(8, 4, dtype=np.int8), normal(4) ** 2], {}),
+    "FastGelu": ([normal(2, 8), normal(8)], {}),
+    "FusedMatMul": ([normal(2, 8), normal(4, 8)], {"transB": 1, "alpha": 0.5}),
+    "GatherBlockQuantized": (
+        [codes(10, 64), np.array([3, 0, 9]), normal(10, 2)],
+        {"block_size": 32, "gather_axis": 0, "quantize_axis": 1, "bits": 8},
+    ),
+    "Gelu": ([normal(2, 8)], {}),
+    "GroupQueryAttention": (
+        [normal(1, 4, 16), normal(1, 4, 8), normal(1, 4, 8), None, None, np.int32([3]), np.array(4, np.int32)],
+        {**HEADS, "kv_num_heads": 1},
+    ),
+    "MatMulNBits 4": blockwise(4),
+    "MatMulNBits 8": blockwise(8),
+    "MultiHeadAttention": ([normal(1, 4, 8), normal(1, 4, 8), normal(1, 4, 8)], HEADS),
+    "QuickGelu": ([normal(2, 8)], {"alpha": 1.702}),
+    "RotaryEmbedding": ([normal(1, 4, 8), POSITIONS, normal(16, 2), normal(16, 2)], HEADS),
+    "SkipLayerNormalization": ([normal(1, 4, 8), normal(1, 4, 8), normal(8), normal(8)], {"epsilon": 1e-6}),
+    "SkipSimplifiedLayerNormalization": ([normal(1, 4, 8), normal(1, 4, 8), normal(8)], {"epsilon": 1e-6}),
+}
+
+OUTPUTS = {"GroupQueryAttention": 3}  # before ONNX Runtime 1.24 the cache's outputs may not be left out
+
+
+def one_operator(case: str) -> tuple[ir.Model, Arrays]:
+    """The model of one node, and what it is fed."""
+    arrays, attributes = OPERATORS[case]
+    op_type = case.partition(" ")[0]
+    domain = next(domain for domain, names in ORT_OPERATORS.items() if op_type in names)
+    values = [None if array is None else a_value(f"i{k}", array) for k, array in enumerate(arrays)]
+    present = [value for value in values if value is not None]
+    node = ir.node(op_type, values, attributes=attributes, domain=domain, num_outputs=OUTPUTS.get(op_type, 1))
+    for extra in node.outputs[1:]:
+        extra.name = f"unread.{extra.index()}"
+    node.outputs[0].name, node.outputs[0].type = "y", ir.TensorType(ir.DataType.FLOAT)
+    fed = [value for value in present if value.const_value.dtype.itemsize > 1]
+    stored = [value for value in present if value not in fed]
+    row = TARGETS["x86-64"]
+    feeds = {value.name: value.const_value.numpy() for value in fed}
+    for value in fed:
+        value.const_value = None
+    imports = {"": row.opset, "com.microsoft": 1}
+    graph = ir.Graph(fed, node.outputs[:1], nodes=[node], initializers=stored, opset_imports=imports, name="g")
+    return ir.Model(graph, ir_version=row.ir_version), feeds
+
+
+def a_value(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+
+
+@pytest.fixture(scope="module")
+def cases(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per bundle and per operator: the model, and its inputs as arrays."""
+    folder = tmp_path_factory.mktemp("cases")
+    for model, precision in BUNDLES:
+        bundle, case = bundle_of(model, precision), folder / f"{model}-{precision}"
+        case.mkdir()
+        for file in (bundle.model, bundle.path / "model.onnx.data"):
+            shutil.copy(file, case)
+        for name in bundle.manifest.inputs:
+            shutil.copy(bundle.path / "validation" / f"ragged.{name}.npy", case / f"{name}.npy")
+    for name in OPERATORS:
+        model, feeds = one_operator(name)
+        (folder / name).mkdir()
+        ir.save(model, folder / name / "model.onnx")
+        for each, array in feeds.items():
+            np.save(folder / name / f"{each}.npy", array)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ort_cases(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundles in ORT format, as a phone gets them."""
+    folder = tmp_path_factory.mktemp("ort-cases")
+    for case in (cases / f"{model}-{PRECISIONS[-1]}" for model in MODELS):
+        shutil.copytree(case, folder / case.name)
+        (folder / case.name / "validation").mkdir()
+        add_ort_format(folder / case.name)
+        shutil.move(folder / case.name / ORT_FILE, folder / case.name / "model.ort")
+        (folder / case.name / "model.onnx").unlink()
+    return folder
+
+
+def native(version: str, pip_packages: Callable[..., Path], npm_package: Callable[[str], Path]) -> list[str]:
+    folder = pip_packages(f"onnxruntime=={version}", "numpy>=2,<3")
+    # Without site-packages, so that what is installed here cannot be what runs.
+    return ["env", f"PYTHONPATH={folder}", sys.executable, "-S", str(HERE / "plain_ort.py")]
+
+
+def web(version: str, pip_packages: Callable[..., Path], npm_package: Callable[[str], Path]) -> list[str]:
+    folder = npm_package(f"onnxruntime-web@{version}")
+    return ["env", f"MODULES={folder}", "node", str(HERE / "plain_ort.mjs")]
+
+
+# target → the command that runs its graphs; a target without a row fails. A board runs the same sources as x86-64;
+# `make test-arm` runs bundles on an emulated one.
+RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "mobile"), native) | {"web": web}
+
+
+@pytest.fixture(scope="module")
+def run_all(
+    pip_packages: Callable[..., Path], npm_package: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Target, Path], Outputs]:
+    """run_all(target, cases) -> the first output of each case, or the error, in the target's oldest runtime."""
+    made: dict[Any, Outputs] = {}
+
+    def run(target: Target, cases: Path) -> Outputs:
+        runtime, version = RUNTIMES[target.name], f"{target.smallest_onnxruntime}.0"
+        if (runtime, version, cases) not in made:
+            out = tmp_path_factory.mktemp("outputs")
+            command = [*runtime(version, pip_packages, npm_package), str(cases), str(out)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.stdout.strip() == version, done.stderr
+            made[runtime, version, cases] = dict(read(out))
+        return made[runtime, version, cases]
+
+    return run
+
+
+def read(out: Path) -> Iterator[tuple[str, np.ndarray | str]]:
+    for file in out.iterdir():
+        yield file.stem, np.load(file) if file.suffix == ".npy" else file.read_text()
+
+
+def agree(got: np.ndarray | str, wanted: np.ndarray, mask: np.ndarray | None) -> bool:
+    assert isinstance(got, np.ndarray), got
+    return compare_outputs(got, wanted, mask)[0] <= ROUNDING
+
+
+def test_every_form_and_every_operator_is_tried(bundle_of: BundleOf) -> None:
+    forms = {form.op_type for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
+    models = [ir.load(bundle_of(*kind).model) for kind in BUNDLES]
+    assert forms <= {name for model in models for domain, name, _ in model.functions if domain == DOMAIN}
+    assert {case.partition(" ")[0] for case in OPERATORS} == set().union(*ORT_OPERATORS.values())
+    assert set(RUNTIMES) == set(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_bundles_and_operators(
+    target: Target, cases: Path, run_all: Callable[[Target, Path], Outputs], run_ort: Callable[..., list[np.ndarray]]
+) -> None:
+    outputs = run_all(target, cases)
+    assert set(outputs) == {case.name for case in cases.iterdir()}
+    for name, got in outputs.items():
+        feeds = {file.stem: np.load(file) for file in (cases / name).glob("*.npy")}
+        wanted, mask = run_ort(cases / name / "model.onnx", feeds)[0], feeds.get("attention_mask")
+        assert agree(got, wanted, mask), name
+        assert not agree(np.roll(got, 1, axis=-1), wanted, mask), name
+
+
+@pytest.mark.parametrize("precision", ["fp32"])
+@pytest.mark.parametrize("model", MODELS)
+def test_bundles_agree_with_torch(
+    model: str, precision: str, bundle_of: BundleOf, cases: Path, run_all: Callable[[Target, Path], Outputs]
+) -> None:
+    bundle = bundle_of(model, precision)
+    for target in TARGETS.values():
+        got = run_all(target, cases)[f"{model}-{precision}"]
+        folder = bundle.path / "validation"
+        wanted, mask = np.load(folder / "ragged.last_hidden_state.npy"), np.load(folder / "ragged.attention_mask.npy")
+        assert compare_outputs(got, wanted, mask)[0] <= bundle.manifest.tolerance["relative"]
+
+
+def test_ort_format(
+    ort_cases: Path, cases: Path, run_all: Callable[[Target, Path], Outputs], run_ort: Callable[..., list[np.ndarray]]
+) -> None:
+    outputs = run_all(TARGETS["mobile"], ort_cases)
+    assert set(outputs) == {f"{model}-{PRECISIONS[-1]}" for model in MODELS}
+    for name, got in outputs.items():
+        feeds = {file.stem: np.load(file) for file in (cases / name).glob("*.npy")}
+        wanted = run_ort(cases / name / "model.onnx", feeds)[0]
+        assert agree(got, wanted, feeds["attention_mask"]), name
+
+
+def test_an_operator_that_a_runtime_lacks_is_noticed(
+    cases: Path, tmp_path: Path, run_all: Callable[[Target, Path], Outputs]
+) -> None:
+    shutil.copytree(cases / "Gelu", tmp_path / "cases" / "Gelu")
+    model = ir.load(tmp_path / "cases" / "Gelu" / "model.onnx")
+    model.graph[0].op_type = "Unheard"
+    ir.save(model, tmp_path / "cases" / "Gelu" / "model.onnx")
+    for target in ("x86-64", "web"):
+        said = run_all(TARGETS[target], tmp_path / "cases")["Gelu"]
+        assert isinstance(said, str)
+        assert said
