@@ -233,8 +233,12 @@ def export_command(
     model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name.")],
     output: Output,
     task: Annotated[str | None, typer.Option(help="As transformers names it; by default the config's.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8, int8-block or int4.")] = "fp32",
     target: Annotated[str, typer.Option(help="x86-64, x86-64+kernels, arm64, web or mobile.")] = "x86-64",
+    rows: Annotated[int, typer.Option(help="Rows a layer gets at once: 1 to decode, 128 for a short text.")] = 128,
+    lowering: Annotated[
+        str | None, typer.Option(help="A form for all layers, or a JSON file: pattern of names → form.")
+    ] = None,
     dense: Annotated[str | None, typer.Option(help="Model it was compressed from, to report the distance.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
     layout: Annotated[str, typer.Option(help="bundle or transformersjs.")] = "bundle",
@@ -258,6 +262,8 @@ def export_command(
             name=name,
             precision=precision,
             target=target,
+            rows=rows,
+            lowering=lowering,
             dense=dense,
             talk=talk,
             overwrite=overwrite,
@@ -292,6 +298,19 @@ def push_command(
     from saten_exporters.hub import push
 
     print(push(folder, repository, private=private))
+
+
+@app.command("explain")
+def explain_command(
+    bundle: Annotated[Path, typer.Argument(help="Bundle.")],
+    as_json: Json = False,
+) -> None:
+    """How each layer is written, what that was predicted to take, and what else was possible."""
+    from saten_runtime.bundle import Bundle
+    from saten_runtime.explain import explain, explain_table
+
+    found = explain(Bundle.open(bundle))
+    print(json.dumps(found, indent=2) if as_json else explain_table(found))
 
 
 @app.command("validate")

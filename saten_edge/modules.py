@@ -192,13 +192,14 @@ class SatenModule(nn.Module):
         return self.train_part().dense() + self.residual.dense()
 
     def parts(self) -> LayerParts:
-        """The layer's numbers as arrays, the train's cores folded to two factors.
+        """The layer's numbers as arrays, the train as cores and folded to two factors.
 
         The arrays may share the parameters' memory.
         """
         with torch.no_grad():
             train = self.train_part()
             a, b = (factor.float().cpu().numpy() for factor in train.factors())
+            cores = [core.float().cpu().numpy() for core in train.cores]
             residual = self.residual.laid_out()
             return LayerParts(
                 name=self.layer_name,
@@ -210,6 +211,7 @@ class SatenModule(nn.Module):
                 layout=self.residual.pattern.layout,
                 values=residual.values.float().cpu().numpy(),
                 indices={name: tensor.cpu().numpy() for name, tensor in residual.indices.items()},
+                cores=(tuple(cores[: train.inputs]), tuple(cores[train.inputs :])),
             )
 
     def set_parts(self, train: TensorTrain, residual: Residual) -> None:

@@ -164,6 +164,8 @@ def export_stage(
     dense: str | Path | None = None,
     talk: Talk,
     overwrite: bool,
+    rows: int = 128,
+    lowering: str | None = None,
 ) -> Bundle:
     """Export a dense or Saten model folder to a verified bundle.
 
@@ -179,6 +181,8 @@ def export_stage(
             name=name,
             precision=precision,
             target=target,
+            rows=rows,
+            lowering=lowering,
             dense=None if dense is None else load_model(dense, loaded.task),
             overwrite=overwrite,
         )

@@ -10,9 +10,11 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from saten_exporters import quantize
 from saten_exporters.card import model_card
+from saten_exporters.choices import Choices
 from saten_exporters.parts import Exportable
-from saten_exporters.passes import DENSE_PASSES, run_passes
+from saten_exporters.passes import run_passes
 from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
 from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.tasks import kind_of, task_of
@@ -26,7 +28,7 @@ from saten_runtime.parity import Comparison, compare, judge
 
 __all__ = ["LOADERS", "PRECISIONS", "export"]
 
-PRECISIONS = tuple(DENSE_PASSES)
+PRECISIONS = tuple(quantize.PRECISIONS)
 
 # Entry points of this group load what is to be exported: callables (folder or name, task) → `Exportable`.
 LOADERS = "saten_exporters.loaders"
@@ -44,6 +46,8 @@ def export(
     name: str | None = None,
     precision: str = "fp32",
     target: str = DEFAULT_TARGET,
+    rows: int = 128,
+    lowering: str | Path | None = None,
     dense: Exportable | None = None,
     overwrite: bool = False,
 ) -> Bundle:
@@ -52,7 +56,7 @@ def export(
     model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
     loads. task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
     the folder's own name by default. dense: the model that a compressed one was made of; how far it is from that is
-    reported apart from how far the graph is from torch.
+    reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
@@ -62,17 +66,17 @@ def export(
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    row, path = TARGETS[target], Path(out)
+    row, path, choices = TARGETS[target], Path(out), Choices(precision, target, rows, lowering)
     with new_folder(path, overwrite=overwrite) as folder:
         source = _loaded(model, task)
         _refuse_half(source)
         exported = trace(source, row)
-        layers = run_passes(exported.program, source.layer_parts(), precision)
+        layers = run_passes(exported.program, source.layer_parts(), choices)
         check_operators(exported.program, row)
         _save_graph(exported, folder, row)
         graph = exported.program.graph
         write_cases(source, folder, [str(value.name) for value in graph.outputs])
-        manifest = _manifest(source, folder, name or path.name, precision, row, graph, layers)
+        manifest = _manifest(source, folder, name or path.name, choices, row, graph, layers)
         _write_manifest(folder, manifest)
         apart = approximation(source, dense) if dense is not None else []
         comparisons = _compare(folder, manifest)
@@ -133,7 +137,7 @@ def _manifest(
     source: Exportable,
     folder: Path,
     name: str,
-    precision: str,
+    choices: Choices,
     target: Target,
     graph: ir.Graph,
     layers: list[Layer],
@@ -146,7 +150,9 @@ def _manifest(
         name=name,
         source=source.source,
         task=source.task,
-        precision=precision,
+        precision=choices.precision,
+        target=choices.target,
+        rows=choices.rows,
         opset=target.opset,
         ir_version=target.ir_version,
         smallest_onnxruntime=target.smallest_onnxruntime,
@@ -154,7 +160,7 @@ def _manifest(
         outputs=[value.name or "" for value in graph.outputs],
         tokenizer=None if kind.pictures else save_tokenizer(source, folder),
         postprocess=source.postprocess if task.pooled else Postprocess(),
-        tolerance={"relative": rounding_bound(graph, precision)} if precision in DERIVED else {},
+        tolerance={"relative": rounding_bound(graph, choices.precision)} if choices.precision in DERIVED else {},
         layers=layers,
         labels=labels_of(source) if task.classes else [],
         image=image_of(source) if kind.pictures else None,

@@ -19,7 +19,8 @@ class LayerParts:
 
     shape: (in, out). a: A (in, r), r = 0 where there is no train. b: B (r, out). ranks: of the tensor train that
     A B came from. layout: how values and indices hold S, a row of the table below; values are empty where there
-    is no residual.
+    is no residual. cores: those over in and those over out, (r, n, r') each, as in `saten_edge.tt`; none where only
+    the factors are known.
 
     layout   values                    indices
     none     (0,)
@@ -38,6 +39,7 @@ class LayerParts:
     layout: str
     values: NDArray[np.float32]
     indices: dict[str, NDArray[Any]] = field(default_factory=dict)
+    cores: tuple[tuple[NDArray[np.float32], ...], tuple[NDArray[np.float32], ...]] = ((), ())
 
 
 class Exportable(Protocol):

@@ -25,18 +25,23 @@ __all__ = [
     "Layer",
     "Manifest",
     "Postprocess",
+    "Rejected",
     "Tokenizer",
     "read_manifest",
 ]
 
 MANIFEST_FILE = "saten_edge.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # What manifests of an older version lack, with the value that says the same.
 _ADDED: dict[int, dict[str, Any]] = {
-    1: {"labels": [], "image": None, "generation": None},
-    2: {},
+    1: {"labels": [], "image": None, "generation": None, "target": "cpu", "rows": None},
+    2: {"target": "cpu", "rows": None},
+    3: {},
 }
+_ADDED_TO_LAYERS: dict[int, dict[str, Any]] = {
+    version: {"lowering": "", "predicted_us": None, "rejected": []} for version in (1, 2)
+} | {3: {}}
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,22 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """A way to write a layer that was not taken, and the time it was predicted to take."""
+
+    lowering: str
+    form: str
+    predicted_us: float
+
+
+@dataclass(frozen=True)
 class Layer:
     """One weight matrix of the model and what became of it.
 
     shape: (out, in) of a linear, (rows, width) of an embedding. ranks: of the tensor train, the
     outer ones (always 1) left out. nnz: stored residual values. bytes: in the bundle, indices
-    included. macs_per_row: multiply-accumulates for one token.
+    included. macs_per_row: multiply-accumulates for one token. lowering: the name under which the form is chosen,
+    or empty; predicted_us: of one call with as many rows as the manifest says, or None; rejected: the others.
     """
 
     name: str
@@ -65,6 +80,9 @@ class Layer:
     bytes: int
     dense_fp32_bytes: int
     macs_per_row: int
+    lowering: str = ""
+    predicted_us: float | None = None
+    rejected: list[Rejected] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -130,8 +148,8 @@ class Manifest:
 
     source: what was exported (model, sha256 …); tolerance: the bound the validation held (see
     `validation/report.json`); smallest_onnxruntime: "major.minor"; files: by path inside the
-    bundle; labels: names of the classes by index, or empty. tokenizer, image, generation: None
-    where the task has none.
+    bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
+    of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
     """
 
     schema_version: int
@@ -148,6 +166,8 @@ class Manifest:
     tokenizer: Tokenizer | None
     postprocess: Postprocess
     tolerance: dict[str, float]
+    target: str = "cpu"
+    rows: int | None = None
     layers: list[Layer] = field(default_factory=list)
     files: dict[str, FileEntry] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
@@ -177,7 +197,11 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: schema version {version!r:.60}, this saten-runtime reads {', '.join(map(str, _ADDED))}; "
             "install the version that wrote it"
         )
-    manifest: Manifest = _parse(Manifest, {**_ADDED[version], **values}, MANIFEST_FILE)
+    values = {**_ADDED[version], **values}
+    if isinstance(values.get("layers"), list):
+        added = _ADDED_TO_LAYERS[version]
+        values["layers"] = [{**added, **each} if isinstance(each, dict) else each for each in values["layers"]]
+    manifest: Manifest = _parse(Manifest, values, MANIFEST_FILE)
     return manifest
 
 

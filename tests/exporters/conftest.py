@@ -116,16 +116,17 @@ def make_parts() -> Callable[..., LayerParts]:
 
 @pytest.fixture(scope="session")
 def one_form() -> Callable[[Form, LayerParts], ir.Model]:
-    """one_form(form, parts) -> the model x → form(x, weights) → y."""
+    """one_form(form, parts, rows=128) -> the model x → form(x, weights) → y."""
 
-    def build(form: Form, parts: LayerParts) -> ir.Model:
+    def build(form: Form, parts: LayerParts, rows: int = 128) -> ir.Model:
         opset = TARGETS["x86-64"].opset
         kind = ir.DataType.FLOAT if form.kind == "linear" else ir.DataType.INT64
         shape = ["batch", "sequence", parts.shape[0]] if form.kind == "linear" else ["batch", "sequence"]
         x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
         packed = form.pack(parts)
         weights = [_constant(name, packed[name]) for name in form.inputs]
-        node = ir.Node(DOMAIN, form.op_type, [x, *weights])
+        sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, rows).items()]
+        node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
         y = node.outputs[0]
         y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
         y.shape = ir.Shape(["batch", "sequence", parts.shape[1]])
@@ -197,7 +198,8 @@ def bundle_of(
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("saten_exporters.bundle.trace", traced)
                 out = folder / f"{model}-{precision}"
-                made[model, precision] = export(loaded_tiny[model], out, precision=precision)
+                lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
+                made[model, precision] = export(loaded_tiny[model], out, precision=precision, lowering=lowering)
         return made[model, precision]
 
     return get

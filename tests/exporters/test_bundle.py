@@ -138,16 +138,25 @@ def test_the_weights_of_a_bundle_are_all_it_holds(bundle_of: BundleOf) -> None:
         assert layers <= 0.4 * dense + 16 * len(bundle.manifest.layers)
 
 
+TYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+    "int8-block": ir.DataType.UINT8,
+    "int4": ir.DataType.UINT8,
+}
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_dense_layers_are_in_the_graph(precision: str, bundle_of: BundleOf) -> None:
     bundle = bundle_of("dense", precision)
     assert bundle.manifest.layers == []
-    sizes = [value.const_value.size for value in ir.load(bundle.model).graph.initializers.values()]
-    kinds = {
-        value.dtype for value in ir.load(bundle.model).graph.initializers.values() if value.const_value.size >= 4096
-    }
-    assert sum(size >= 4096 for size in sizes) == 2 * 4 + 2  # queries, keys and values are one product; two tables
-    assert kinds == {ir.DataType.FLOAT if precision == "fp32" else ir.DataType.INT8}
+    weights = list(ir.load(bundle.model).graph.initializers.values())
+    kinds = {value.dtype for value in weights if value.const_value.size >= 4096}
+    sizes = [value.const_value.size for value in weights if value.dtype == TYPES[precision]]
+    smallest = 4096 // (2 if precision == "int4" else 1)  # two codes in a byte
+    assert sum(size >= smallest for size in sizes) == 2 * 4 + 2  # queries, keys and values are one product; two tables
+    assert kinds == {TYPES[precision]}
 
 
 @pytest.mark.parametrize(("model", "precision"), BUNDLES)
@@ -244,7 +253,7 @@ def test_an_output_that_exists(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int4"}, "--precision int4: there are fp32, int8"),
+        ({"precision": "int2"}, "--precision int2: there are fp32, fp16, int8, int8-block, int4"),
         ({"target": "moon"}, "--target moon: there are x86-64, "),
     ],
 )

@@ -1,8 +1,9 @@
 """Every form computes x (A B + S), within what rounding and 8-bit steps allow.
 
 The bounds follow from the arithmetic. float32: Higham, "Accuracy and Stability of Numerical Algorithms", §3.5,
-|error| ≤ γ_k |x| |M|, γ_k = k u / (1 − k u). 8 bit: a weight moves by at most half its scale; an activation by at
-most half of (max − min) / 255, both ranges widened to hold 0.
+|error| ≤ γ_k |x| |M|, γ_k = k u / (1 − k u). Stored in half precision a weight moves by 2^-11 of itself; as a code by
+half the scale of its output, row or block. An activation that becomes a code moves by at most half of
+(max − min) / 255, both ranges widened to hold 0, or, block by block, by half of max / 127.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import onnx_ir as ir
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
-Array = np.ndarray
 MakeParts = Callable[..., LayerParts]
 OneForm = Callable[[Form, LayerParts], ir.Model]
-RunOrt = Callable[..., list[Array]]
+RunOrt = Callable[..., list[np.ndarray]]
 
+Array = np.ndarray
 UNIT = float(np.finfo(np.float32).eps) / 2
 # Half a step; dividing by a rounded step moves a number by a few roundings of at most 255 steps.
 HALF = 0.5 + 255 * 4 * UNIT
+HALF_PRECISION = 2.0**-11  # of a number, and 2^-25 where it is too small to be normal
+MANY_ROWS = 128
 
 PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]  # (layout or None, kind, precision)
 LAYERS = [row for row in PARTS if row[0]]
@@ -88,6 +92,23 @@ def scale_of(weights: Array, axis: int) -> Array:
     return np.abs(weights).max(axis=axis, keepdims=True) / 127
 
 
+def moved(weights: Array, precision: str, axis: int) -> Array:
+    """How far storing moves each weight, where `axis` runs along what shares a scale."""
+    if precision == "fp32":
+        return np.zeros(weights.shape)
+    if precision == "fp16":
+        return HALF_PRECISION * np.abs(weights) + 2.0**-25
+    if precision == "int8":
+        return np.broadcast_to(HALF * scale_of(weights, axis), weights.shape)
+    row = PRECISIONS[precision]
+    along = np.moveaxis(np.abs(weights), axis, -1)
+    peaks = along.copy()
+    for start in range(0, along.shape[-1], row.block):
+        part = slice(start, start + row.block)
+        peaks[..., part] = along[..., part].max(axis=-1, keepdims=True)
+    return np.moveaxis(HALF * peaks / (2 ** (row.bits - 1) - 1), -1, axis)
+
+
 def dynamic_product(x: Array, x_error: Array | float, weights: Array, scale: Array) -> Array:
     """Bound of DynamicQuantizeMatMul, whose x was already off by `x_error`, element by element."""
     low, high = min(0.0, (x - x_error).min()), max(0.0, (x + x_error).max())
@@ -97,79 +118,76 @@ def dynamic_product(x: Array, x_error: Array | float, weights: Array, scale: Arr
     return np.abs(x) @ weights_moved + x_moved @ (np.abs(weights) + weights_moved) + gamma(4) * products
 
 
-def low_rank(x: Array, parts: LayerParts) -> Array:
-    a, b = np.abs(parts.a.astype(np.float64)), np.abs(parts.b.astype(np.float64))
-    if parts.kind == "embedding":
-        return gamma(parts.b.shape[0]) * (a[x] @ b)
-    return gamma(sum(parts.a.shape)) * (np.abs(x) @ a @ b)
+def product(x: Array, x_error: Array | float, weights: Array, precision: str, rows: int = MANY_ROWS) -> Array:
+    """Bound of x, already off by `x_error`, times weights that are stored at a precision."""
+    x, weights = x.astype(np.float64), weights.astype(np.float64)
+    if precision == "int8":
+        return dynamic_product(x, x_error, weights, scale_of(weights, axis=0))
+    x_error = np.broadcast_to(np.asarray(x_error, np.float64), x.shape)
+    if precision == "int8-block" or (precision == "int4" and rows == 1):
+        as_code = moved(np.abs(x) + x_error, "int8-block", -1) if precision == "int8-block" else coded(x, x_error)
+        x_error = x_error + as_code
+    weights_moved = moved(weights, precision, 0)
+    reach = np.abs(weights) + weights_moved
+    return np.abs(x) @ weights_moved + x_error @ reach + gamma(len(weights) + 2) * ((np.abs(x) + x_error) @ reach)
 
 
-def low_rank_int8(x: Array, parts: LayerParts) -> Array:
+def coded(x: Array, x_error: Array) -> Array:
+    """How far activations move that become 8-bit codes in blocks of int4's size."""
+    peaks = np.abs(x) + x_error
+    for start in range(0, x.shape[-1], PRECISIONS["int4"].block):
+        part = slice(start, start + PRECISIONS["int4"].block)
+        peaks[..., part] = peaks[..., part].max(axis=-1, keepdims=True)
+    return HALF * peaks / 127
+
+
+def low_rank(x: Array, parts: LayerParts, precision: str) -> Array:
     a, b = parts.a.astype(np.float64), parts.b.astype(np.float64)
     if parts.kind == "embedding":
-        inner, moved = a[x], HALF * scale_of(a, axis=1)[x]
-    else:
-        inner, moved = x @ a, dynamic_product(x.astype(np.float64), 0.0, a, scale_of(a, axis=0))
-    return dynamic_product(inner, moved, b, scale_of(b, axis=0))
+        return product(a[x], moved(a, precision, 1)[x], b, precision)
+    return product(x.astype(np.float64) @ a, product(x, 0.0, a, precision), b, precision)
 
 
-def grouped(x: Array, parts: LayerParts) -> Array:
-    return gamma(parts.values.shape[2]) * (np.abs(x) @ np.abs(dense_residual(parts)))
+def residual_moved(parts: LayerParts, precision: str) -> Array:
+    """How far storing moves each entry of S, (in, out)."""
+    return dense_residual(dataclasses.replace(parts, values=moved(parts.values.astype(np.float64), precision, -1)))
 
 
-def grouped_int8(x: Array, parts: LayerParts) -> Array:
-    residual = dense_residual(parts)
-    moved = HALF * scale_of(residual, axis=0) * stored(parts)
-    return np.abs(x) @ moved + gamma(parts.values.shape[2] + 2) * (np.abs(x) @ (np.abs(residual) + moved))
+def grouped(x: Array, parts: LayerParts, precision: str) -> Array:
+    residual, off = dense_residual(parts), residual_moved(parts, precision)
+    return np.abs(x) @ off + gamma(parts.values.shape[2] + 4) * (np.abs(x) @ (np.abs(residual) + off))
 
 
-def csr(x: Array, parts: LayerParts) -> Array:
-    return gamma(parts.shape[0]) * (np.abs(x) @ np.abs(dense_residual(parts)))
+def csr(x: Array, parts: LayerParts, precision: str) -> Array:
+    return product(x, 0.0, dense_residual(parts), precision)
 
 
-def csr_int8(x: Array, parts: LayerParts) -> Array:
-    residual = dense_residual(parts)
-    return dynamic_product(x.astype(np.float64), 0.0, residual, scale_of(residual, axis=0))
+def rows(x: Array, parts: LayerParts, precision: str) -> Array:
+    return residual_moved(parts, precision)[x]  # a lookup rounds nothing
 
 
-def rows(x: Array, parts: LayerParts) -> Array:
-    return np.zeros((*x.shape, parts.shape[1]))  # a lookup rounds nothing
-
-
-def rows_int8(x: Array, parts: LayerParts) -> Array:
-    residual = dense_residual(parts)
-    return (HALF * scale_of(residual, axis=1) * stored(parts))[x]
-
-
-def stored(parts: LayerParts) -> Array:
-    """1 where the residual has an entry, (in, out)."""
-    return dense_residual(dataclasses.replace(parts, values=np.ones_like(parts.values)))
-
-
-# op type → bound; a new row of the tables needs one here
+# stem and kind of an operator → bound; a new row of the tables needs one here
 BOUNDS = {
     "LowRankLinear": low_rank,
-    "LowRankLinearInt8": low_rank_int8,
     "LowRankEmbedding": low_rank,
-    "LowRankEmbeddingInt8": low_rank_int8,
     "GroupedLinear": grouped,
-    "GroupedLinearInt8": grouped_int8,
     "CsrLinear": csr,
-    "CsrLinearInt8": csr_int8,
     "RowsEmbedding": rows,
-    "RowsEmbeddingInt8": rows_int8,
     "SparseEmbedding": rows,
-    "SparseEmbeddingInt8": rows_int8,
 }
+
+
+def bound_of(form: Form) -> Callable[[Array, LayerParts, str], Array]:
+    return BOUNDS[form.stem + form.kind.capitalize()]
 
 
 def allowed(x: Array, parts: LayerParts, forms: tuple[Form, ...]) -> Array:
     """The bound of one form, or of the sum of two."""
-    moved = sum(BOUNDS[form.op_type](x, parts) for form in forms)
+    off = sum(bound_of(form)(x, parts, form.precision) for form in forms)
     if len(forms) == 1:
-        return moved
+        return off
     terms = np.abs(wanted(x, parts, train=True, residual=False)) + np.abs(wanted(x, parts, train=False, residual=True))
-    return moved + UNIT * (terms + moved)
+    return off + UNIT * (terms + off)
 
 
 def same(got: Array, expected: Array, bound: Array) -> bool:
@@ -187,6 +205,11 @@ def make_x(parts: LayerParts, shape: tuple[int, int]) -> Array:
     return random.integers(0, parts.shape[0], shape)
 
 
+def one_at_a_time(parts: LayerParts) -> Array:
+    """Every input, or every row, alone: no sum of small errors hides a large one."""
+    return np.eye(parts.shape[0], dtype=np.float32)[None] if parts.kind == "linear" else np.arange(parts.shape[0])[None]
+
+
 def forms_at(layout: str | None, kind: str, precision: str, *, whole: bool) -> tuple[Form, ...]:
     own = form_row(layout, kind, precision)
     return (form_row(None, kind, precision), own) if whole else (own,)
@@ -196,7 +219,7 @@ def forms_at(layout: str | None, kind: str, precision: str, *, whole: bool) -> t
 
 
 def test_every_form_has_a_bound() -> None:
-    ops = {form.op_type for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
+    ops = {form.stem + form.kind.capitalize() for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
     assert ops == set(BOUNDS)
 
 
@@ -289,7 +312,7 @@ def test_the_rows_of_a_table(
         assert not got[0, 3].any()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_table_too_long_for_two_byte_slots(
     precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
 ) -> None:
@@ -396,7 +419,7 @@ def test_damaged_weights_are_seen(
 ) -> None:
     layout, kind, precision = row
     parts = make_parts(kind, layout)
-    x = make_x(parts, (2, 7))
+    x = one_at_a_time(parts)
     form = form_of(parts, precision) if whole else form_row(*row)
     expected = wanted(x, parts, train=whole or layout is None, residual=layout is not None)
     bound = allowed(x, parts, forms_at(*row, whole=whole))
@@ -422,3 +445,169 @@ def test_wrong_outputs_are_seen(
     (got,) = run_ort(one_form(form, parts), {"x": x})
     expected = wanted(x, parts, train=layout is None, residual=layout is not None)
     assert not same(OF_OUTPUTS[damage](got), expected, allowed(x, parts, (form,)))
+
+
+# --- TT chains -----------------------------------------------------------------------------------------------------
+
+# dims of the cores over in and over out, and the ranks between all of them
+TRAINS = {
+    "two and two": ((6, 8), (8, 8), (4, 7, 5)),
+    "three and two": ((4, 3, 4), (16, 4), (3, 9, 7, 2)),
+    "one and three": ((48,), (4, 4, 4), (7, 11, 3)),
+    "rank one": ((2, 3), (3, 2), (1, 1, 1)),
+}
+
+
+def make_train(make_parts: MakeParts, name: str, layout: str | None = None) -> LayerParts:
+    """A layer with the cores of a row above; its factors are contracted from them here, digit by digit."""
+    ins, outs, ranks = TRAINS[name]
+    random, bonds = np.random.default_rng(5), (1, *ranks, 1)
+    cores = [
+        (random.standard_normal((bonds[k], dim, bonds[k + 1])) / np.sqrt(bonds[k])).astype(np.float32)
+        for k, dim in enumerate((*ins, *outs))
+    ]
+    first, last = cores[: len(ins)], cores[len(ins) :]
+    a = np.ones((1, 1))
+    for core in first:
+        a = np.einsum("ir,rns->ins", a, core.astype(np.float64)).reshape(-1, core.shape[2])
+    b = np.ones((1, 1))
+    for core in reversed(last):
+        b = np.einsum("rns,so->rno", core.astype(np.float64), b).reshape(core.shape[0], -1)
+    parts = make_parts("linear", layout)
+    return dataclasses.replace(
+        parts,
+        shape=(len(a), b.shape[1]),
+        ranks=list(ranks),
+        a=a.astype(np.float32),
+        b=b.astype(np.float32),
+        cores=(tuple(first), tuple(last)),
+    )
+
+
+def chain_bound(x: Array, parts: LayerParts, precision: str, rows_expected: int = MANY_ROWS) -> Array:
+    """The products one after the other, each off by what those before it were."""
+    first, last = parts.cores
+    lead, dims = x.shape[:-1], [core.shape[1] for core in first]
+    value = x.astype(np.float64).reshape(-1, *dims).transpose(0, *range(len(dims), 0, -1))
+    error: Array = np.zeros(value.shape)
+    for core in first:
+        matrix = core.transpose(1, 0, 2).reshape(-1, core.shape[2])
+        value, error = value.reshape(-1, len(matrix)), error.reshape(-1, len(matrix))
+        value, error = value @ matrix.astype(np.float64), product(value, error, matrix, precision, rows_expected)
+    for core in last:
+        matrix = core.reshape(core.shape[0], -1)
+        value, error = value.reshape(-1, len(matrix)), error.reshape(-1, len(matrix))
+        value, error = value @ matrix.astype(np.float64), product(value, error, matrix, precision, rows_expected)
+    factors_rounded = UNIT * 4 * (np.abs(x) @ np.abs(parts.a.astype(np.float64)) @ np.abs(parts.b.astype(np.float64)))
+    return error.reshape(*lead, -1) + factors_rounded
+
+
+@pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", TRAINS)
+def test_a_chain(
+    name: str, precision: str, optimized: bool, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
+) -> None:
+    parts = make_train(make_parts, name)
+    form = LOWERINGS["tt-chain"].form(parts, precision)
+    model = one_form(form, parts)
+    for shape in SHAPES:
+        x = make_x(parts, shape)
+        (got,) = run_ort(model, {"x": x}, optimized=optimized)
+        assert same(got, wanted(x, parts, train=True, residual=False), chain_bound(x, parts, precision)), shape
+    eye = one_at_a_time(parts)
+    (got,) = run_ort(model, {"x": eye}, optimized=optimized)
+    expected, bound = wanted(eye, parts, train=True, residual=False), chain_bound(eye, parts, precision)
+    assert same(got, expected, bound)
+    # four products by 4-bit codes may, at worst, lose everything
+    for damage in ("one element off", "NaN", *(("zeroed",) if precision != "int4" else ())):
+        assert not same(OF_OUTPUTS[damage](got), expected, bound), damage
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("name", ["two and two", "three and two", "one and three"])
+def test_a_damaged_core_is_seen(
+    name: str, precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
+) -> None:
+    parts = make_train(make_parts, name)
+    x, form = one_at_a_time(parts), LOWERINGS["tt-chain"].form(parts, precision)
+    expected, bound = wanted(x, parts, train=True, residual=False), chain_bound(x, parts, precision)
+    for side in (0, 1):
+        for k, core in enumerate(parts.cores[side]):
+            turned = np.ascontiguousarray(core.transpose(2, 1, 0)).reshape(core.shape)
+            for wrong in (np.flip(core, 1), turned if min(core.shape[::2]) > 1 else np.flip(core, (0, 2))):
+                sides = [list(each) for each in parts.cores]
+                sides[side][k] = np.ascontiguousarray(wrong)
+                damaged = dataclasses.replace(parts, cores=(tuple(sides[0]), tuple(sides[1])))
+                (got,) = run_ort(one_form(form, damaged), {"x": x})
+                assert not same(got, expected, bound), (side, k)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_chain_with_a_residual(precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt) -> None:
+    parts = make_train(make_parts, "two and two", "grouped")
+    form = LOWERINGS["tt-chain"].form(parts, precision)
+    x = make_x(parts, (2, 7))
+    (got,) = run_ort(one_form(form, parts), {"x": x})
+    bound = chain_bound(x, parts, precision) + grouped(x, parts, precision)
+    expected = wanted(x, parts, train=True, residual=True)
+    assert same(got, expected, bound + UNIT * (np.abs(expected) + bound))
+
+
+def test_a_chain_computes_with_no_einsum_and_no_matrix(make_parts: MakeParts) -> None:
+    parts = make_train(make_parts, "three and two")
+    form = LOWERINGS["tt-chain"].form(parts, "fp32")
+    (function,) = form.functions(18)
+    assert {node.op_type for node in function} == {"Reshape", "Transpose", "MatMul", "Shape", "Constant", "Concat"}
+    assert sum(node.op_type == "MatMul" for node in function) == 5
+    stored = sum(
+        array.nbytes for name, array in form.pack(parts).items() if name.startswith("g") and name[-1:].isdigit()
+    )
+    assert stored == 4 * sum(core.size for side in parts.cores for core in side)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "embedding"}, "it is a table"),
+        ({"a": np.zeros((48, 0), np.float32)}, "it has no tensor train"),
+        ({"cores": ((), ())}, "no more cores than factors"),
+        ({"shape": (47, 64)}, "padded"),
+    ],
+)
+def test_what_is_no_chain(changes: dict[str, object], words: str, make_parts: MakeParts) -> None:
+    parts = make_train(make_parts, "two and two")
+    assert LOWERINGS["tt-chain"].refusal(parts) == ""
+    assert words in LOWERINGS["tt-chain"].refusal(dataclasses.replace(parts, **changes))
+
+
+# --- dense ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expected_rows", [1, MANY_ROWS])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
+def test_a_whole_matrix(
+    layout: str,
+    kind: str,
+    precision: str,
+    size: str,
+    expected_rows: int,
+    make_parts: MakeParts,
+    one_form: Callable[..., ir.Model],
+    run_ort: RunOrt,
+) -> None:
+    parts, form = make_parts(kind, layout, size), DENSE_FORMS[kind, precision]
+    matrix = parts.a.astype(np.float64) @ parts.b.astype(np.float64) + dense_residual(parts)
+    model = one_form(form, parts, expected_rows)
+    for shape in ((1, 1), (2, 7)):
+        x = make_x(parts, shape)
+        (got,) = run_ort(model, {"x": x})
+        rounded = UNIT * np.abs(matrix)
+        if kind == "embedding":
+            bound = (moved(matrix, precision, 1) + 2 * rounded)[x]
+        else:
+            bound = product(x, 0.0, matrix, precision, expected_rows) * (1 + 4 * UNIT) + 2 * np.abs(x) @ rounded
+        expected = apply(x, matrix)
+        assert same(got, expected, bound), (shape, np.abs(got - expected).max())
+        assert not same(OF_OUTPUTS["one element off"](got), expected, bound)

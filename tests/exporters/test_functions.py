@@ -11,11 +11,12 @@ import pytest
 
 from saten_exporters import TARGETS, LayerParts
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.bundle import Bundle
 
 FORMS = {form.op_type: form for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
 LAYERS = list(RESIDUAL_FORMS)
-BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in ("fp32", "int8")]
+BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 DOMAINS = {"", "com.microsoft", DOMAIN}
 OPSET = TARGETS["x86-64"].opset
 
@@ -53,11 +54,11 @@ def test_a_body_is_plain_operators(op_type: str) -> None:
 def test_an_operator_is_named_after_what_it_does(op_type: str) -> None:
     form = FORMS[op_type]
     kinds = {"linear": "Linear", "embedding": "Embedding"}
-    assert op_type == form.stem + kinds[form.kind] + {"fp32": "", "int8": "Int8"}[form.precision]
+    assert op_type == form.stem + kinds[form.kind] + PRECISIONS[form.precision].suffix
 
 
 def test_no_two_forms_share_a_name() -> None:
-    assert len(FORMS) == len(TRAIN_FORMS) + len(RESIDUAL_FORMS)
+    assert len(FORMS) == len({id(form) for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())})
 
 
 @pytest.mark.parametrize("op_type", FORMS)

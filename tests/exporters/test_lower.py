@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from saten_exporters import LayerParts
+from saten_exporters.choices import Choices
 from saten_exporters.forms import DOMAIN, RESIDUAL_FORMS, Form, form_of
 from saten_exporters.passes import LowerPass
 from saten_runtime.errors import ExportError
@@ -65,7 +66,7 @@ def test_a_placeholder_becomes_its_form(
 ) -> None:
     model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
     form = form_of(parts, precision)
-    lower = LowerPass({"layer": parts}, precision)
+    lower = LowerPass({"layer": parts}, Choices(precision, lowering="low-rank"))
     assert lower(model).modified
     assert [(node.domain, node.op_type, node.name) for node in model.graph] == [(DOMAIN, form.op_type, "layer")]
     weights = {f"layer.{name}": array for name, array in form.pack(parts).items()}
@@ -88,7 +89,7 @@ def test_the_row_for_the_manifest(
     layout: str, kind: str, precision: str, parse_model: Parse, make_parts: MakeParts
 ) -> None:
     model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
-    lower = LowerPass({"layer": parts}, precision)
+    lower = LowerPass({"layer": parts}, Choices(precision, lowering="low-rank"))
     lower(model)
     (row,) = lower.layers
     assert (row.name, row.kind, row.form) == ("layer", kind, form_of(parts, precision).op_type)
@@ -111,7 +112,7 @@ def test_the_row_for_the_manifest(
 def test_multiplications_for_one_row(
     layout: str, kind: str, macs: int, parse_model: Parse, make_parts: MakeParts
 ) -> None:
-    lower = LowerPass({"layer": make_parts(kind, layout)}, "fp32")
+    lower = LowerPass({"layer": make_parts(kind, layout)}, Choices(lowering="low-rank"))
     lower(parse_model(ONE[kind]))
     assert [row.macs_per_row for row in lower.layers] == [macs]
 
@@ -120,7 +121,7 @@ def test_a_layer_used_twice_is_stored_once(
     parse_model: Parse, make_parts: MakeParts, run_ort: Callable[..., list[np.ndarray]]
 ) -> None:
     model, parts = parse_model(TWICE), make_parts("linear", "grouped")
-    lower = LowerPass({"layer": parts}, "fp32")
+    lower = LowerPass({"layer": parts}, Choices(lowering="low-rank"))
     assert lower(model).modified
     assert len(lower.layers) == 1
     names = [node.name for node in model.graph if node.domain == DOMAIN]
@@ -133,7 +134,7 @@ def test_a_layer_used_twice_is_stored_once(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_graph_without_placeholders_stays(precision: str, parse_model: Parse) -> None:
     model = parse_model(NONE)
-    before, lower = to_bytes(model), LowerPass({}, precision)
+    before, lower = to_bytes(model), LowerPass({}, Choices(precision, lowering="low-rank"))
     assert not lower(model).modified
     assert to_bytes(model) == before
     assert lower.layers == []
@@ -141,9 +142,9 @@ def test_a_graph_without_placeholders_stays(precision: str, parse_model: Parse) 
 
 def test_lowering_again_finds_nothing(parse_model: Parse, make_parts: MakeParts) -> None:
     model = parse_model(ONE["linear"])
-    LowerPass({"layer": make_parts("linear", "grouped")}, "fp32")(model)
+    LowerPass({"layer": make_parts("linear", "grouped")}, Choices(lowering="low-rank"))(model)
     before = to_bytes(model)
-    assert not LowerPass({}, "fp32")(model).modified
+    assert not LowerPass({}, Choices(lowering="low-rank"))(model).modified
     assert to_bytes(model) == before
 
 
@@ -153,6 +154,6 @@ def test_layers_and_nodes_must_be_the_same(names: list[str], parse_model: Parse,
     model = parse_model(ONE["linear"])
     before = to_bytes(model)
     with pytest.raises(ExportError) as caught:
-        LowerPass({name: dataclasses.replace(parts, name=name) for name in names}, "fp32")(model)
+        LowerPass({name: dataclasses.replace(parts, name=name) for name in names}, Choices(lowering="low-rank"))(model)
     assert all(name in str(caught.value) for name in {"layer"} ^ set(names))
     assert to_bytes(model) == before

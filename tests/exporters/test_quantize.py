@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from saten_exporters.quantize import quantize_int8
+from saten_exporters.quantize import PRECISIONS, pack_nibbles, quantize_blocks, quantize_int8
 
 EPS = float(np.finfo(np.float32).eps)
 # A scale below the smallest normal number has few bits left, and half of it cannot be held to.
@@ -68,3 +68,58 @@ def test_a_wrong_result_is_seen(wrong: str) -> None:
     else:
         scales = scales.T
     assert not (error(weights, codes, scales) <= 0.5 + 127 * 2 * EPS).all()
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+MATRICES = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=NUMBERS)
+BLOCKWISE = [precision for precision in PRECISIONS.values() if precision.block]
+
+
+def decoded(codes: np.ndarray, scales: np.ndarray, bits: int, width: int) -> np.ndarray:
+    numbers = (codes.astype(np.float64) - 2 ** (bits - 1)) * scales[..., None].astype(np.float64)
+    return numbers.reshape(len(codes), -1)[:, :width]
+
+
+@given(MATRICES, st.sampled_from([4, 8]), st.sampled_from([16, 32]))
+def test_half_a_scale_of_the_block(weights: np.ndarray, bits: int, block: int) -> None:
+    codes, scales = quantize_blocks(weights, bits, block)
+    count = -(-weights.shape[1] // block)
+    assert (codes.dtype, codes.shape) == (np.uint8, (len(weights), count, block))
+    assert (scales.dtype, scales.shape) == (np.float32, (len(weights), count))
+    assert codes.max() < 2**bits
+    assert codes.min() >= 1
+    moved = np.abs(decoded(codes, scales, bits, weights.shape[1]) - weights)
+    allowed = np.repeat(scales, block, axis=1)[:, : weights.shape[1]] * (0.5 + 2**bits * EPS)
+    assert (moved <= allowed).all()
+
+
+@pytest.mark.parametrize("precision", BLOCKWISE, ids=lambda row: row.name)
+def test_an_outlier_coarsens_its_own_block_only(precision) -> None:
+    weights = np.ones((1, 3 * precision.block), np.float32)
+    weights[0, precision.block] = 1000
+    codes, scales = quantize_blocks(weights, precision.bits, precision.block)
+    largest = 2 ** (precision.bits - 1) - 1
+    assert scales.tolist() == [[np.float32(1) / largest, np.float32(1000) / largest, np.float32(1) / largest]]
+    got = decoded(codes, scales, precision.bits, weights.shape[1])
+    np.testing.assert_allclose(got[:, : precision.block], 1, rtol=2 * EPS)
+    np.testing.assert_allclose(got[:, 2 * precision.block :], 1, rtol=2 * EPS)
+    assert got[0, precision.block + 1] == (0 if precision.bits == 4 else round(largest / 1000) * scales[0, 1])
+
+
+def test_padding_is_zero() -> None:
+    codes, scales = quantize_blocks(np.full((2, 5), 3, np.float32), 4, 16)
+    assert (codes[:, 0, 5:] == 8).all()
+    assert (scales == np.float32(3) / 7).all()
+
+
+def test_two_codes_in_a_byte() -> None:
+    assert pack_nibbles(np.array([[1, 15, 8, 0]], np.uint8)).tolist() == [[0xF1, 0x08]]
+
+
+def test_one_code_off_is_seen() -> None:
+    weights = np.random.default_rng(3).standard_normal((6, 40)).astype(np.float32)
+    codes, scales = quantize_blocks(weights, 4, 32)
+    codes[2, 0, 3] ^= 1
+    moved = np.abs(decoded(codes, scales, 4, 40) - weights)
+    assert not (moved <= np.repeat(scales, 32, axis=1)[:, :40] * (0.5 + 16 * EPS)).all()

@@ -7,7 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from saten_exporters.choices import Choices
 from saten_exporters.passes import QuantizeDensePass
+from saten_exporters.quantize import PRECISIONS
+
+INT8 = Choices("int8")
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>'
 LINEAR = (
@@ -96,7 +100,7 @@ def test_a_linear_layer(shape: tuple[int, int], optimized: bool, parse_model: Pa
     w, x = weight(64, 96), weight(*shape, 64)
     model = parse_model(LINEAR, w=w)
     (before,) = run_ort(model, {"x": x})
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
     assert operators(model) == {"DynamicQuantizeMatMul": 1, "Relu": 1}
     (after,) = run_ort(model, {"x": x}, optimized=optimized)
     assert close(after, before, product_bound(x, w))
@@ -112,7 +116,7 @@ def test_a_linear_layer(shape: tuple[int, int], optimized: bool, parse_model: Pa
 def test_a_table(text: str, parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])
     model = parse_model(text, w=w)
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
     assert operators(model) == {"Gather": 2, "Cast": 1, "Mul": 1}
     (after,) = run_ort(model, {"x": x})
     bound = (0.5 + 1e-4) * np.abs(w[x]).max(axis=-1, keepdims=True) / 127
@@ -124,7 +128,7 @@ def test_a_table(text: str, parse_model: Parse, run_ort: RunOrt) -> None:
 def test_a_shared_table_is_quantized_once(parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99]])
     model = parse_model(SHARED, w=w)
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
     assert operators(model) == {"Gather": 4, "Cast": 2, "Mul": 2, "Add": 1}
     assert set(model.graph.initializers) == {"w.codes", "w.scale"}
     (after,) = run_ort(model, {"x": x})
@@ -133,7 +137,7 @@ def test_a_shared_table_is_quantized_once(parse_model: Parse, run_ort: RunOrt) -
 
 def test_a_shared_weight_is_quantized_once(parse_model: Parse) -> None:
     model = parse_model(TIED, w=weight(64, 64))
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
     assert operators(model) == {"DynamicQuantizeMatMul": 2}
     assert set(model.graph.initializers) == {"w.codes", "w.scale"}
 
@@ -141,14 +145,14 @@ def test_a_shared_weight_is_quantized_once(parse_model: Parse) -> None:
 def test_a_weight_that_something_else_reads_too_is_kept(parse_model: Parse) -> None:
     text = LINEAR.replace("y = Relu (product)", "z = MatMul (x, w)\n t = Transpose (w)\n y = Relu (product)")
     model = parse_model(text.replace("96] y)", "96] y, float[96, 64] t)"), w=weight(64, 96))
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
     assert set(model.graph.initializers) == {"w", "w.codes", "w.scale"}
 
 
 def test_the_smallest_weight(parse_model: Parse) -> None:
     text = HEAD + "g (float[2, 64] x, float[64, 64] w) => (float[2, 64] y) { y = MatMul (x, w) }"
     model = parse_model(text, w=weight(64, 64))
-    assert QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
@@ -156,24 +160,97 @@ def test_left_alone(name: str, parse_model: Parse) -> None:
     text, shapes = LEFT_ALONE[name]
     model = parse_model(HEAD + text, **{weight_name: weight(*shape) for weight_name, shape in shapes.items()})
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert not QuantizeDensePass()(model).modified
+    assert not QuantizeDensePass(INT8)(model).modified
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
 def test_numbers_that_are_no_float32_are_left_alone(parse_model: Parse) -> None:
     text = HEAD + "g (int64[2, 3] x, int64[100, 48] w) => (int64[2, 3, 48] y) { y = Gather (w, x) }"
     model = parse_model(text, w=np.ones((100, 48), np.int64))
-    assert not QuantizeDensePass()(model).modified
+    assert not QuantizeDensePass(INT8)(model).modified
 
 
 def test_an_initializer_that_a_caller_may_replace_is_left_alone(parse_model: Parse) -> None:
     model = parse_model(LINEAR, w=weight(64, 96))
     model.graph.inputs.append(model.graph.initializers["w"])
-    assert not QuantizeDensePass()(model).modified
+    assert not QuantizeDensePass(INT8)(model).modified
 
 
 @pytest.mark.parametrize("text", [LINEAR, LOOKUP])
 def test_again_there_is_nothing_left_to_do(text: str, parse_model: Parse) -> None:
     model = parse_model(text, w=weight(64, 96) if text is LINEAR else weight(100, 48))
-    assert QuantizeDensePass()(model).modified
-    assert not QuantizeDensePass()(model).modified
+    assert QuantizeDensePass(INT8)(model).modified
+    assert not QuantizeDensePass(INT8)(model).modified
+
+
+# --- the other precisions ----------------------------------------------------------------------------------------
+
+OPERATORS = {
+    "fp16": ({"Shape", "Constant", "Min", "Add", "Reshape", "Cast", "MatMul", "Relu"}, {"Gather", "Cast"}),
+    "int8-block": ({"MatMulNBits", "Relu"}, {"GatherBlockQuantized"}),
+    "int4": ({"MatMulNBits", "Relu"}, {"GatherBlockQuantized", "Constant", "Slice"}),
+}
+
+
+def half_step(w: np.ndarray, precision: str, axis: int) -> np.ndarray:
+    """Half a step of each weight, whose blocks run along `axis`; 2^-11 of it in half precision."""
+    if precision == "fp16":
+        return np.abs(w) * 2.0**-11 + 2.0**-25
+    row = PRECISIONS[precision]
+    parts = np.split(np.moveaxis(np.abs(w), axis, 0), range(row.block, w.shape[axis], row.block))
+    peaks = np.concatenate([np.broadcast_to(part.max(axis=0), part.shape) for part in parts])
+    return np.moveaxis((0.5 + 1e-4) * peaks / (2 ** (row.bits - 1) - 1), 0, axis)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize("rows", [1, 128])
+@pytest.mark.parametrize("precision", OPERATORS)
+def test_a_linear_layer_at(precision: str, rows: int, optimized: bool, parse_model: Parse, run_ort: RunOrt) -> None:
+    w, x = weight(64, 96), weight(3, 5, 64)
+    model = parse_model(LINEAR, w=w)
+    (before,) = run_ort(model, {"x": x})
+    assert QuantizeDensePass(Choices(precision, rows=rows))(model).modified
+    assert set(operators(model)) == OPERATORS[precision][0]
+    (after,) = run_ort(model, {"x": x}, optimized=optimized)
+    moved = half_step(w, precision, 0)
+    coded = precision == "int8-block" or (precision == "int4" and rows == 1)
+    x_moved = coded * (0.5 + 1e-4) * np.abs(x).max(axis=-1, keepdims=True) / 127
+    bound = np.abs(x) @ moved + x_moved * (np.abs(w) + moved).sum(axis=0) + 1e-5 * (np.abs(x) @ np.abs(w))
+    assert close(after, before, bound)
+    wrong = after.copy()
+    wrong[2, 4, 50] += 10 * np.abs(before).max()
+    assert not close(wrong, before, bound)
+
+
+@pytest.mark.parametrize("precision", OPERATORS)
+def test_a_table_at(precision: str, parse_model: Parse, run_ort: RunOrt) -> None:
+    w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])
+    model = parse_model(LOOKUP, w=w)
+    assert QuantizeDensePass(Choices(precision))(model).modified
+    assert set(operators(model)) == OPERATORS[precision][1]
+    (after,) = run_ort(model, {"x": x})
+    bound = half_step(w, precision, 1)[x]
+    assert close(after, w[x], bound)
+    assert not close(after[:, ::-1], w[x], bound)
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    row = PRECISIONS[precision]
+    scales = 4 * len(w) * -(-48 // row.block) if row.block else 0
+    assert 0 <= stored - (w.size * row.bits // 8 + scales) <= 8  # the width
+
+
+@pytest.mark.parametrize("text", [LINEAR, LOOKUP])
+def test_nothing_changes_at_fp32(text: str, parse_model: Parse) -> None:
+    model = parse_model(text, w=weight(64, 96) if text is LINEAR else weight(100, 48))
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert not QuantizeDensePass(Choices("fp32"))(model).modified
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("precision", OPERATORS)
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_left_alone_at(name: str, precision: str, parse_model: Parse) -> None:
+    text, shapes = LEFT_ALONE[name]
+    model = parse_model(HEAD + text, **{weight_name: weight(*shape) for weight_name, shape in shapes.items()})
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    assert not QuantizeDensePass(Choices(precision))(model).modified
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before

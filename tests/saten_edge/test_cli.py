@@ -18,7 +18,19 @@ from saten_edge.texts import write_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = typer.main.get_command(cli.app).commands
-NAMES = ["compress", "import", "finetune", "export", "validate", "bench", "eval", "serve", "report", "compare"]
+NAMES = [
+    "compress",
+    "import",
+    "finetune",
+    "export",
+    "explain",
+    "validate",
+    "bench",
+    "eval",
+    "serve",
+    "report",
+    "compare",
+]
 NAMES += ["demo", "devices"]
 
 

@@ -1,60 +1,121 @@
-"""Every form a part of a layer can be written in, in one table."""
+"""Every form a part of a layer can be written in, in one table, and the lowerings that choose among them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
-from saten_exporters.forms.csr import CSR_LINEAR, CSR_LINEAR_INT8
-from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, Form, Weights, sum_of
-from saten_exporters.forms.grouped import GROUPED_LINEAR, GROUPED_LINEAR_INT8
-from saten_exporters.forms.low_rank import (
-    LOW_RANK_EMBEDDING,
-    LOW_RANK_EMBEDDING_INT8,
-    LOW_RANK_LINEAR,
-    LOW_RANK_LINEAR_INT8,
-)
-from saten_exporters.forms.rows import (
-    ROWS_EMBEDDING,
-    ROWS_EMBEDDING_INT8,
-    SPARSE_EMBEDDING,
-    SPARSE_EMBEDDING_INT8,
-)
+from saten_exporters.forms.csr import csr_linear
+from saten_exporters.forms.dense import dense_embedding, dense_linear
+from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, Form, Weights, Work, sum_of
+from saten_exporters.forms.grouped import grouped_linear
+from saten_exporters.forms.head import dense_head, head_of
+from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
+from saten_exporters.forms.rows import rows_embedding, sparse_embedding
+from saten_exporters.forms.storage import STORAGES, Storage
+from saten_exporters.forms.tt_chain import tt_linear
 from saten_exporters.parts import LayerParts
 from saten_runtime.errors import ExportError
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "RESIDUAL_FORMS", "TRAIN_FORMS", "Form", "Weights", "form_of"]
+__all__ = [
+    "DENSE_FORMS",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "LOWERINGS",
+    "RESIDUAL_FORMS",
+    "STORAGES",
+    "TRAIN_FORMS",
+    "Form",
+    "Lowering",
+    "Storage",
+    "Weights",
+    "Work",
+    "form_of",
+    "head_of",
+]
 
-# (kind, precision) → form of the tensor train
+# (kind, precision) → form of the tensor train, folded to factors
 TRAIN_FORMS = {
     (form.kind, form.precision): form
-    for form in (LOW_RANK_LINEAR, LOW_RANK_LINEAR_INT8, LOW_RANK_EMBEDDING, LOW_RANK_EMBEDDING_INT8)
+    for make in (low_rank_linear, low_rank_embedding)
+    for form in map(make, STORAGES.values())
 }
+
+# (kind, precision) → form of a whole matrix
+DENSE_FORMS = {
+    (form.kind, form.precision): form
+    for make in (dense_linear, dense_embedding, dense_head)
+    for form in map(make, STORAGES.values())
+}
+
+# Positions of single entries take two bytes each: blocks of values would save little and cost their scales.
+_CSR = {name: csr_linear(STORAGES[name]) for name in ("fp32", "fp16", "int8")}
+_CSR |= dict.fromkeys(("int8-block", "int4"), _CSR["int8"])
 
 # (layout, kind, precision) → form of the residual
 RESIDUAL_FORMS = {
-    (layout, form.kind, form.precision): form
-    for layout, forms in {
-        "grouped": (GROUPED_LINEAR, GROUPED_LINEAR_INT8),
-        "csr": (CSR_LINEAR, CSR_LINEAR_INT8),
-        "rows": (ROWS_EMBEDDING, ROWS_EMBEDDING_INT8),
-        "ell": (SPARSE_EMBEDDING, SPARSE_EMBEDDING_INT8),
-    }.items()
-    for form in forms
+    **{("grouped", "linear", name): grouped_linear(storage) for name, storage in STORAGES.items()},
+    **{("csr", "linear", name): form for name, form in _CSR.items()},
+    **{("rows", "embedding", name): rows_embedding(storage) for name, storage in STORAGES.items()},
+    **{("ell", "embedding", name): sparse_embedding(storage) for name, storage in STORAGES.items()},
 }
 
 
+@dataclass(frozen=True)
+class Lowering:
+    """A way to write a whole layer. refusal: why it cannot write a layer, or nothing; form: what it writes."""
+
+    name: str
+    refusal: Callable[[LayerParts], str]
+    form: Callable[[LayerParts, str], Form]
+
+
 def form_of(parts: LayerParts, precision: str) -> Form:
-    """The form of a whole layer: that of its train, of its residual, or of the sum of both.
+    """The layer as factors and residual: the sum of both, or the one that it has.
 
     Raises:
         ExportError: the layer has neither.
     """
-    present = [TRAIN_FORMS[parts.kind, precision]] if parts.a.shape[1] else []
-    if parts.values.size:
-        present.append(RESIDUAL_FORMS[parts.layout, parts.kind, precision])
-    if not present:
+    train = [TRAIN_FORMS[parts.kind, precision]] if parts.a.shape[1] else []
+    return _whole(parts, precision, train)
+
+
+def _chained(parts: LayerParts, precision: str) -> Form:
+    first, last = parts.cores
+    return _whole(parts, precision, [tt_linear(len(first), len(last), precision)])
+
+
+def _whole(parts: LayerParts, precision: str, train: list[Form]) -> Form:
+    residual = [RESIDUAL_FORMS[parts.layout, parts.kind, precision]] if parts.values.size else []
+    if not train and not residual:
         raise ExportError(
             f"{parts.name}: has neither a tensor train nor a residual, so its output would always be 0; "
             "compress the model again with a larger budget"
         )
-    return reduce(sum_of, present)
+    return reduce(sum_of, (*train, *residual))
+
+
+def _no_chain(parts: LayerParts) -> str:
+    if parts.kind != "linear":
+        return "it is a table, whose rows are looked up"
+    if not parts.a.shape[1]:
+        return "it has no tensor train"
+    if sum(map(len, parts.cores)) < 3:
+        return "its train has no more cores than factors"
+    if tuple(prod(core.shape[1] for core in side) for side in parts.cores) != tuple(parts.shape):
+        return "the dims of its train are padded"
+    return ""
+
+
+# The ways to write a layer, in the order in which they are preferred where they are predicted to take equally long.
+LOWERINGS = {
+    lowering.name: lowering
+    for lowering in (
+        Lowering("low-rank", lambda parts: "" if parts.a.shape[1] else "it has no tensor train", form_of),
+        Lowering("residual", lambda parts: "it has a tensor train" if parts.a.shape[1] else "", form_of),
+        Lowering("tt-chain", _no_chain, _chained),
+        Lowering("dense", lambda parts: "", lambda parts, precision: DENSE_FORMS[parts.kind, precision]),
+    )
+}

@@ -7,12 +7,14 @@ matrix, which is folded once at load. A kernel of the same name can multiply the
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from saten_exporters.forms.form import Form, Weights
+from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
+from saten_exporters.forms.storage import Storage
 from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import quantize_int8
 
-__all__ = ["CSR_LINEAR", "CSR_LINEAR_INT8"]
+__all__ = ["csr_linear"]
 
 # indptr (out + 1), indices (nnz), stored (nnz), shape [out, in] → table (out, in). The row of value k is the
 # number of row ends at or before k: mark each end, sum the marks.
@@ -43,55 +45,42 @@ _SCATTER = """
         table = Reshape (flat, shape)
         matrix = Transpose <perm = [1, 0]> (table)"""
 
-
-def _shape(parts: LayerParts) -> Weights:
-    return {"shape": np.array([parts.shape[1], parts.shape[0]], np.int64)}
-
-
-def _rows(parts: LayerParts) -> Weights:
-    return {**parts.indices, "stored": parts.values, **_shape(parts)}
+# precision → the type of what is scattered
+_TYPES = {"fp32": "float", "fp16": "float16", "int8": "int8"}
 
 
-def _rows_int8(parts: LayerParts) -> Weights:
+def csr_linear(storage: Storage) -> Form:
+    """X (…, in) → x S; one scale per output where values are 8-bit codes."""
+    name = storage.precision.name
+    stored = storage.names("stored", "scale")
+
+    def pack(parts: LayerParts) -> Weights:
+        packed = _int8_rows(parts) if storage.scaled else storage.pack_table(parts.values)
+        shape = np.array([parts.shape[1], parts.shape[0]], np.int64)
+        return {**parts.indices, **dict(zip(stored, packed, strict=True)), "shape": shape}
+
+    def native(parts: LayerParts) -> tuple[Work, ...]:
+        values = parts.values.size
+        return (Work("native-blocks-1", values, values, sum(parts.shape)),)
+
+    empty = f"""
+        empty = ConstantOfShape <value = {_TYPES[name]}[1] {{0}}> (cells)"""
+    return Form(
+        "Csr",
+        "linear",
+        name,
+        ("indptr", "indices", *stored, "shape"),
+        _REBUILD + empty + _SCATTER + storage.multiply("x", "y", "matrix", "scale"),
+        pack,
+        lambda parts: (product(parts.shape),),  # the body multiplies the rebuilt matrix
+        native=native if name in NATIVE else None,
+    )
+
+
+def _int8_rows(parts: LayerParts) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     starts = parts.indices["indptr"]
     rows = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     peaks = np.zeros(len(starts) - 1, np.float32)
     np.maximum.at(peaks, rows, np.abs(parts.values))
     _, scale = quantize_int8(peaks[:, None], axis=1)
-    codes = np.rint(parts.values / scale[rows, 0]).astype(np.int8)
-    return {**parts.indices, "stored": codes, "scale": scale[:, 0], **_shape(parts)}
-
-
-def _macs(parts: LayerParts) -> int:
-    return parts.shape[0] * parts.shape[1]  # the body multiplies the rebuilt matrix
-
-
-CSR_LINEAR = Form(
-    "Csr",
-    "linear",
-    "fp32",
-    ("indptr", "indices", "stored", "shape"),
-    _REBUILD
-    + """
-        empty = ConstantOfShape <value = float[1] {0}> (cells)"""
-    + _SCATTER
-    + """
-        y = MatMul (x, matrix)""",
-    _rows,
-    _macs,
-)
-
-CSR_LINEAR_INT8 = Form(
-    "Csr",
-    "linear",
-    "int8",
-    ("indptr", "indices", "stored", "scale", "shape"),
-    _REBUILD
-    + """
-        empty = ConstantOfShape <value = int8[1] {0}> (cells)"""
-    + _SCATTER
-    + """
-        y = com.microsoft.DynamicQuantizeMatMul (x, matrix, scale)""",
-    _rows_int8,
-    _macs,
-)
+    return np.rint(parts.values / scale[rows, 0]).astype(np.int8), scale[:, 0]

@@ -1,7 +1,7 @@
 """A form: one way to write one part of a layer as ONNX operators.
 
 Each form is a function of the domain `saten` whose body is made of standard operators (and `com.microsoft`'s
-where 8-bit arithmetic needs them). ONNX Runtime inlines the body, or runs a kernel registered
+where 8- and 4-bit arithmetic needs them). ONNX Runtime inlines the body, or runs a kernel registered
 under the function's name instead. Data flows x → y; every other input is a constant weight.
 """
 
@@ -16,22 +16,50 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from saten_exporters.parts import LayerParts
+from saten_exporters.quantize import PRECISIONS
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "Form", "Weights", "sum_of"]
+__all__ = ["DOMAIN", "DOMAIN_VERSION", "NATIVE", "Form", "Weights", "Work", "product", "sum_of"]
 
 DOMAIN = "saten"
 DOMAIN_VERSION = 1
-SUFFIXES = {"fp32": "", "int8": "Int8"}
+NATIVE = ("fp32", "int8")  # precisions that the native library has kernels for
 
 Weights = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one step of a form does: the quantities that its time is predicted from (`saten_exporters.cost`).
+
+    family: of steps that take equally long per unit. macs, moved: multiply-accumulates, and activations read or
+    written, for one row of x; weights: values read once per call; calls: of an operator.
+    """
+
+    family: str
+    macs: int = 0
+    weights: int = 0
+    moved: int = 0
+    calls: int = 1
+
+
+def product(shape: tuple[int, ...], times: int = 1, family: str = "product") -> Work:
+    """A product of `times` rows by a matrix of a shape (inputs, outputs), for each row of x."""
+    inputs, outputs = shape
+    size = inputs * outputs
+    return Work(family, macs=times * size, weights=size, moved=times * (inputs + outputs))
+
+
+def _no_sizes(parts: LayerParts, rows: int) -> Mapping[str, int]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Form:
     """stem, kind, precision: make the operator's name. body: its ONNX text, from x and the weights to y.
 
-    pack: a layer's numbers → the weights, in the order of the function's inputs.
-    macs: multiply-accumulates for one row of x. parts: forms whose functions the body calls.
+    pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
+    steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
+    to; sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
     """
 
     stem: str
@@ -40,20 +68,35 @@ class Form:
     inputs: tuple[str, ...]
     body: str
     pack: Callable[[LayerParts], Weights]
-    macs: Callable[[LayerParts], int]
+    work: Callable[[LayerParts], tuple[Work, ...]]
+    native: Callable[[LayerParts], tuple[Work, ...]] | None = None
+    attributes: tuple[str, ...] = ()
+    sizes: Callable[[LayerParts, int], Mapping[str, int]] = _no_sizes
     parts: tuple[Form, ...] = ()
 
     @property
     def op_type(self) -> str:
         """E.g. "LowRankGroupedLinear", "LowRankLinearInt8"."""
-        return f"{self.stem}{self.kind.capitalize()}{SUFFIXES[self.precision]}"
+        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}"
+
+    def steps(self, parts: LayerParts, *, native: bool = False) -> tuple[tuple[str, Work], ...]:
+        """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""
+        if native and self.native:
+            return tuple((self.precision, step) for step in self.native(parts))
+        called = (step for part in self.parts for step in part.steps(parts))
+        return (*called, *((self.precision, step) for step in self.work(parts)))
+
+    def macs(self, parts: LayerParts) -> int:
+        """Multiply-accumulates for one row of x, as the function body computes it."""
+        return sum(step.macs for _, step in self.steps(parts))
 
     def functions(self, opset: int) -> list[ir.Function]:
         """The function of this form and of every form its body calls."""
         imports = f'"" : {opset}, "com.microsoft" : 1, "{DOMAIN}" : {DOMAIN_VERSION}'
+        attributes = f"<{', '.join(self.attributes)}> " if self.attributes else ""
         text = (
             f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n'
-            f"{self.op_type} ({', '.join(('x', *self.inputs))}) => (y) {{\n{self.body}\n}}"
+            f"{self.op_type} {attributes}({', '.join(('x', *self.inputs))}) => (y) {{\n{self.body}\n}}"
         )
         own = ir.serde.deserialize_function(onnx.parser.parse_function(text))
         used = {node.domain for node in own}
@@ -61,21 +104,38 @@ class Form:
             del own.opset_imports[domain]
         return [own, *(function for part in self.parts for function in part.functions(opset))]
 
+    def call(self, y: str) -> str:
+        """Text of a call of this form's function: y = form(x, its weights), its attributes handed on."""
+        handed = ", ".join(f"{name}: int = @{name}" for name in self.attributes)
+        attributes = f" <{handed}>" if handed else ""
+        return f"""
+        {y} = {DOMAIN}.{self.op_type}{attributes} ({", ".join(("x", *self.inputs))})"""
+
 
 def sum_of(train: Form, residual: Form) -> Form:
     """The form of a whole layer: y = train(x) + residual(x), as one function that calls both."""
-    both = (*train.inputs, *residual.inputs)
-    body = f"""
-        low = {DOMAIN}.{train.op_type} ({", ".join(("x", *train.inputs))})
-        rest = {DOMAIN}.{residual.op_type} ({", ".join(("x", *residual.inputs))})
-        y = Add (low, rest)"""
+    both = (train, residual)
     return Form(
         stem=train.stem + residual.stem,
         kind=train.kind,
         precision=train.precision,
-        inputs=both,
-        body=body,
+        inputs=(*train.inputs, *residual.inputs),
+        body=train.call("low")
+        + residual.call("rest")
+        + """
+        y = Add (low, rest)""",
         pack=lambda parts: {**train.pack(parts), **residual.pack(parts)},
-        macs=lambda parts: train.macs(parts) + residual.macs(parts),
-        parts=(train, residual),
+        work=lambda parts: (Work("add", moved=3 * parts.shape[1]),),
+        native=_native_sum(train, residual),
+        attributes=tuple(dict.fromkeys(name for form in both for name in form.attributes)),
+        sizes=lambda parts, rows: {**train.sizes(parts, rows), **residual.sizes(parts, rows)},
+        parts=both,
     )
+
+
+def _native_sum(train: Form, residual: Form) -> Callable[[LayerParts], tuple[Work, ...]] | None:
+    """The steps of the kernel of a whole layer, which adds in place; there is one where both parts have one."""
+    first, second = train.native, residual.native
+    if first is None or second is None or train.precision != residual.precision:
+        return None
+    return lambda parts: (*first(parts), *second(parts))

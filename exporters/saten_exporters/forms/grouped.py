@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from saten_exporters.forms.form import Form, Weights
+from saten_exporters.forms.form import NATIVE, Form, Weights, Work
+from saten_exporters.forms.storage import Storage
 from saten_exporters.parts import LayerParts
-from saten_exporters.quantize import quantize_int8
 
-__all__ = ["GROUPED_LINEAR", "GROUPED_LINEAR_INT8"]
+__all__ = ["grouped_linear"]
 
 # x (…, in), indices (groups, kept), blocks (groups, size, kept) → y (…, groups · size)
 _GATHER_AND_MULTIPLY = """
@@ -28,34 +28,36 @@ _GATHER_AND_MULTIPLY = """
         shape = Concat <axis = 0> (lead, width)
         y = Reshape (outputs, shape)"""
 
-# The codes become numbers at every call: a product folded at load would take four times their memory.
-_DEQUANTIZE = """
-        one = Constant <value_float = 1.0> ()
-        numbers = DequantizeLinear (codes, one)
-        blocks = Mul (numbers, scale)"""
+
+def grouped_linear(storage: Storage) -> Form:
+    """X (…, in) → x S."""
+    stored = storage.names("codes", "scale", plain="blocks")
+
+    def pack(parts: LayerParts) -> Weights:
+        blocks = storage.widened(parts.values)  # a block that is widened reads its last input once more, times 0
+        missing = blocks.shape[2] - parts.values.shape[2]
+        indices = np.pad(parts.indices["indices"], ((0, 0), (0, missing)), mode="edge").astype(np.int32)
+        return {"indices": indices, **dict(zip(stored, storage.pack_blocks(blocks), strict=True))}
+
+    def native(parts: LayerParts) -> tuple[Work, ...]:
+        groups, size, kept = parts.values.shape
+        values = parts.values.size
+        return (Work(f"native-blocks-{size}", values, values, groups * kept + groups * size),)
+
+    return Form(
+        "Grouped",
+        "linear",
+        storage.precision.name,
+        ("indices", *stored),
+        storage.decode("blocks", *stored) + _GATHER_AND_MULTIPLY,
+        pack,
+        _work,
+        native=native if storage.precision.name in NATIVE else None,
+    )
 
 
-def _blocks(parts: LayerParts) -> Weights:
-    return {"indices": parts.indices["indices"].astype(np.int32), "blocks": parts.values}
-
-
-def _blocks_int8(parts: LayerParts) -> Weights:
-    codes, scale = quantize_int8(parts.values, axis=2)  # a scale per output
-    return {"indices": parts.indices["indices"].astype(np.int32), "codes": codes, "scale": scale}
-
-
-def _macs(parts: LayerParts) -> int:
-    return parts.values.size
-
-
-GROUPED_LINEAR = Form("Grouped", "linear", "fp32", ("indices", "blocks"), _GATHER_AND_MULTIPLY, _blocks, _macs)
-
-GROUPED_LINEAR_INT8 = Form(
-    "Grouped",
-    "linear",
-    "int8",
-    ("indices", "codes", "scale"),
-    _DEQUANTIZE + _GATHER_AND_MULTIPLY,
-    _blocks_int8,
-    _macs,
-)
+def _work(parts: LayerParts) -> tuple[Work, ...]:
+    groups, size, kept = parts.values.shape
+    values = parts.values.size
+    moved = 2 * parts.shape[0] + 2 * groups * kept + 3 * groups * size
+    return (Work(f"blocks-{size}", values, values, moved),)

@@ -1,8 +1,6 @@
 """A lookup table used again as the output layer: y = (x Bᵀ) Aᵀ + x Sᵀ.
 
-A head owns no weights: its function takes those of the table, as the table's form packed them. Gemm multiplies by
-the transpose of a float32 factor without making one. 8-bit codes ONNX Runtime turns once at load, in 8 bits, where
-it would repack them for the product anyway.
+A head owns no weights: its function takes those of the table, as the table's form packed them.
 """
 
 from __future__ import annotations
@@ -11,34 +9,74 @@ import dataclasses
 from collections.abc import Callable
 from functools import reduce
 
-from saten_exporters.forms.form import Form, sum_of
-from saten_exporters.forms.low_rank import LOW_RANK_EMBEDDING, LOW_RANK_EMBEDDING_INT8
-from saten_exporters.forms.rows import ROWS_EMBEDDING, ROWS_EMBEDDING_INT8, SPARSE_EMBEDDING, SPARSE_EMBEDDING_INT8
+from saten_exporters.forms.dense import dense_embedding
+from saten_exporters.forms.form import Form, Work, product, sum_of
+from saten_exporters.forms.low_rank import low_rank_embedding
+from saten_exporters.forms.rows import rows_embedding, sparse_embedding
+from saten_exporters.forms.storage import STORAGES, Storage
 from saten_exporters.parts import LayerParts
 from saten_runtime.errors import ExportError
 
-__all__ = ["HEAD_FORMS", "head_of"]
-
-_FLATTEN = """
-        lines = Flatten <axis = -1> (x)"""
-
-# flat (lines, table rows) → y with the leading axes of x
-_UNFLATTEN = """
-        lead = Shape <start = 0, end = -1> (x)
-        rest = Constant <value_ints = [-1]> ()
-        shape = Concat <axis = 0> (lead, rest)
-        y = Reshape (flat, shape)"""
+__all__ = ["HEAD_FORMS", "dense_head", "head_of"]
 
 
-def _columns(stored: str) -> str:
-    """Sums (table rows, lines): step k adds, to all rows at once, the input that each row's k-th entry multiplies.
+def low_rank_head(storage: Storage) -> Form:
+    """X (…, width) → (x Bᵀ) Aᵀ."""
+    a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
+
+    def work(parts: LayerParts) -> tuple[Work, ...]:
+        return product(parts.b.shape[::-1]), product(parts.a.shape[::-1])
+
+    return dataclasses.replace(
+        low_rank_embedding(storage),
+        kind="head",
+        body=storage.multiply_turned("x", "inner", *b) + storage.multiply_table("inner", "y", *a),
+        work=work,
+        attributes=storage.attributes("a"),
+        sizes=lambda parts, rows: storage.sizes({"a": (storage.whole_blocks(parts.a.shape[1]), len(parts.a))}, rows),
+    )
+
+
+def rows_head(storage: Storage) -> Form:
+    """X (…, width) → x Sᵀ; a row of the table without a residual finds the stored row of zeros."""
+    table = rows_embedding(storage)
+    stored = storage.table_names("rows")
+
+    def shape(parts: LayerParts) -> tuple[int, int]:
+        return parts.shape[1], len(parts.values) + 1
+
+    return dataclasses.replace(
+        table,
+        kind="head",
+        body=storage.multiply_table("x", "by_row", *stored[:2])
+        + """
+        slot = Cast <to = 7> (slots)
+        y = Gather <axis = -1> (by_row, slot)""",
+        work=lambda parts: (product(shape(parts)), Work("lookup", moved=2 * parts.shape[0])),
+        attributes=storage.attributes(stored[0]),
+        sizes=lambda parts, rows: storage.sizes({stored[0]: shape(parts)}, rows),
+    )
+
+
+def sparse_head(storage: Storage) -> Form:
+    """X (…, width) → x Sᵀ: step k adds, to all rows at once, the input that each row's k-th entry multiplies.
 
     A step sees one column of indices and entries, so nothing larger than the output is made, and no index is
     widened but those at hand.
     """
-    return (
-        _FLATTEN
+    stored = storage.names("codes", "scale", plain="entries")
+    decode, numbers, result = _ENTRIES.get(storage.precision.name, (storage.table_numbers, "numbers", _PLAIN_SUMS))
+
+    def work(parts: LayerParts) -> tuple[Work, ...]:
+        rows, kept = parts.values.shape
+        return (Work("entries", macs=rows * kept, weights=rows * kept, moved=3 * rows * kept, calls=kept),)
+
+    return dataclasses.replace(
+        sparse_embedding(storage),
+        kind="head",
+        body=decode.format(y="numbers", w=stored[0], s=stored[-1])
         + f"""
+        lines = Flatten <axis = -1> (x)
         inputs = Transpose <perm = [1, 0]> (lines)
         rows = Shape <start = 0, end = 1> (columns)
         count = Shape <start = 0, end = 1> (lines)
@@ -52,90 +90,61 @@ def _columns(stored: str) -> str:
             factor = Unsqueeze (number, axis)
             product = Mul (picked, factor)
             after = Add (before, product)
-        }}> (nothing, columns, {stored})"""
+        }}> (nothing, columns, {numbers or stored[0]})"""
+        + result
+        + """
+        lead = Shape <start = 0, end = -1> (x)
+        rest = Constant <value_ints = [-1]> ()
+        shape = Concat <axis = 0> (lead, rest)
+        y = Reshape (flat, shape)""",
+        work=work,
     )
 
 
-def _factors_macs(parts: LayerParts) -> int:
-    return parts.a.size + parts.b.size
+def dense_head(storage: Storage) -> Form:
+    """X (…, width) → x Mᵀ."""
+    table = dense_embedding(storage)
+    stored = table.inputs
+
+    def shape(parts: LayerParts) -> tuple[int, int]:
+        return parts.shape[1], parts.shape[0]
+
+    return dataclasses.replace(
+        table,
+        kind="head",
+        body=storage.multiply_table("x", "y", *stored[:2]),
+        work=lambda parts: (product(shape(parts)),),
+        attributes=storage.attributes(stored[0]),
+        sizes=lambda parts, rows: storage.sizes({stored[0]: shape(parts)}, rows),
+    )
 
 
-def _values_macs(parts: LayerParts) -> int:
-    return parts.values.size
+_PLAIN_SUMS = """
+        flat = Transpose <perm = [1, 0]> (sums)"""
 
+# precision → (text that decodes the entries, the name they then have, text that ends the sums); codes in blocks are
+# decoded first, others on the way
+_ENTRIES = {
+    "fp32": ("", "", _PLAIN_SUMS),
+    "fp16": ("", "", _PLAIN_SUMS),
+    "int8": (
+        "",
+        "",
+        """
+        scaled = Mul (sums, scale)
+        flat = Transpose <perm = [1, 0]> (scaled)""",
+    ),
+}
 
-def _head(table: Form, body: str, macs: Callable[[LayerParts], int]) -> Form:
-    """The head of a table's form: the same inputs, packed the same way."""
-    return dataclasses.replace(table, kind="head", body=body, macs=macs)
-
+_MAKERS: tuple[tuple[Callable[[Storage], Form], Callable[[Storage], Form]], ...] = (
+    (low_rank_embedding, low_rank_head),
+    (rows_embedding, rows_head),
+    (sparse_embedding, sparse_head),
+    (dense_embedding, dense_head),
+)
 
 # op type of the table's form → form of the head
-HEAD_FORMS = {
-    table.op_type: _head(table, body, macs)
-    for table, body, macs in (
-        (
-            LOW_RANK_EMBEDDING,
-            _FLATTEN
-            + """
-        inner = Gemm <transB = 1> (lines, b)
-        flat = Gemm <transB = 1> (inner, a)"""
-            + _UNFLATTEN,
-            _factors_macs,
-        ),
-        (
-            LOW_RANK_EMBEDDING_INT8,
-            """
-        scaled = Mul (x, b_scale)
-        b_turned = Transpose <perm = [1, 0]> (b)
-        one = Constant <value_float = 1.0> ()
-        inner = com.microsoft.DynamicQuantizeMatMul (scaled, b_turned, one)
-        a_turned = Transpose <perm = [1, 0]> (a)
-        all = Constant <value_ints = [-1]> ()
-        scale = Reshape (a_scale, all)
-        y = com.microsoft.DynamicQuantizeMatMul (inner, a_turned, scale)""",
-            _factors_macs,
-        ),
-        (
-            ROWS_EMBEDDING,
-            # A row of the table without a residual finds the stored row of zeros.
-            _FLATTEN
-            + """
-        by_row = Gemm <transB = 1> (lines, rows)
-        slot = Cast <to = 7> (slots)
-        flat = Gather <axis = -1> (by_row, slot)"""
-            + _UNFLATTEN,
-            _values_macs,
-        ),
-        (
-            ROWS_EMBEDDING_INT8,
-            """
-        turned = Transpose <perm = [1, 0]> (codes)
-        all = Constant <value_ints = [-1]> ()
-        scales = Reshape (scale, all)
-        by_row = com.microsoft.DynamicQuantizeMatMul (x, turned, scales)
-        slot = Cast <to = 7> (slots)
-        y = Gather <axis = -1> (by_row, slot)""",
-            _values_macs,
-        ),
-        (
-            SPARSE_EMBEDDING,
-            _columns("entries")
-            + """
-        flat = Transpose <perm = [1, 0]> (sums)"""
-            + _UNFLATTEN,
-            _values_macs,
-        ),
-        (
-            SPARSE_EMBEDDING_INT8,
-            _columns("codes")
-            + """
-        scaled = Mul (sums, scale)
-        flat = Transpose <perm = [1, 0]> (scaled)"""
-            + _UNFLATTEN,
-            _values_macs,
-        ),
-    )
-}
+HEAD_FORMS = {table(storage).op_type: head(storage) for table, head in _MAKERS for storage in STORAGES.values()}
 
 
 def head_of(table: Form) -> Form:

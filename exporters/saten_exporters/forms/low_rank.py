@@ -2,83 +2,72 @@
 
 from __future__ import annotations
 
-from saten_exporters.forms.form import Form, Weights
+import numpy as np
+from numpy.typing import NDArray
+
+from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
+from saten_exporters.forms.storage import Storage
 from saten_exporters.parts import LayerParts
-from saten_exporters.quantize import quantize_int8
 
-__all__ = ["LOW_RANK_EMBEDDING", "LOW_RANK_EMBEDDING_INT8", "LOW_RANK_LINEAR", "LOW_RANK_LINEAR_INT8"]
+__all__ = ["low_rank_embedding", "low_rank_linear"]
 
-
-def _factors(parts: LayerParts) -> Weights:
-    return {"a": parts.a, "b": parts.b}
+Array = NDArray[np.float32]
 
 
-def _factors_int8(parts: LayerParts) -> Weights:
-    (a, a_scale), (b, b_scale) = quantize_int8(parts.a, axis=0), quantize_int8(parts.b, axis=0)
-    return {"a": a, "a_scale": a_scale.reshape(-1), "b": b, "b_scale": b_scale.reshape(-1)}
+def low_rank_linear(storage: Storage) -> Form:
+    """X (…, in) → (x A) B."""
+    a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
+
+    def pack(parts: LayerParts) -> Weights:
+        packed = (*storage.pack_product(parts.a), *storage.pack_product(parts.b))
+        return dict(zip((*a, *b), packed, strict=True))
+
+    def work(parts: LayerParts, family: str = "product") -> tuple[Work, ...]:
+        return product(parts.a.shape, family=family), product(parts.b.shape, family=family)
+
+    def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
+        return storage.sizes({"a": parts.a.shape, "b": parts.b.shape}, rows)
+
+    return Form(
+        "LowRank",
+        "linear",
+        storage.precision.name,
+        (*a, *b),
+        storage.multiply("x", "inner", *a) + storage.multiply("inner", "y", *b),
+        pack,
+        work,
+        native=(lambda parts: work(parts, "native-product")) if storage.precision.name in NATIVE else None,
+        attributes=storage.attributes("a", "b"),
+        sizes=sizes,
+    )
 
 
-def _table_int8(parts: LayerParts) -> Weights:
-    a, a_scale = quantize_int8(parts.a, axis=1)  # a scale per row: one row is looked up at a time
-    b, b_scale = quantize_int8(parts.b, axis=0)
-    return {"a": a, "a_scale": a_scale, "b": b, "b_scale": b_scale.reshape(-1)}
+def low_rank_embedding(storage: Storage) -> Form:
+    """Ids (…) → A[ids] B."""
+    a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
 
+    def factors(parts: LayerParts) -> tuple[Array, Array]:
+        return storage.widened(parts.a), storage.widened(parts.b.T).T
 
-def _linear_macs(parts: LayerParts) -> int:
-    return parts.a.size + parts.b.size
+    def pack(parts: LayerParts) -> Weights:
+        left, right = factors(parts)
+        return dict(zip((*a, *b), (*storage.pack_table(left), *storage.pack_product(right)), strict=True))
 
+    def work(parts: LayerParts) -> tuple[Work, ...]:
+        return Work("lookup", moved=parts.a.shape[1]), product(parts.b.shape)
 
-def _embedding_macs(parts: LayerParts) -> int:
-    return parts.b.size
+    def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
+        return storage.sizes({"b": factors(parts)[1].shape}, rows)
 
-
-LOW_RANK_LINEAR = Form(
-    "LowRank",
-    "linear",
-    "fp32",
-    ("a", "b"),
-    """
-        inner = MatMul (x, a)
-        y = MatMul (inner, b)""",
-    _factors,
-    _linear_macs,
-)
-
-LOW_RANK_LINEAR_INT8 = Form(
-    "LowRank",
-    "linear",
-    "int8",
-    ("a", "a_scale", "b", "b_scale"),
-    """
-        inner = com.microsoft.DynamicQuantizeMatMul (x, a, a_scale)
-        y = com.microsoft.DynamicQuantizeMatMul (inner, b, b_scale)""",
-    _factors_int8,
-    _linear_macs,
-)
-
-LOW_RANK_EMBEDDING = Form(
-    "LowRank",
-    "embedding",
-    "fp32",
-    ("a", "b"),
-    """
-        inner = Gather <axis = 0> (a, x)
-        y = MatMul (inner, b)""",
-    _factors,
-    _embedding_macs,
-)
-
-LOW_RANK_EMBEDDING_INT8 = Form(
-    "LowRank",
-    "embedding",
-    "int8",
-    ("a", "a_scale", "b", "b_scale"),
-    """
-        codes = Gather <axis = 0> (a, x)
-        numbers = Cast <to = 1> (codes)
-        scale = Gather <axis = 0> (a_scale, x)
-        inner = Mul (numbers, scale)
-        y = com.microsoft.DynamicQuantizeMatMul (inner, b, b_scale)""",
-    _table_int8,
-    _embedding_macs,
-)
+    return Form(
+        "LowRank",
+        "embedding",
+        storage.precision.name,
+        (*a, *b),
+        storage.look_up("x", "inner", *a) + storage.multiply("inner", "y", *b),
+        pack,
+        work,
+        native=work if storage.precision.name in NATIVE else None,
+        attributes=storage.attributes("b"),
+        sizes=sizes,
+    )

@@ -5,51 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from saten_exporters.forms.form import Form, Weights
+from saten_exporters.forms.form import Form, Weights, Work
+from saten_exporters.forms.storage import Storage
 from saten_exporters.parts import LayerParts
-from saten_exporters.quantize import quantize_int8
 
-__all__ = ["ROWS_EMBEDDING", "ROWS_EMBEDDING_INT8", "SPARSE_EMBEDDING", "SPARSE_EMBEDDING_INT8"]
+__all__ = ["rows_embedding", "sparse_embedding"]
 
 _LARGEST_U16 = 1 << 16
-
-
-def _slots(parts: LayerParts) -> NDArray[np.generic]:
-    """For each row of the table the place of its residual row, 0 (a row of zeros) where it has none."""
-    kept = parts.indices["rows"]
-    slots = np.zeros(parts.shape[0], np.uint16 if parts.shape[0] + 1 <= _LARGEST_U16 else np.int32)
-    slots[kept] = np.arange(1, len(kept) + 1)
-    return slots
-
-
-def _stored_rows(parts: LayerParts) -> NDArray[np.float32]:
-    """(kept + 1, width), the row of zeros first."""
-    return np.concatenate([np.zeros((1, parts.shape[1]), np.float32), parts.values])
-
-
-def _whole_rows(parts: LayerParts) -> Weights:
-    return {"slots": _slots(parts), "rows": _stored_rows(parts)}
-
-
-def _whole_rows_int8(parts: LayerParts) -> Weights:
-    codes, scale = quantize_int8(_stored_rows(parts), axis=1)
-    return {"slots": _slots(parts), "codes": codes, "scale": scale}
-
-
-def _entries(parts: LayerParts) -> Weights:
-    width = np.array([parts.shape[1]], np.int64)
-    return {"columns": parts.indices["indices"], "entries": parts.values, "width": width}
-
-
-def _entries_int8(parts: LayerParts) -> Weights:
-    codes, scale = quantize_int8(parts.values, axis=1)
-    width = np.array([parts.shape[1]], np.int64)
-    return {"columns": parts.indices["indices"], "codes": codes, "scale": scale, "width": width}
-
-
-def _no_macs(parts: LayerParts) -> int:
-    return 0
-
 
 _FIND_SLOT = """
         short = Gather <axis = 0> (slots, x)
@@ -63,56 +25,57 @@ _SCATTER_ADD = """
         empty = ConstantOfShape <value = float[1] {0}> (shape)
         y = ScatterElements <axis = -1, reduction = "add"> (empty, where, picked)"""
 
-ROWS_EMBEDDING = Form(
-    "Rows",
-    "embedding",
-    "fp32",
-    ("slots", "rows"),
-    _FIND_SLOT
-    + """
-        y = Gather <axis = 0> (rows, slot)""",
-    _whole_rows,
-    _no_macs,
-)
 
-ROWS_EMBEDDING_INT8 = Form(
-    "Rows",
-    "embedding",
-    "int8",
-    ("slots", "codes", "scale"),
-    _FIND_SLOT
-    + """
-        picked = Gather <axis = 0> (codes, slot)
-        numbers = Cast <to = 1> (picked)
-        scales = Gather <axis = 0> (scale, slot)
-        y = Mul (numbers, scales)""",
-    _whole_rows_int8,
-    _no_macs,
-)
+def rows_embedding(storage: Storage) -> Form:
+    """Ids (…) → S[ids], where some rows of the table have a residual."""
+    stored = storage.table_names("rows")
 
-SPARSE_EMBEDDING = Form(
-    "Sparse",
-    "embedding",
-    "fp32",
-    ("columns", "entries", "width"),
-    """
-        picked = Gather <axis = 0> (entries, x)"""
-    + _SCATTER_ADD,
-    _entries,
-    _no_macs,
-)
+    def pack(parts: LayerParts) -> Weights:
+        return {"slots": _slots(parts), **dict(zip(stored, storage.pack_whole(_stored_rows(parts)), strict=True))}
 
-SPARSE_EMBEDDING_INT8 = Form(
-    "Sparse",
-    "embedding",
-    "int8",
-    ("columns", "codes", "scale", "width"),
-    """
-        coded = Gather <axis = 0> (codes, x)
-        numbers = Cast <to = 1> (coded)
-        scales = Gather <axis = 0> (scale, x)
-        picked = Mul (numbers, scales)"""
-    + _SCATTER_ADD,
-    _entries_int8,
-    _no_macs,
-)
+    return Form(
+        "Rows",
+        "embedding",
+        storage.precision.name,
+        ("slots", *stored),
+        _FIND_SLOT + storage.look_up_whole("slot", "y", *stored),
+        pack,
+        lambda parts: (Work("lookup", moved=parts.shape[1]),),
+    )
+
+
+def sparse_embedding(storage: Storage) -> Form:
+    """Ids (…) → S[ids], where every row of the table has as many entries."""
+    stored = storage.names("codes", "scale", plain="entries")
+
+    def pack(parts: LayerParts) -> Weights:
+        entries = storage.widened(parts.values)  # an entry that is added names the last column once more, and adds 0
+        missing = entries.shape[1] - parts.values.shape[1]
+        return {
+            "columns": np.pad(parts.indices["indices"], ((0, 0), (0, missing)), mode="edge"),
+            **dict(zip(stored, storage.pack_table(entries), strict=True)),
+            "width": np.array([parts.shape[1]], np.int64),
+        }
+
+    return Form(
+        "Sparse",
+        "embedding",
+        storage.precision.name,
+        ("columns", *stored, "width"),
+        storage.look_up("x", "picked", *stored) + _SCATTER_ADD,
+        pack,
+        lambda parts: (Work("lookup", moved=2 * parts.values.shape[1] + parts.shape[1]),),
+    )
+
+
+def _slots(parts: LayerParts) -> NDArray[np.generic]:
+    """For each row of the table the place of its residual row, 0 (a row of zeros) where it has none."""
+    kept = parts.indices["rows"]
+    slots = np.zeros(parts.shape[0], np.uint16 if parts.shape[0] + 1 <= _LARGEST_U16 else np.int32)
+    slots[kept] = np.arange(1, len(kept) + 1)
+    return slots
+
+
+def _stored_rows(parts: LayerParts) -> NDArray[np.float32]:
+    """(kept + 1, width), the row of zeros first."""
+    return np.concatenate([np.zeros((1, parts.shape[1]), np.float32), parts.values])

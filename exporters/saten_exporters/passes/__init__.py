@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
 from saten_exporters.passes.lower import LowerPass
@@ -24,20 +25,17 @@ __all__ = [
     "run_passes",
 ]
 
-# precision → passes over what stayed dense
-DENSE_PASSES: dict[str, tuple[type[ir.passes.InPlacePass], ...]] = {"fp32": (), "int8": (QuantizeDensePass,)}
 
-
-def run_passes(model: ir.Model, parts: dict[str, LayerParts], precision: str) -> list[Layer]:
+def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) -> list[Layer]:
     """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer."""
-    lower = LowerPass(parts, precision)
+    lower = LowerPass(parts, choices)
     ordered = (
         TidyPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),
         SplitGemmPass(),
         lower,
-        *(make() for make in DENSE_PASSES[precision]),
+        QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),

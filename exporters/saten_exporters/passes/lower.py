@@ -1,4 +1,4 @@
-"""Placeholder nodes of compressed layers → one `saten` node each, with its weights and its function."""
+"""Placeholder nodes of compressed layers → the form that was chosen for each, with its weights and its function."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form, form_of
-from saten_exporters.forms.head import head_of
+from saten_exporters.choices import Choices, lowerings_of
+from saten_exporters.cost import Candidate, choose
+from saten_exporters.forms import DOMAIN, head_of
 from saten_exporters.parts import LayerParts
+from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import new_initializer
 from saten_runtime.errors import ExportError
-from saten_runtime.manifest import Layer
+from saten_runtime.manifest import Layer, Rejected
 
 __all__ = ["PLACEHOLDERS", "LowerPass"]
 
@@ -26,12 +28,14 @@ class LowerPass(ir.passes.InPlacePass):
     Leaves a graph without placeholders as it is. `layers` holds one manifest row per layer afterwards.
 
     Raises:
-        ExportError: a placeholder names a layer that `parts` does not have, or a layer has no node.
+        UsageError: the lowering that was asked for is unknown, or names no layer.
+        ExportError: a placeholder names a layer that `parts` does not have, a layer has no node, or
+            the lowering asked for cannot write it.
     """
 
-    def __init__(self, parts: dict[str, LayerParts], precision: str) -> None:
+    def __init__(self, parts: dict[str, LayerParts], choices: Choices) -> None:
         super().__init__()
-        self.parts, self.precision = parts, precision
+        self.parts, self.choices = parts, choices
         self.layers: list[Layer] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -41,64 +45,49 @@ class LowerPass(ir.passes.InPlacePass):
         if names != set(self.parts):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
-        forms: dict[str, Form] = {}
-        packed: dict[str, dict[str, ir.Value]] = {}
+        asked = lowerings_of(self.choices.lowering, list(self.parts))
+        headed = {node.attributes.get_string("layer", "") for node in found if node.op_type == "Head"}
+        lowered: dict[str, tuple[Candidate, list[ir.Value]]] = {}
         calls: Counter[str] = Counter()
         for node in found:
             parts = self.parts[node.attributes.get_string("layer", "")]
-            if parts.name not in packed:
-                forms[parts.name] = form_of(parts, self.precision)
-                packed[parts.name] = self._add_weights(model, forms[parts.name], parts)
-            form = forms[parts.name]
-            if node.op_type == "Head":
-                form = self._add_head(model, form, parts)
+            if parts.name not in lowered:
+                lowered[parts.name] = self._add(model, parts, asked.get(parts.name), with_head=parts.name in headed)
+            chosen, weights = lowered[parts.name]
+            form = head_of(chosen.form) if node.op_type == "Head" else chosen.form
+            add_functions(model, form)
             calls[parts.name] += 1  # a shared layer is called from several places; node names must differ
             name = parts.name if calls[parts.name] == 1 else f"{parts.name}#{calls[parts.name]}"
-            _replace(model, node, form, packed[parts.name], name)
+            call(model, node, form, [node.inputs[0], *weights], form.sizes(parts, self.choices.rows), name)
+        expand_dense(model)
         return ir.passes.PassResult(model, modified=bool(found))
 
-    def _add_weights(self, model: ir.Model, form: Form, parts: LayerParts) -> dict[str, ir.Value]:
-        weights = form.pack(parts)
-        self.layers.append(_row(form, parts, sum(array.nbytes for array in weights.values())))
-        _add_functions(model, form)
-        return {name: new_initializer(model, f"{parts.name}.{name}", array) for name, array in weights.items()}
-
-    def _add_head(self, model: ir.Model, table: Form, parts: LayerParts) -> Form:
-        """The head's form, its functions added; the table's row counts what the head multiplies, too."""
-        form = head_of(table)
-        _add_functions(model, form)
-        index = next(index for index, row in enumerate(self.layers) if row.name == parts.name)
-        row = self.layers[index]
-        self.layers[index] = dataclasses.replace(row, macs_per_row=row.macs_per_row + form.macs(parts))
-        return form
+    def _add(
+        self, model: ir.Model, parts: LayerParts, asked: str | None, *, with_head: bool
+    ) -> tuple[Candidate, list[ir.Value]]:
+        """Choose a layer's form, put its weights into the model, and note it."""
+        chosen, others = choose(parts, self.choices, asked, with_head=with_head)
+        weights = chosen.form.pack(parts)
+        row = _row(chosen, others, parts, sum(array.nbytes for array in weights.values()))
+        if with_head:
+            row = dataclasses.replace(row, macs_per_row=row.macs_per_row + head_of(chosen.form).macs(parts))
+        self.layers.append(row)
+        return chosen, [new_initializer(model, f"{parts.name}.{name}", weights[name]) for name in chosen.form.inputs]
 
 
-def _add_functions(model: ir.Model, form: Form) -> None:
-    for function in form.functions(model.opset_imports[""]):
-        model.functions[function.identifier()] = function
-        model.opset_imports.update({k: v for k, v in function.opset_imports.items() if k})
-    model.opset_imports[DOMAIN] = DOMAIN_VERSION
-
-
-def _row(form: Form, parts: LayerParts, size_bytes: int) -> Layer:
+def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts, size_bytes: int) -> Layer:
     rows_by_columns = (parts.shape[1], parts.shape[0]) if parts.kind == "linear" else parts.shape
     return Layer(
         name=parts.name,
         kind=parts.kind,
-        form=form.op_type,
+        form=chosen.form.op_type,
         shape=list(rows_by_columns),
         ranks=parts.ranks,
         nnz=int(parts.values.size),
         bytes=size_bytes,
         dense_fp32_bytes=parts.shape[0] * parts.shape[1] * 4,
-        macs_per_row=form.macs(parts),
+        macs_per_row=chosen.form.macs(parts),
+        lowering=chosen.lowering,
+        predicted_us=round(chosen.predicted_us, 2),
+        rejected=[Rejected(each.lowering, each.form.op_type, round(each.predicted_us, 2)) for each in others],
     )
-
-
-def _replace(model: ir.Model, node: ir.Node, form: Form, weights: dict[str, ir.Value], name: str) -> None:
-    old = node.outputs[0]
-    inputs = [node.inputs[0], *(weights[each] for each in form.inputs)]
-    lowered = ir.Node(DOMAIN, form.op_type, inputs, name=name)
-    new = lowered.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [lowered], [old], [new])

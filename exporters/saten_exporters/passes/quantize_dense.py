@@ -1,4 +1,4 @@
-"""8-bit codes for the weights that stayed dense: linear layers and embedding tables alike."""
+"""Codes for the weights that stayed dense: linear layers and embedding tables alike."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choices import Choices
+from saten_exporters.forms import DENSE_FORMS, STORAGES
+from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import new_initializer
-from saten_exporters.quantize import quantize_int8
 
 __all__ = ["QuantizeDensePass"]
 
@@ -18,63 +20,56 @@ _TURNED = {"alpha": 1.0, "transB": 1}
 
 
 class QuantizeDensePass(ir.passes.InPlacePass):
-    """MatMul by a constant (in, out) → DynamicQuantizeMatMul; Gather from a constant table → 8-bit rows.
+    """MatMul by a constant (in, out) and Gather from a constant table → the dense forms of a precision.
 
-    A head that multiplies by the transpose of a table (FusedMatMul) shares the table's codes.
-
-    Does nothing to activations times activations, to small weights, and to anything already quantized.
+    A head that multiplies by the transpose of a table (FusedMatMul) shares what is stored of the table.
+    Does nothing to activations times activations, to small weights, to anything already stored so, and at fp32.
     """
 
+    def __init__(self, choices: Choices) -> None:
+        super().__init__()
+        self.choices = choices
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Quantize every dense weight of the main graph."""
-        rewrites = {
-            ("", "MatMul"): _quantize_matmul,
-            ("", "Gather"): _quantize_gather,
-            ("com.microsoft", "FusedMatMul"): _quantize_head,
-        }
-        modified = False
-        for node in list(model.graph):
-            rewrite = rewrites.get((node.domain, node.op_type))
-            modified |= rewrite is not None and rewrite(model, node)
-        if modified:
+        """Store every dense weight of the main graph anew."""
+        if self.choices.precision == "fp32":
+            return ir.passes.PassResult(model, modified=False)
+        modified = [self._store(model, node) for node in list(model.graph)]
+        if any(modified):
+            expand_dense(model)
             common.RemoveUnusedNodesPass()(model)
-        return ir.passes.PassResult(model, modified=modified)
+        return ir.passes.PassResult(model, modified=any(modified))
+
+    def _store(self, model: ir.Model, node: ir.Node) -> bool:
+        kind = _kind(node)
+        if kind is None:
+            return False
+        x, weight = reversed(node.inputs) if kind == "embedding" else node.inputs
+        dense = _dense_weight(weight)
+        if weight is None or dense is None:
+            return False
+        storage, form = STORAGES[self.choices.precision], DENSE_FORMS[kind, self.choices.precision]
+        pack = storage.pack_product if kind == "linear" else storage.pack_whole
+        stored = [
+            _once(model, f"{weight.name}.{name}", array) for name, array in zip(form.inputs, pack(dense), strict=True)
+        ]
+        shape = dense.shape[::-1] if kind == "head" else dense.shape
+        sizes = storage.sizes({form.inputs[0]: shape}, self.choices.rows) if form.attributes else {}
+        add_functions(model, form)
+        call(model, node, form, [x, *stored], sizes, node.name)
+        return True
 
 
-def _quantize_matmul(model: ir.Model, node: ir.Node) -> bool:
-    x, weight = node.inputs
-    dense = _dense_weight(weight)
-    if weight is None or dense is None:
-        return False
-    codes, scales = quantize_int8(dense, axis=0)
-    model.opset_imports.setdefault("com.microsoft", 1)
-    stored = _stored(model, weight, codes, scales.reshape(-1))
-    return _put(model, node, [ir.Node("com.microsoft", "DynamicQuantizeMatMul", [x, *stored], name=node.name)])
-
-
-def _quantize_gather(model: ir.Model, node: ir.Node) -> bool:
-    table, indices = node.inputs
-    dense = _dense_weight(table)
-    if table is None or dense is None or node.attributes.get_int("axis", 0) != 0:
-        return False
-    stored = _stored(model, table, *quantize_int8(dense, axis=1))
-    rows, scale = (ir.Node("", "Gather", [value, indices], [ir.AttrInt64("axis", 0)]) for value in stored)
-    numbers = ir.Node("", "Cast", rows.outputs, [ir.AttrInt64("to", int(ir.DataType.FLOAT))])
-    product = ir.Node("", "Mul", [numbers.outputs[0], scale.outputs[0]], name=node.name)
-    return _put(model, node, [rows, scale, numbers, product])
-
-
-def _quantize_head(model: ir.Model, node: ir.Node) -> bool:
-    x, table = node.inputs
-    dense = _dense_weight(table)
-    options = {"alpha": 1.0, **{name: attribute.value for name, attribute in node.attributes.items()}}
-    if table is None or dense is None or {name: value for name, value in options.items() if value} != _TURNED:
-        return False
-    codes, scale = _stored(model, table, *quantize_int8(dense, axis=1))
-    turned = ir.Node("", "Transpose", [codes], [ir.AttrInt64s("perm", [1, 0])])
-    flat = ir.Node("", "Squeeze", [scale])
-    inputs = [x, turned.outputs[0], flat.outputs[0]]
-    return _put(model, node, [turned, flat, ir.Node("com.microsoft", "DynamicQuantizeMatMul", inputs, name=node.name)])
+def _kind(node: ir.Node) -> str | None:
+    """What a node does with its weight; None where it is neither a product nor a lookup of rows."""
+    if node.domain == "" and node.op_type == "MatMul":
+        return "linear"
+    if node.domain == "" and node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0:
+        return "embedding"
+    if (node.domain, node.op_type) == ("com.microsoft", "FusedMatMul"):
+        options = {"alpha": 1.0, **{name: attribute.value for name, attribute in node.attributes.items()}}
+        return "head" if {name: value for name, value in options.items() if value} == _TURNED else None
+    return None
 
 
 def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
@@ -87,15 +82,7 @@ def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
     return np.asarray(tensor.numpy())
 
 
-def _stored(model: ir.Model, weight: ir.Value, codes: np.ndarray, scales: np.ndarray) -> list[ir.Value]:
-    """The initializers of a weight's codes and scales, made once however many nodes read it."""
-    arrays = {f"{weight.name}.codes": codes, f"{weight.name}.scale": scales}
+def _once(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer, made once however many nodes read it."""
     known = model.graph.initializers
-    return [known[name] if name in known else new_initializer(model, name, array) for name, array in arrays.items()]
-
-
-def _put(model: ir.Model, old: ir.Node, new: list[ir.Node]) -> bool:
-    before, after = old.outputs[0], new[-1].outputs[0]
-    after.name, after.shape, after.type = before.name, before.shape, before.type
-    ir.convenience.replace_nodes_and_values(model.graph, old, [old], new, [before], [after])
-    return True
+    return known[name] if name in known else new_initializer(model, name, array)

@@ -1,0 +1,85 @@
+"""The matrix rebuilt before it is written: one product or one lookup, and no function that stands for it.
+
+Export puts the body itself into the graph. Layers that were never compressed are stored through the same forms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saten_exporters.forms.form import Form, Weights, Work, product
+from saten_exporters.forms.storage import Storage
+from saten_exporters.parts import LayerParts
+
+__all__ = ["dense_embedding", "dense_linear", "matrix_of"]
+
+
+def dense_linear(storage: Storage) -> Form:
+    """X (…, in) → x M."""
+    stored = storage.names("codes", "scale", plain="weight")
+
+    def pack(parts: LayerParts) -> Weights:
+        return dict(zip(stored, storage.pack_product(matrix_of(parts)), strict=True))
+
+    return Form(
+        "Dense",
+        "linear",
+        storage.precision.name,
+        stored,
+        storage.multiply("x", "y", *stored),
+        pack,
+        lambda parts: (product(parts.shape),),
+        attributes=storage.attributes(stored[0]),
+        sizes=lambda parts, rows: storage.sizes({stored[0]: parts.shape}, rows),
+    )
+
+
+def dense_embedding(storage: Storage) -> Form:
+    """Ids (…) → M[ids]."""
+    stored = storage.table_names("weight")
+
+    def pack(parts: LayerParts) -> Weights:
+        return dict(zip(stored, storage.pack_whole(matrix_of(parts)), strict=True))
+
+    return Form(
+        "Dense",
+        "embedding",
+        storage.precision.name,
+        stored,
+        storage.look_up_whole("x", "y", *stored),
+        pack,
+        lambda parts: (Work("lookup", moved=parts.shape[1]),),
+    )
+
+
+def matrix_of(parts: LayerParts) -> NDArray[np.float32]:
+    """M (in, out) = A B + S, summed in float64."""
+    matrix = parts.a.astype(np.float64) @ parts.b.astype(np.float64)
+    if parts.values.size:
+        rows, columns = POSITIONS[parts.layout](parts)
+        matrix[rows, columns] += parts.values
+    return matrix.astype(np.float32)
+
+
+def _grouped(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    groups, size, _ = parts.values.shape
+    outputs = np.arange(groups * size).reshape(groups, size, 1)
+    return parts.indices["indices"].astype(np.intp)[:, None, :], outputs
+
+
+def _csr(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    counts = np.diff(parts.indices["indptr"])
+    return parts.indices["indices"].astype(np.intp), np.repeat(np.arange(len(counts)), counts)
+
+
+def _rows(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return parts.indices["rows"].astype(np.intp)[:, None], np.arange(parts.shape[1])[None, :]
+
+
+def _ell(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.arange(parts.shape[0])[:, None], parts.indices["indices"].astype(np.intp)
+
+
+# layout → row and column in M of each value, of shapes that broadcast to that of the values
+POSITIONS = {"grouped": _grouped, "csr": _csr, "rows": _rows, "ell": _ell}
