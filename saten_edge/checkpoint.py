@@ -21,7 +21,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saten_edge.architectures import architecture
+from saten_edge.folder import read_header, refuse_bomb
 from saten_edge.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
+from saten_edge.residual import VALUE_BYTES
+from saten_edge.tt import contraction_peak
 from saten_runtime.errors import CheckpointError, SatenError, ShapeError
 from saten_runtime.files import read_json, sha256_file, write_json
 
@@ -39,6 +42,8 @@ __all__ = [
 FORMAT_VERSION = 2
 # A spec from a file may ask for this many values per dense value, far above what any compression gives.
 MOST_VALUES = 4
+# The matrix that the parts of a layer stand for; no layer of a model for a small machine comes near it.
+MOST_DENSE_BYTES = 16 << 30
 DENSE_KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", Conv1D: "linear", nn.Embedding: "embedding"}
 
 
@@ -85,7 +90,9 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
             try:
                 specs[name] = LayerSpec.from_json(data)
             except (AttributeError, KeyError, TypeError, ValueError):
-                raise CheckpointError(f"config.json: layer {name!r} is not described as saten-edge does it") from None
+                raise CheckpointError(
+                    f"config.json: layer {name!r:.80} is not described as saten-edge does it"
+                ) from None
         return specs
 
 
@@ -97,7 +104,8 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
     ) -> nn.Module:
         config: SatenConfig = self.quantization_config
-        verify_files(config.files, [Path(file) for file in checkpoint_files or ()])
+        files = [Path(file) for file in checkpoint_files or ()]
+        verify_files(config.files, files)
         config.files = {}  # true of those files only; a model saved from here on has others
         for saved_name, spec in config.specs().items():
             name = _name_in(model, saved_name)
@@ -105,6 +113,7 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
                 _replace_by(model, name, spec)
         heads = {head: _name_in(model, table) for head, table in config.heads.items() if _has(model, head)}
         share_heads(model, {head: table for head, table in heads.items() if table is not None})
+        refuse_bomb("config.json", model, {name: entry for file in files for name, entry in read_header(file).items()})
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -207,7 +216,7 @@ def _name_in(model: Any, saved_name: str) -> str | None:
     if saved_name.startswith((*row.heads, *filter(None, [row.tied_head]))):
         return None
     raise CheckpointError(
-        f"config.json: compressed layer {saved_name!r} is none of {type(model).__name__}'s layers; "
+        f"config.json: compressed layer {saved_name!r:.80} is none of {type(model).__name__}'s layers; "
         "was the checkpoint made for another architecture?"
     )
 
@@ -225,6 +234,8 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
             f"config.json: layer {name!r} is described as {spec.kind} {spec.shape}{' with bias' * spec.bias}, "
             f"expected {kind or type(dense).__name__} as config.json's sizes make it"
         )
+    if math.prod(spec.shape) * VALUE_BYTES > MOST_DENSE_BYTES:
+        raise CheckpointError(f"config.json: layer {name!r} stands for a matrix {spec.shape}, more than 16 GiB")
     try:
         with torch.device("meta"):
             module = build_module(name, spec, torch.get_default_dtype())
@@ -234,6 +245,12 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
         raise CheckpointError(f"config.json: layer {name!r}: {' '.join(str(cause).split())[:200]}") from None
     if sum(tensor.numel() for tensor in module.state_dict().values()) > MOST_VALUES * math.prod(spec.shape):
         raise CheckpointError(f"config.json: layer {name!r} holds more values than {MOST_VALUES} dense ones would")
+    peak = contraction_peak(module.train_part())
+    if peak > MOST_VALUES * math.prod(spec.shape):
+        raise CheckpointError(
+            f"config.json: layer {name!r} multiplies its cores through {peak} values, more than {MOST_VALUES} dense "
+            "layers have"
+        )
     replace_module(model, name, module)
 
 
@@ -257,6 +274,11 @@ def _check_numbers(name: str, layer: SatenModule) -> None:
             raise CheckpointError(f"{name}.{key} is missing from its safetensors files; download it again")
     layer.residual.check(f"model.safetensors: {name}.residual")
     for key, parameter in layer.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            raise CheckpointError(f"model.safetensors: {name}.{key} holds {bad} values that are NaN or infinite")
+        if parameter.dtype != layer.residual.values.dtype:
+            raise CheckpointError(f"model.safetensors: {name}.{key} is of type {parameter.dtype}, its layer is not")
+        bad = (~torch.isfinite(parameter)).reshape(-1).nonzero()
+        if len(bad):
+            raise CheckpointError(
+                f"model.safetensors: {name}.{key} holds {len(bad)} values that are NaN or infinite, the first at "
+                f"{int(bad[0])}"
+            )

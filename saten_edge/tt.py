@@ -22,7 +22,9 @@ a split discards is what M loses, whatever the order of the splits.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -39,6 +41,7 @@ __all__ = [
     "Spectrum",
     "TensorTrain",
     "TtSvd",
+    "contraction_peak",
     "full_train_numel",
     "rounded",
     "tensor_train",
@@ -151,6 +154,16 @@ def contract(cores: tuple[Tensor, ...]) -> Tensor:
         return joined.reshape(left.shape[0], -1, right.shape[2])
 
     return reduce(join, cores)
+
+
+def contraction_peak(train: TensorTrain) -> int:
+    """Values of the largest tensor that `train.factors()` makes, from the shapes alone."""
+
+    def largest(cores: tuple[Tensor, ...]) -> int:
+        joined = itertools.accumulate((core.shape[1] for core in cores), operator.mul)
+        return max(cores[0].shape[0] * size * core.shape[2] for size, core in zip(joined, cores, strict=True))
+
+    return max(largest(train.cores[: train.inputs]), largest(train.cores[train.inputs :]))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from saten_runtime.errors import BundleError
+from saten_runtime.files import open_regular
 from saten_runtime.protobuf import BYTES, VARINT, Field, fields
 
 __all__ = ["DOMAINS", "Graph", "Node", "Tensor", "read_graph"]
@@ -105,14 +106,9 @@ def read_graph(model: Path, listed: Collection[str], domains: Collection[str] = 
 
 
 def _read(model: Path) -> bytes:
-    try:
-        handle = os.open(model, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as cause:
-        raise BundleError(f"{model}: cannot be opened ({cause.strerror}); copy the bundle again") from None
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size >= _LARGEST_FILE_BYTES:
-            raise BundleError(f"{model}: is no regular file below 2 GiB; export the bundle again")
+    with open_regular(model, BundleError) as file:
+        if os.fstat(file.fileno()).st_size >= _LARGEST_FILE_BYTES:
+            raise BundleError(f"{model}: is larger than the 2 GiB that protobuf can hold; export the bundle again")
         return file.read()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import BundleError
-from saten_runtime.files import read_json
+from saten_runtime.files import read_regular_json
 
 __all__ = [
     "MANIFEST_FILE",
@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder}: no such folder; expected a bundle written by `saten-edge export`")
     if not (folder / MANIFEST_FILE).is_file():
         raise BundleError(f"{folder}: has no {MANIFEST_FILE}; expected a bundle written by `saten-edge export`")
-    values = read_json(folder / MANIFEST_FILE, BundleError)
+    values = read_regular_json(folder / MANIFEST_FILE, BundleError)
     version = values.get("schema_version")
     if type(version) is not int or version not in _ADDED:
         raise BundleError(
