@@ -12,9 +12,11 @@ and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without fac
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -157,7 +159,7 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix in PICKLES:
             _refuse_zip_bomb(file)
-            with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+            with _strict_torch():
                 state = torch.load(file, map_location="cpu", weights_only=True)
         else:
             read_header(file)
@@ -173,6 +175,14 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(_is_plain(key, value) for key, value in state.items()):
         raise CheckpointError(f"{file}: is no state dict; expected names and dense tensors")
     return dict(state)
+
+
+@contextlib.contextmanager
+def _strict_torch() -> Iterator[None]:
+    """Let torch check the indices of sparse tensors, and keep its advice on pickles to itself."""
+    with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _refuse_zip_bomb(file: Path) -> None:

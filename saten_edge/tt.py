@@ -160,8 +160,8 @@ def contraction_peak(train: TensorTrain) -> int:
     """Values of the largest tensor that `train.factors()` makes, from the shapes alone."""
 
     def largest(cores: tuple[Tensor, ...]) -> int:
-        joined = itertools.accumulate((core.shape[1] for core in cores), operator.mul)
-        return max(cores[0].shape[0] * size * core.shape[2] for size, core in zip(joined, cores, strict=True))
+        joined = itertools.accumulate((int(core.shape[1]) for core in cores), operator.mul)
+        return max(int(cores[0].shape[0] * core.shape[2]) * size for size, core in zip(joined, cores, strict=True))
 
     return max(largest(train.cores[: train.inputs]), largest(train.cores[train.inputs :]))
 

@@ -40,7 +40,8 @@ class Case:
     """One hostile input.
 
     threat: its id in docs/security.md. make: puts the input there. run: what meets it; returns an exit code or None.
-    error: class of the refusal; None where the input is harmless and must stay so. words: of the message, as a pattern
+    error: class of the refusal,
+    as a pattern; None where the input is harmless and must stay so. words: of the message, as a pattern
     that names the place. most_bytes: that the process may grow by. seconds: of processor time.
     """
 

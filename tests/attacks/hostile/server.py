@@ -63,11 +63,6 @@ def _warm(sound: dict[str, Path]) -> None:
     import onnxruntime  # noqa: F401
     import torch
 
-    import saten_edge.imports
-    import saten_edge.serve.schema
-    import saten_edge.stages
-    import saten_exporters
-    import saten_runtime.runner
     from saten_edge.models import load_model
     from saten_runtime.bundle import Bundle
 

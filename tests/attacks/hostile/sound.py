@@ -15,7 +15,7 @@ from saten_runtime.files import sha256_file
 from saten_runtime.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 from saten_runtime.protobuf import bytes_field, packed, varint_field
 
-__all__ = ["WORDS", "WIDTH", "graph", "model", "node", "safetensors", "save_bundle", "seal_bundle", "tensor"]
+__all__ = ["WIDTH", "WORDS", "graph", "model", "node", "safetensors", "save_bundle", "seal_bundle", "tensor"]
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{index}" for index in range(12))]
 WIDTH = 4
@@ -25,13 +25,13 @@ _ITEM = {"F32": 4, "U8": 1, "I32": 4, "BF16": 2}
 
 def safetensors(tensors: dict[str, Any], body: bytes | None = None) -> bytes:
     """A safetensors file of {name: (dtype, shape)} or of raw header entries; the body is zeros unless given."""
-    header, position = {}, 0
+    header: dict[str, Any] = {}
+    position = 0
     for name, entry in tensors.items():
-        if isinstance(entry, tuple):
-            size = math.prod(entry[1]) * _ITEM[entry[0]]
-            entry = {"dtype": entry[0], "shape": list(entry[1]), "data_offsets": [position, position + size]}
-            position += size
         header[name] = entry
+        if isinstance(entry, tuple):
+            start, position = position, position + math.prod(entry[1]) * _ITEM[entry[0]]
+            header[name] = {"dtype": entry[0], "shape": list(entry[1]), "data_offsets": [start, position]}
     content = json.dumps(header).encode()
     return struct.pack("<Q", len(content)) + content + (bytes(position) if body is None else body)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hostile import checkpoints
+from hostile import bundles, checkpoints, requests
 from hostile.case import Case
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*checkpoints.CASES]
+CASES: list[Case] = [*checkpoints.CASES, *bundles.CASES, *requests.CASES]
