@@ -9,7 +9,7 @@ with transformers, so that a plain `AutoModel.from_pretrained(folder)` builds th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from saten_edge.modules import LayerSpec, SatenHead, SatenModule, build_module, 
 from saten_edge.residual import VALUE_BYTES
 from saten_edge.tt import contraction_peak
 from saten_runtime.errors import CheckpointError, SatenError, ShapeError
-from saten_runtime.files import read_json, sha256_file, write_json
+from saten_runtime.files import digest_of, read_json, read_regular_json, sha256_file, write_json
 
 __all__ = [
     "FORMAT_VERSION",
@@ -36,10 +36,12 @@ __all__ = [
     "find_layer",
     "seal",
     "share_heads",
+    "verify_config",
     "verify_files",
 ]
 
 FORMAT_VERSION = 2
+CONFIG_FILE = "config.json"
 # A spec from a file may ask for this many values per dense value, far above what any compression gives.
 MOST_VALUES = 4
 # The matrix that the parts of a layer stand for; no layer of a model for a small machine comes near it.
@@ -161,27 +163,52 @@ def share_heads(model: Any, heads: Mapping[str, str]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the sha256 of every weight file of a saved Saten checkpoint into its config."""
-    path = folder / "config.json"
+    """Write the sha256 of every weight file of a saved Saten checkpoint into its config, and that of the config."""
+    path = folder / CONFIG_FILE
     config = read_json(path, CheckpointError)
-    config["quantization_config"]["files"] = {
-        file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))
-    }
+    digests = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    config["quantization_config"]["files"] = digests
+    digests[CONFIG_FILE] = digest_of(config)
     write_json(path, config)
 
 
+def verify_config(folder: Path, tensors: Collection[str]) -> None:
+    """Compare a config with the digest in it; one that transformers wrote has none. tensors: in the weight files.
+
+    Raises:
+        CheckpointError: it was changed since it was sealed, or it does not say that the tensors are a Saten model's.
+    """
+    path = folder / CONFIG_FILE
+    config = read_regular_json(path.resolve(), CheckpointError)
+    ours = config.get("quantization_config")
+    if not isinstance(ours, dict) or ours.get("quant_method") != "saten":
+        if any(".cores." in name for name in tensors):
+            raise CheckpointError(f"{path}: does not describe the compressed layers there are; it is damaged")
+        return
+    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files"})
+    digests = ours.get("files") or {}
+    if odd or not isinstance(digests, dict):
+        raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is nothing of ours")
+    if CONFIG_FILE in digests and digests.pop(CONFIG_FILE) != digest_of(config):
+        raise CheckpointError(
+            f"{path}: is not the one that was sealed; it is damaged, or edited: then take {CONFIG_FILE} off the files "
+            "in its quantization_config"
+        )
+
+
 def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
-    """Compare weight files with the digests of a config; without digests there is nothing to compare.
+    """Compare weight files with the digests of a config; without any there is nothing to compare.
 
     Raises:
         CheckpointError: a file differs, or there are others than those listed.
     """
-    if not digests:
+    listed = digests.keys() - {CONFIG_FILE}
+    if not listed:
         return
     found = {file.name for file in files}
-    if found != set(digests):
+    if found != listed:
         raise CheckpointError(
-            f"config.json: lists the weight files {', '.join(sorted(digests))}, found {', '.join(sorted(found))}"
+            f"config.json: lists the weight files {', '.join(sorted(listed))}, found {', '.join(sorted(found))}"
         )
     for file in files:
         if sha256_file(file) != digests[file.name]:

@@ -14,7 +14,11 @@ import torch
 from torch import nn
 
 from saten_edge.architectures import TASKS, Architecture, architecture, task_of
-from saten_edge.checkpoint import SatenConfig, seal  # importing it registers the "saten" method with transformers
+from saten_edge.checkpoint import (  # importing it registers the "saten" method with transformers
+    SatenConfig,
+    seal,
+    verify_config,
+)
 from saten_edge.folder import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.modules import saten_layers
 from saten_exporters.parts import LayerParts
@@ -98,6 +102,7 @@ def load_model(
     """
     folder = resolve_model(str(name))
     tensors = read_headers(folder)
+    verify_config(folder, tensors)
     row, task = _family_and_task(folder, task)
     try:
         model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)

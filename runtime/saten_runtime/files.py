@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from saten_runtime.errors import UsageError
 
 __all__ = [
+    "digest_of",
     "new_folder",
     "open_regular",
     "parse_json",
@@ -54,6 +55,11 @@ def sha256_of(file: BinaryIO) -> str:
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex sha256 of JSON data, however it is written down."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def open_regular(path: Path, error: Callable[[str], Exception]) -> BinaryIO:

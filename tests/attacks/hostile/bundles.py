@@ -61,8 +61,8 @@ def onnx(content: bytes, more: Callable[[Path], Any] = lambda folder: None) -> M
 
 def manifest(**changes: Any) -> Make:
     def make(place: Place) -> None:
-        path = place.copy("bundle") / "saten_edge.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        place.copy("bundle")
+        _edit(place, **changes)
 
     return make
 
@@ -73,8 +73,7 @@ def listed(name: str, size: int = 1) -> Make:
     def make(place: Place) -> None:
         path = place.copy("bundle") / "saten_edge.json"
         values = json.loads(path.read_text())
-        values["files"][name] = {"bytes": size, "sha256": "0" * 64}
-        path.write_text(json.dumps(values))
+        _edit(place, files={**values["files"], name: {"bytes": size, "sha256": "0" * 64}})
 
     return make
 
@@ -181,6 +180,12 @@ GRAPHS = [
         file("saten_edge.json", lambda w: b" " * (65 * MEBIBYTE) + w),
         "has more than 67108864 bytes",
         most_bytes=160 * MEBIBYTE,
+    ),
+    refused(
+        "R1",
+        "an edited manifest",
+        file("saten_edge.json", lambda w: w.replace(b"cls", b"clS").replace(b"mean", b"none")),
+        "is not the one that was sealed",
     ),
     refused("R1", "the next schema", manifest(schema_version=99), "schema version 99, this saten-runtime reads"),
     refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: fields missing or unknown: 'hook'"),
@@ -345,29 +350,36 @@ GRAPHS = [
 
 
 def _edit(place: Place, **changes: Any) -> None:
+    """Other values in the manifest, unsealed."""
     path = place.folder / "bundle" / "saten_edge.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = {**json.loads(path.read_text()), **changes}
+    values.pop("seal", None)
+    path.write_text(json.dumps(values))
 
 
-def library(content: bytes) -> Callable[[Place], int]:
-    """Ask a doctor about a `saten_kernels` with such a library, found before any other."""
+def library(content: bytes) -> Make:
+    """A package `saten_kernels` with such a library."""
 
-    def run(place: Place) -> int:
-        from saten_runtime import kernels
-
+    def make(place: Place) -> None:
         package = place.folder / "site" / "saten_kernels"
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
         (package / "libsaten_kernels.so").write_bytes(content)
-        sys.path.insert(0, str(package.parent))
-        os.environ.pop(kernels.SWITCH, None)
-        import onnxruntime
 
-        found = kernels._register(onnxruntime.SessionOptions())
-        print(f"{found.state}: {found.words}", file=sys.stderr)
-        return 2 if found.state == "unusable" else 0
+    return make
 
-    return run
+
+def register(place: Place) -> int:
+    """What becomes of a library that is found before any other."""
+    import onnxruntime
+
+    from saten_runtime import kernels
+
+    sys.path.insert(0, str(place.folder / "site"))
+    os.environ.pop(kernels.SWITCH, None)
+    found = kernels._register(onnxruntime.SessionOptions())
+    print(f"{found.state}: {found.words}", file=sys.stderr)
+    return 2 if found.state == "unusable" else 0
 
 
 def nothing(place: Place) -> None:
@@ -400,7 +412,7 @@ def _library_here(place: Place) -> int:
 LIBRARIES = [
     Case("O1", "a library where one stands", lambda place: place.copy("bundle"), _library_here, None, "", code=0),
     *(
-        Case("O2", name, nothing, library(content), "None", words)
+        Case("O2", name, library(content), register, "None", words)
         for name, content, words in (
             ("an empty library", b"", "unusable: .*is no library of this system"),
             ("a library of text", b"#!/bin/sh\nreboot\n" * 9, "unusable: .*is no library of this system"),
@@ -451,7 +463,7 @@ def result(change: Callable[[dict[str, Any]], Any] = lambda data: None, raw: str
 
 def report(place: Place) -> int:
     return saten_edge(
-        "report", place.sound["bundle"], "--bench", place.folder / "bench.json", "--html", place.folder / "out.html"
+        "report", place.sound["bundle"], "--bench", place.folder / "bench.json", "-o", place.folder / "out.html"
     )
 
 
@@ -469,9 +481,9 @@ RESULTS = [
         for name, arguments, words in (
             ("no rounds", ("--rounds", "0"), "rounds"),
             ("rounds below zero", ("--rounds", "-3"), "rounds"),
-            ("a time below zero", ("--min-time", "-1"), "min.time"),
-            ("a time of NaN", ("--min-time", "nan"), "min.time"),
-            ("a time without end", ("--min-time", "inf"), "min.time"),
+            ("a time below zero", ("--min-time", "-1"), "minimum time"),
+            ("a time of NaN", ("--min-time", "nan"), "minimum time"),
+            ("a time without end", ("--min-time", "inf"), "minimum time"),
             ("a batch of nothing", ("-b", "0"), "batch"),
             ("a batch below zero", ("-b", "-1"), "batch"),
             ("no tokens", ("-s", "0"), "tokens"),

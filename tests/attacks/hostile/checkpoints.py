@@ -89,6 +89,7 @@ def config(change: Callable[[dict[str, Any]], Any], source: str = "saten") -> Ma
     def make(place: Place) -> None:
         path = place.copy(source) / "config.json"
         data = json.loads(path.read_text())
+        data.get("quantization_config", {}).get("files", {}).pop("config.json", None)
         change(data)
         path.write_text(json.dumps(data))
 
@@ -390,6 +391,12 @@ CONTAINERS = [
         "a hash for a file that is not there",
         config(lambda data: data["quantization_config"]["files"].update({"more.safetensors": "0" * 64})),
         r"lists the weight files .*more\.safetensors",
+    ),
+    refused(
+        "K10",
+        "an edited config",
+        config_text('"layer_norm_eps"', '"layer_norm_epS"', "saten"),
+        r"config\.json: is not the one that was sealed",
     ),
     refused("K10", "of the next version", config(saten(version=99)), "saten format version 99"),
     refused("K10", "of no version", config(saten(version="2")), "saten format version '2'"),

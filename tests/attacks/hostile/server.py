@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _try(case: Case, place: Place) -> Outcome:
     """In the forked process: make the input, then run what meets it under the limits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print
     os.chdir(place.folder)
-    os.environ["TMPDIR"] = str(place.folder)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place.folder)
     try:
         case.make(place)
     except BaseException:
@@ -181,7 +182,8 @@ def _status_bytes(name: str) -> int:
 
 
 def _paths(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    """Everything in a folder but the lock of benchmarks, which stays."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".lock"}
 
 
 if __name__ == "__main__":

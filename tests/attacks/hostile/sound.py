@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from saten_runtime.files import sha256_file
+from saten_runtime.files import digest_of, sha256_file
 from saten_runtime.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 from saten_runtime.protobuf import bytes_field, packed, varint_field
 
@@ -136,5 +136,6 @@ def seal_bundle(folder: Path) -> Path:
         file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, sha256_file(file)).__dict__
         for file in files
     }
-    path.write_text(json.dumps(manifest))
+    manifest.pop("seal", None)
+    path.write_text(json.dumps({**manifest, "seal": digest_of(manifest)}))
     return folder
