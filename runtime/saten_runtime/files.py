@@ -14,13 +14,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from saten_runtime.errors import UsageError
+from saten_runtime.errors import SatenError, UsageError
 
 __all__ = [
     "digest_of",
@@ -181,11 +182,26 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     aside = _aside(path)
     aside.mkdir()
     try:
-        yield aside
+        with _system_errors(path):
+            yield aside
         _sync_tree(aside)
         _move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Errors of libraries written in Rust, which have the system's number in their words, as `OSError`."""
+    try:
+        yield
+    except (OSError, SatenError):
+        raise
+    except Exception as cause:
+        number = re.search(r"\(os error ([0-9]{1,3})\)", str(cause))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def _aside(path: Path) -> Path:

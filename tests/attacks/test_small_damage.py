@@ -42,7 +42,7 @@ def checkpoint(folder: Path) -> Reader:
 
 
 def bundle(folder: Path) -> Reader:
-    return lambda path: (Bundle.open(path).manifest, Bundle.open(path).read_graph())
+    return lambda path: Bundle.open(path).manifest
 
 
 def damages(whole: bytes) -> Iterator[bytes]:
