@@ -2,8 +2,8 @@
 
     LD_PRELOAD=SHIM python -m faults.server SOUND WORK
 
-Each line on stdin is {"operation": name, "fault": [kind, n, errno]}; n = 0 is no fault. Each is answered by one line on
-stdout, see `Outcome`.
+Each line on stdin is {"operation": name, "fault": [kind, n, errno], "work": folder}; n = 0 is no fault. Each is
+answered by one line on stdout, see `Outcome`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def main() -> None:
     state = _state(sound, Path(sys.argv[2]))
     for line in sys.stdin:
         request = json.loads(line)
-        outcome = _in_child(OPERATIONS[request["operation"]], state, *request["fault"])
+        there = dataclasses.replace(state, work=Path(request["work"]))
+        outcome = _in_child(OPERATIONS[request["operation"]], there, *request["fault"])
         sys.stdout.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
         sys.stdout.flush()
 
