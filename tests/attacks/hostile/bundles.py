@@ -315,7 +315,13 @@ GRAPHS = [
         "R6",
         "a shape of 10^5 axes",
         onnx(model(graph(initializers=[packed(1, [2] * 100_000) + varint_field(2, 1) + bytes_field(8, "table")]))),
-        r"model\.onnx: ",
+        "tensor 'table' has 100000 axes",
+    ),
+    refused(
+        "R6",
+        "a dim of four million bytes",
+        onnx(model(graph(initializers=[bytes_field(1, b"\xff" * (4 * MEBIBYTE)) + bytes_field(8, "table")]))),
+        r"model\.onnx: is no sound ONNX file \(a number .* is longer than 10 bytes\)",
     ),
     refused("R6", "training", onnx(model(rest=bytes_field(20, b""))), "holds training information"),
     Case(
