@@ -22,9 +22,7 @@ a split discards is what M loses, whatever the order of the splits.
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -160,8 +158,9 @@ def contraction_peak(train: TensorTrain) -> int:
     """Values of the largest tensor that `train.factors()` makes, from the shapes alone."""
 
     def largest(cores: tuple[Tensor, ...]) -> int:
-        joined = itertools.accumulate((int(core.shape[1]) for core in cores), operator.mul)
-        return max(int(cores[0].shape[0] * core.shape[2]) * size for size, core in zip(joined, cores, strict=True))
+        sizes: list[int] = [core.shape[1] for core in cores]
+        rights: list[int] = [core.shape[2] for core in cores]
+        return max(math.prod(sizes[: k + 1]) * right for k, right in enumerate(rights)) * int(cores[0].shape[0])
 
     return max(largest(train.cores[: train.inputs]), largest(train.cores[train.inputs :]))
 

@@ -75,7 +75,7 @@ def ask(shim: Path, sound: dict[str, Path], work: Path) -> Iterator[Ask]:
 
 @pytest.fixture
 def state(work: Path) -> Iterator[State]:
-    yield State(work, None, None, work / "bundle")
+    yield State(work, None, None, None, work / "bundle")
     for path in work.iterdir():
         if path.name != "bundle":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -149,7 +149,7 @@ def test_a_disk_of_one_megabyte(name: str, ask: Ask, state: State, work: Path) -
             assert outcome.ended in ("done", *EXPECTED), outcome.words
             assert [path.name for path in disk.iterdir()] in ([], ["out"])
             if (disk / "out").exists():
-                OPERATIONS[name].check(State(disk, None, None, work / "bundle"))
+                OPERATIONS[name].check(State(disk, None, None, None, work / "bundle"))
         finally:
             subprocess.run(["umount", str(disk)], check=True)
             disk.rmdir()

@@ -46,17 +46,21 @@ def main() -> None:
 
 def _state(sound: dict[str, Path], work: Path) -> State:
     import torch
+    from hostile.bundles import RESULT
 
     import saten_edge.devices.deploy
-    import saten_edge.report
     import saten_edge.stages  # noqa: F401
     from saten_edge.models import load_model
+    from saten_edge.report import build_report, html_page
     from saten_exporters.targets import TARGETS
     from saten_exporters.trace import trace
+    from saten_runtime.bundle import Bundle
 
     torch.set_num_threads(1)
     loaded = load_model(sound["saten"])
-    return State(work, loaded, trace(loaded, TARGETS["cpu"]), sound["bundle"])
+    report = build_report([Bundle.open(sound["bundle"])], RESULT)
+    html_page(report)  # once, for what it imports
+    return State(work, loaded, trace(loaded, TARGETS["cpu"]), report, sound["bundle"])
 
 
 def _in_child(operation: Operation, state: State, kind: str, nth: int, error: int) -> Outcome:
