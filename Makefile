@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -14,6 +14,8 @@ help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, test"
+	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
+	@echo "make fuzz    5 000 examples of every property, ten minutes of each fuzz target (needs atheris)"
 	@echo "make test-arm      the runtime in an emulated arm64 user land; needs root, apt and a network"
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
 	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
@@ -51,6 +53,16 @@ test-pythons:
 images: $(INSTALLED)
 	SATEN_REPORT=demo-out/report.html SATEN_IMAGES=docs/images $(BIN)/python -m pytest \
 		tests/saten_edge/report/test_browser.py -k readme
+
+# New inputs are kept in build/fuzz, findings too; the seeds in the repository stay as they are.
+FUZZ_SECONDS ?= 600
+fuzz: $(INSTALLED)
+	$(PIP) install --quiet 'atheris>=3.0,<4'
+	SATEN_EXAMPLES=5000 $(BIN)/python -m pytest tests/attacks/test_properties.py
+	for target in checkpoint bundle result http_body; do \
+		mkdir -p build/fuzz/$$target && $(BIN)/python tests/fuzz/targets.py $$target -max_total_time=$(FUZZ_SECONDS) \
+			-timeout=20 -rss_limit_mb=3072 -artifact_prefix=build/fuzz/ build/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
 
 # The arm64 user land is built once, from Debian packages, and kept here. Timings in it are the emulator's.
 ARM_ROOT ?= $(HOME)/.cache/saten-edge/arm64

@@ -9,7 +9,7 @@ with transformers, so that a plain `AutoModel.from_pretrained(folder)` builds th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saten_edge.architectures import architecture
+from saten_edge.folder import read_header, refuse_bomb
 from saten_edge.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
+from saten_edge.residual import VALUE_BYTES
+from saten_edge.tt import contraction_peak
 from saten_runtime.errors import CheckpointError, SatenError, ShapeError
-from saten_runtime.files import read_json, sha256_file, write_json
+from saten_runtime.files import digest_of, read_json, read_regular_json, sha256_file, write_json
 
 __all__ = [
     "FORMAT_VERSION",
@@ -33,12 +36,16 @@ __all__ = [
     "find_layer",
     "seal",
     "share_heads",
+    "verify_config",
     "verify_files",
 ]
 
 FORMAT_VERSION = 2
+CONFIG_FILE = "config.json"
 # A spec from a file may ask for this many values per dense value, far above what any compression gives.
 MOST_VALUES = 4
+# The matrix that the parts of a layer stand for; no layer of a model for a small machine comes near it.
+MOST_DENSE_BYTES = 16 << 30
 DENSE_KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", Conv1D: "linear", nn.Embedding: "embedding"}
 
 
@@ -85,7 +92,9 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
             try:
                 specs[name] = LayerSpec.from_json(data)
             except (AttributeError, KeyError, TypeError, ValueError):
-                raise CheckpointError(f"config.json: layer {name!r} is not described as saten-edge does it") from None
+                raise CheckpointError(
+                    f"config.json: layer {name!r:.80} is not described as saten-edge does it"
+                ) from None
         return specs
 
 
@@ -97,7 +106,8 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
         self, model: nn.Module, checkpoint_files: list[str] | None = None, **_: Any
     ) -> nn.Module:
         config: SatenConfig = self.quantization_config
-        verify_files(config.files, [Path(file) for file in checkpoint_files or ()])
+        files = [Path(file) for file in checkpoint_files or ()]
+        verify_files(config.files, files)
         config.files = {}  # true of those files only; a model saved from here on has others
         for saved_name, spec in config.specs().items():
             name = _name_in(model, saved_name)
@@ -105,6 +115,7 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
                 _replace_by(model, name, spec)
         heads = {head: _name_in(model, table) for head, table in config.heads.items() if _has(model, head)}
         share_heads(model, {head: table for head, table in heads.items() if table is not None})
+        refuse_bomb("config.json", model, {name: entry for file in files for name, entry in read_header(file).items()})
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
@@ -152,27 +163,52 @@ def share_heads(model: Any, heads: Mapping[str, str]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the sha256 of every weight file of a saved Saten checkpoint into its config."""
-    path = folder / "config.json"
+    """Write the sha256 of every weight file of a saved Saten checkpoint into its config, and that of the config."""
+    path = folder / CONFIG_FILE
     config = read_json(path, CheckpointError)
-    config["quantization_config"]["files"] = {
-        file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))
-    }
+    digests = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    config["quantization_config"]["files"] = digests
+    digests[CONFIG_FILE] = digest_of(config)
     write_json(path, config)
 
 
+def verify_config(folder: Path, tensors: Collection[str]) -> None:
+    """Compare a config with the digest in it; one that transformers wrote has none. tensors: in the weight files.
+
+    Raises:
+        CheckpointError: it was changed since it was sealed, or it does not say that the tensors are a Saten model's.
+    """
+    path = folder / CONFIG_FILE
+    config = read_regular_json(path.resolve(), CheckpointError)
+    ours = config.get("quantization_config")
+    if not isinstance(ours, dict) or ours.get("quant_method") != "saten":
+        if any(".cores." in name for name in tensors):
+            raise CheckpointError(f"{path}: does not describe the compressed layers there are; it is damaged")
+        return
+    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files"})
+    digests = ours.get("files") or {}
+    if odd or not isinstance(digests, dict):
+        raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is nothing of ours")
+    if CONFIG_FILE in digests and digests.pop(CONFIG_FILE) != digest_of(config):
+        raise CheckpointError(
+            f"{path}: is not the one that was sealed; it is damaged, or edited: then take {CONFIG_FILE} off the files "
+            "in its quantization_config"
+        )
+
+
 def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
-    """Compare weight files with the digests of a config; without digests there is nothing to compare.
+    """Compare weight files with the digests of a config; without any there is nothing to compare.
 
     Raises:
         CheckpointError: a file differs, or there are others than those listed.
     """
-    if not digests:
+    listed = digests.keys() - {CONFIG_FILE}
+    if not listed:
         return
     found = {file.name for file in files}
-    if found != set(digests):
+    if found != listed:
         raise CheckpointError(
-            f"config.json: lists the weight files {', '.join(sorted(digests))}, found {', '.join(sorted(found))}"
+            f"config.json: lists the weight files {', '.join(sorted(listed))}, found {', '.join(sorted(found))}"
         )
     for file in files:
         if sha256_file(file) != digests[file.name]:
@@ -207,7 +243,7 @@ def _name_in(model: Any, saved_name: str) -> str | None:
     if saved_name.startswith((*row.heads, *filter(None, [row.tied_head]))):
         return None
     raise CheckpointError(
-        f"config.json: compressed layer {saved_name!r} is none of {type(model).__name__}'s layers; "
+        f"config.json: compressed layer {saved_name!r:.80} is none of {type(model).__name__}'s layers; "
         "was the checkpoint made for another architecture?"
     )
 
@@ -225,6 +261,8 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
             f"config.json: layer {name!r} is described as {spec.kind} {spec.shape}{' with bias' * spec.bias}, "
             f"expected {kind or type(dense).__name__} as config.json's sizes make it"
         )
+    if math.prod(spec.shape) * VALUE_BYTES > MOST_DENSE_BYTES:
+        raise CheckpointError(f"config.json: layer {name!r} stands for a matrix {spec.shape}, more than 16 GiB")
     try:
         with torch.device("meta"):
             module = build_module(name, spec, torch.get_default_dtype())
@@ -234,6 +272,12 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
         raise CheckpointError(f"config.json: layer {name!r}: {' '.join(str(cause).split())[:200]}") from None
     if sum(tensor.numel() for tensor in module.state_dict().values()) > MOST_VALUES * math.prod(spec.shape):
         raise CheckpointError(f"config.json: layer {name!r} holds more values than {MOST_VALUES} dense ones would")
+    peak = contraction_peak(module.train_part())
+    if peak > MOST_VALUES * math.prod(spec.shape):
+        raise CheckpointError(
+            f"config.json: layer {name!r} multiplies its cores through {peak} values, more than {MOST_VALUES} dense "
+            "layers have"
+        )
     replace_module(model, name, module)
 
 
@@ -257,6 +301,11 @@ def _check_numbers(name: str, layer: SatenModule) -> None:
             raise CheckpointError(f"{name}.{key} is missing from its safetensors files; download it again")
     layer.residual.check(f"model.safetensors: {name}.residual")
     for key, parameter in layer.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            raise CheckpointError(f"model.safetensors: {name}.{key} holds {bad} values that are NaN or infinite")
+        if parameter.dtype != layer.residual.values.dtype:
+            raise CheckpointError(f"model.safetensors: {name}.{key} is of type {parameter.dtype}, its layer is not")
+        bad = (~torch.isfinite(parameter)).reshape(-1).nonzero()
+        if len(bad):
+            raise CheckpointError(
+                f"model.safetensors: {name}.{key} holds {len(bad)} values that are NaN or infinite, the first at "
+                f"{int(bad[0])}"
+            )

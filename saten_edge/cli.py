@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("saten-edge: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:  # a full or read-only disk, a file that went away
-        print(f"saten-edge: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        print(f"saten-edge: error: {printable(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
         sys.exit(SatenError.exit_code)
 
 

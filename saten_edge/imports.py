@@ -12,8 +12,12 @@ and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without fac
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +31,12 @@ from saten_edge.architectures import Architecture, architecture
 from saten_edge.checkpoint import attach_config, find_layer, share_heads
 from saten_edge.compress import CompressedLayer, matrices, replace_layer, tied_head
 from saten_edge.decompose import Decomposition
+from saten_edge.folder import TENSOR_NAME, read_header
 from saten_edge.models import LoadedModel, load_model, resolve_model
 from saten_edge.residual import VALUE_BYTES, NoResidual, Residual, Unstructured, pattern_named, scatter
 from saten_edge.tt import TensorTrain
 from saten_runtime.errors import CheckpointError, SatenError
-from saten_runtime.files import read_json
+from saten_runtime.files import open_regular, read_json
 
 __all__ = ["best_pattern", "import_checkpoint", "read_state"]
 
@@ -153,10 +158,14 @@ def _read_file(file: Path) -> dict[str, Tensor]:
 
     try:
         if file.suffix in PICKLES:
-            with torch.sparse.check_sparse_tensor_invariants():  # type: ignore[no-untyped-call]
+            _refuse_zip_bomb(file)
+            with _strict_torch():
                 state = torch.load(file, map_location="cpu", weights_only=True)
         else:
+            read_header(file)
             state = load_file(file)
+    except SatenError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as cause:
         raise CheckpointError(
             f"{file}: cannot be read as a state dict ({' '.join(str(cause).split())[:120]})"
@@ -168,9 +177,29 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+@contextlib.contextmanager
+def _strict_torch() -> Iterator[None]:
+    """Let torch check the indices of sparse tensors, and keep its advice on pickles to itself."""
+    with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _refuse_zip_bomb(file: Path) -> None:
+    """Refuse an archive that holds more than its bytes; torch stores tensors as they are."""
+    with open_regular(file.resolve(), CheckpointError) as opened:
+        if zipfile.is_zipfile(opened):
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(opened).infolist())
+            if unpacked > os.fstat(opened.fileno()).st_size:
+                raise CheckpointError(f"{file}: unpacks to {unpacked} bytes, more than it has; torch packs nothing")
+
+
 def _is_plain(key: object, value: object) -> bool:
-    named = isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_.]{1,200}", key) is not None
-    return named and isinstance(value, Tensor) and value.layout == torch.strided
+    """Whether a name stands for a dense tensor all of whose values are stored."""
+    named = isinstance(key, str) and TENSOR_NAME.fullmatch(key) is not None
+    if not named or not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _grouped(src: Path, state: Mapping[str, Tensor]) -> dict[str, ForeignLayer]:

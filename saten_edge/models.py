@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,12 @@ import torch
 from torch import nn
 
 from saten_edge.architectures import TASKS, Architecture, architecture, task_of
-from saten_edge.checkpoint import SatenConfig, seal  # importing it registers the "saten" method with transformers
+from saten_edge.checkpoint import (  # importing it registers the "saten" method with transformers
+    SatenConfig,
+    seal,
+    verify_config,
+)
+from saten_edge.folder import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.modules import saten_layers
 from saten_exporters.parts import LayerParts
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
@@ -96,9 +101,11 @@ def load_model(
         UsageError: a task that there is not, or that the family does not have.
     """
     folder = resolve_model(str(name))
+    tensors = read_headers(folder)
+    verify_config(folder, tensors)
     row, task = _family_and_task(folder, task)
     try:
-        model, missing = _read_weights(folder, row, task, num_labels, seed, dtype)
+        model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
         tokenizer, processor = _preprocessors(folder, row)
     except SatenError:
         raise
@@ -152,6 +159,7 @@ def resolve_model(name: str) -> Path:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise CheckpointError(f"{name}: has no config.json; expected a transformers model folder")
+        refuse_odd_files(Path(name))
         return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -180,7 +188,13 @@ def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]
 
 
 def _read_weights(
-    folder: Path, row: Architecture, task: str, num_labels: int | None, seed: int, dtype: torch.dtype | str
+    folder: Path,
+    tensors: Mapping[str, Entry],
+    row: Architecture,
+    task: str,
+    num_labels: int | None,
+    seed: int,
+    dtype: torch.dtype | str,
 ) -> tuple[Any, list[str]]:
     """The model and the weights it lacks but for a new head's.
 
@@ -193,6 +207,9 @@ def _read_weights(
         row.check_options(config.to_dict())
         options: dict[str, Any] = {"add_pooling_layer": False} if task == "feature-extraction" and row.pooler else {}
         auto = getattr(transformers, TASKS[task].auto)
+        if not hasattr(config, "quantization_config"):  # of a Saten model, its quantizer does it
+            with torch.device("meta"):
+                refuse_bomb(f"{folder / 'config.json'}", auto.from_config(config), tensors)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, found = auto.from_pretrained(

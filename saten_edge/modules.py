@@ -119,7 +119,7 @@ class ResidualPart(nn.Module):
         """
         try:
             positions = self.pattern.positions(self.index_tensors(), self.shape)
-        except (ShapeError, RuntimeError, IndexError):  # torch's, of lengths that do not add up
+        except (ShapeError, RuntimeError, IndexError, KeyError):  # torch's, of lengths that do not add up
             positions = torch.empty(0)
         ordered = positions.reshape(-1).sort().values
         ends = ordered[[0, -1]].tolist() if ordered.numel() else [0, 0]

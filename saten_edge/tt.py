@@ -39,6 +39,7 @@ __all__ = [
     "Spectrum",
     "TensorTrain",
     "TtSvd",
+    "contraction_peak",
     "full_train_numel",
     "rounded",
     "tensor_train",
@@ -151,6 +152,17 @@ def contract(cores: tuple[Tensor, ...]) -> Tensor:
         return joined.reshape(left.shape[0], -1, right.shape[2])
 
     return reduce(join, cores)
+
+
+def contraction_peak(train: TensorTrain) -> int:
+    """Values of the largest tensor that `train.factors()` makes, from the shapes alone."""
+
+    def largest(cores: tuple[Tensor, ...]) -> int:
+        sizes: list[int] = [core.shape[1] for core in cores]
+        rights: list[int] = [core.shape[2] for core in cores]
+        return max(math.prod(sizes[: k + 1]) * right for k, right in enumerate(rights)) * int(cores[0].shape[0])
+
+    return max(largest(train.cores[: train.inputs]), largest(train.cores[train.inputs :]))
 
 
 @dataclass(frozen=True)

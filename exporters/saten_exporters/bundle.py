@@ -23,7 +23,7 @@ from saten_exporters.verify import DERIVED, approximation, measured_bound, round
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.files import new_folder, sha256_file, write_json
-from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess
+from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
 from saten_runtime.parity import Comparison, compare, judge
 
 __all__ = ["LOADERS", "PRECISIONS", "export"]
@@ -189,7 +189,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST_FILE:
             manifest.files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, sha256_file(path))
-    write_json(folder / MANIFEST_FILE, manifest.to_json())
+    write_json(folder / MANIFEST_FILE, sealed(manifest))
 
 
 def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> None:

@@ -14,12 +14,13 @@ graphs that `saten_runtime.graph` refuses are refused before ONNX Runtime sees a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from saten_runtime.errors import BundleError
-from saten_runtime.files import sha256_file
+from saten_runtime.files import open_regular, sha256_of
 from saten_runtime.graph import Graph, read_graph
 from saten_runtime.manifest import (
     FileEntry,
@@ -156,10 +157,9 @@ def _check_file(folder: Path, name: str, entry: FileEntry, check_content: bool) 
     if not parts or Path(name).is_absolute() or ".." in parts:
         raise BundleError(f"{folder}: the manifest names {name!r}, which is no path inside the bundle")
     path = folder / name
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: the manifest lists it, but it is no regular file; copy the bundle again")
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise BundleError(f"{path}: {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
-    if check_content and sha256_file(path) != entry.sha256:
-        raise BundleError(f"{path}: its sha256 differs from the manifest's; it is damaged, copy the bundle again")
+    with open_regular(path, BundleError) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            raise BundleError(f"{path}: {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+        if check_content and sha256_of(file) != entry.sha256:
+            raise BundleError(f"{path}: its sha256 differs from the manifest's; it is damaged, copy the bundle again")

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full or read-only disk, a file that went away
-        print(f"{PROGRAM}: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {printable(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
         return SatenError.exit_code
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)

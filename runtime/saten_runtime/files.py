@@ -1,40 +1,86 @@
-"""Writing so that a crash leaves the old file or the new one: write aside, sync, rename."""
+"""Reading files that may be anything, and writing so that a crash leaves the old file or the new one.
+
+What is written goes aside first, under a name that says whose process it is, then to the disk, then into place by
+one rename. What a killed process left aside is swept by the next one that writes to the same place.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import glob
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from saten_runtime.errors import UsageError
+from saten_runtime.errors import SatenError, UsageError
 
 __all__ = [
+    "digest_of",
     "new_folder",
+    "open_regular",
     "parse_json",
     "parse_object",
     "read_json",
+    "read_regular_json",
     "refuse_existing",
     "replace_file",
     "sha256_file",
+    "sha256_of",
     "sync_folder",
     "write_json",
 ]
 
 _CHUNK_BYTES = 1 << 20
+_MOST_JSON_BYTES = 64 << 20
+_DAMAGED = "it is damaged or no file of ours"
+_RENAME_EXCHANGE = 2
 
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's content, read in chunks of 1 MiB."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Hex digest of what an open file holds from here on."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex sha256 of JSON data, however it is written down."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def open_regular(path: Path, error: Callable[[str], Exception]) -> BinaryIO:
+    """Open a file of a folder that comes from elsewhere, to read.
+
+    What was opened is looked at, not what the name stood for a moment before, and opening a pipe does not wait.
+
+    Raises:
+        whatever `error` builds: the path is missing, or a link, folder, pipe or device.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as cause:
+        why = "a link" if cause.errno == errno.ELOOP else cause.strerror
+        raise error(f"{path}: is no regular file ({why}); copy it again") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise error(f"{path}: is no regular file; copy it again")
+    return open(handle, "rb")
 
 
 def refuse_existing(path: Path) -> None:
@@ -49,7 +95,7 @@ def refuse_existing(path: Path) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that readers see the old bytes or the new ones, never a part."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    aside = _aside(path)
     try:
         with aside.open("wb") as file:
             file.write(content)
@@ -67,12 +113,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON, refusing duplicate keys and NaN.
+    """Parse JSON, refusing duplicate keys, NaN, and numbers that are infinite as float64, such as 1e999.
 
     Raises:
         ValueError: no JSON, or not strict enough.
     """
-    return json.loads(content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    return json.loads(
+        content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_number
+    )
 
 
 def parse_object(content: bytes, where: str, error: Callable[[str], Exception], advice: str) -> dict[str, Any]:
@@ -93,17 +141,29 @@ def parse_object(content: bytes, where: str, error: Callable[[str], Exception], 
 
 
 def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
-    """Read a JSON object, refusing duplicate keys and NaN.
+    """Read the JSON object in a file that the user named, as strictly as `parse_json`.
 
     Raises:
         whatever `error` builds, with a message naming the file.
     """
-    advice = "it is damaged or no file of ours"
     try:
         content = path.read_bytes()
     except OSError as cause:
-        raise error(f"{path}: cannot be read ({cause}); {advice}") from None
-    return parse_object(content, str(path), error, advice)
+        raise error(f"{path}: cannot be read ({cause}); {_DAMAGED}") from None
+    return parse_object(content, str(path), error, _DAMAGED)
+
+
+def read_regular_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
+    """Read the JSON object in a file of a folder that comes from elsewhere, as strictly as `parse_json`.
+
+    Raises:
+        whatever `error` builds: no JSON object, no regular file, or one above 64 MiB.
+    """
+    with open_regular(path, error) as file:
+        content = file.read(_MOST_JSON_BYTES + 1)
+    if len(content) > _MOST_JSON_BYTES:
+        raise error(f"{path}: has more than {_MOST_JSON_BYTES} bytes; {_DAMAGED}")
+    return parse_object(content, str(path), error, _DAMAGED)
 
 
 @contextlib.contextmanager
@@ -120,32 +180,90 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if not overwrite:
         refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = _aside(path)
     aside.mkdir()
     try:
-        yield aside
+        with _system_errors(path):
+            yield aside
         _sync_tree(aside)
         _move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _system_errors(path: Path) -> Iterator[None]:
+    """Errors of libraries written in Rust, which have the system's number in their words, as `OSError`."""
+    try:
+        yield
+    except (OSError, SatenError):
+        raise
+    except Exception as cause:
+        number = re.search(r"\(os error ([0-9]{1,3})\)", str(cause))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def _aside(path: Path) -> Path:
+    """Where this process writes what shall be `path`; what dead ones left there is gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
+        kind, _, process = left.name.rpartition(".")[2].partition("-")
+        if process == str(os.getpid()) or not _is_dead(process):
+            continue
+        if kind == "old" and not path.exists():
+            os.replace(left, path)
+        elif kind in ("old", "partial"):
+            _remove(left)
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    _remove(aside)
+    return aside
+
+
+def _is_dead(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError, OverflowError):
+        return False
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _move_into_place(aside: Path, path: Path) -> None:
+    """Rename a folder to `path`; what was there goes."""
+    if not path.exists():
+        os.replace(aside, path)
+    elif not _exchange(aside, path):
+        _move_in_two_steps(aside, path)
+    sync_folder(path.parent)
+    _remove(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step; False where the system or its file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here = -100  # AT_FDCWD: both paths are as the process sees them
+    return renameat2 is not None and not renameat2(here, bytes(first), here, bytes(second), _RENAME_EXCHANGE)
+
+
+def _move_in_two_steps(aside: Path, path: Path) -> None:
+    """As `_move_into_place`; who is killed in between leaves the old one for `_aside` to put back."""
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():
-        os.replace(path, old)
+    os.replace(path, old)
     try:
         os.replace(aside, path)
     except OSError:
-        if old.exists():
-            os.replace(old, path)
+        os.replace(old, path)
         raise
-    sync_folder(path.parent)
-    if old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        old.unlink(missing_ok=True)
+    _remove(old)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -174,3 +292,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value

@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from saten_runtime.errors import BundleError
-from saten_runtime.protobuf import BYTES, VARINT, Field, fields
+from saten_runtime.files import open_regular
+from saten_runtime.protobuf import BYTES, VARINT, Field, fields, numbers
 
 __all__ = ["DOMAINS", "Graph", "Node", "Tensor", "read_graph"]
 
@@ -32,6 +32,7 @@ DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "saten"})
 
 _LARGEST_FILE_BYTES = 2**31  # what protobuf can hold
 _DEEPEST = 32  # subgraphs in subgraphs
+_MOST_AXES = 64
 _MOST_NODES = 1_000_000  # after functions are inlined
 _LOCATION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
@@ -105,14 +106,9 @@ def read_graph(model: Path, listed: Collection[str], domains: Collection[str] = 
 
 
 def _read(model: Path) -> bytes:
-    try:
-        handle = os.open(model, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as cause:
-        raise BundleError(f"{model}: cannot be opened ({cause.strerror}); copy the bundle again") from None
-    with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size >= _LARGEST_FILE_BYTES:
-            raise BundleError(f"{model}: is no regular file below 2 GiB; export the bundle again")
+    with open_regular(model, BundleError) as file:
+        if os.fstat(file.fileno()).st_size >= _LARGEST_FILE_BYTES:
+            raise BundleError(f"{model}: is larger than the 2 GiB that protobuf can hold; export the bundle again")
         return file.read()
 
 
@@ -217,7 +213,7 @@ class _Reader:
         name, data_type, dims, external, is_external = "", 0, [], [], False
         for number, wire, start, end in fields(self._content, *part):
             if number == _TENSOR["dims"]:
-                dims += [start] if wire == VARINT else self._packed(start, end)
+                dims += [start] if wire == VARINT else numbers(self._content, start, end)
             elif (number, wire) == (_TENSOR["data_type"], VARINT):
                 data_type = start
             elif (number, wire) == (_TENSOR["name"], BYTES):
@@ -226,20 +222,12 @@ class _Reader:
                 external.append((start, end))
             elif (number, wire) == (_TENSOR["data_location"], VARINT):
                 is_external |= start != 0
+        if len(dims) > _MOST_AXES:
+            raise self._refusal(f"tensor {name!r:.80} has {len(dims)} axes")
         size = (math.prod(dims) * _BITS.get(data_type, 0) + 7) // 8
         if external or is_external:
             self._check_external(name, [self._entry(entry) for entry in external], data_type, size)
         return name, Tensor(tuple(dims), size)
-
-    def _packed(self, start: int, end: int) -> list[int]:
-        values, value, shift = [], 0, 0
-        for byte in self._content[start:end]:
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                values.append(value)
-                value = shift = 0
-        return values
 
     def _entry(self, part: tuple[int, int]) -> tuple[str, str]:
         found = self._fields(part)
@@ -268,11 +256,12 @@ class _Reader:
         if location not in self._sizes:
             if not _LOCATION.fullmatch(location) or location not in self._listed:
                 raise self._refusal(f"takes weights from {location!r:.80}, which the manifest does not list")
-            status = os.lstat(self._model.parent / location)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            with open_regular(self._model.parent / location, BundleError) as file:
+                status = os.fstat(file.fileno())
+            if status.st_nlink != 1:
                 raise BundleError(
-                    f"{self._model.parent / location}: is a link or has {status.st_nlink} names, expected a file of "
-                    "its own; copy the bundle without hard links (`cp -r`)"
+                    f"{self._model.parent / location}: has {status.st_nlink} names, expected a file of its own; copy "
+                    "the bundle without hard links (`cp -r`)"
                 )
             self._sizes[location] = status.st_size
         return self._sizes[location]

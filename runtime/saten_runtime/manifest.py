@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import BundleError
-from saten_runtime.files import read_json
+from saten_runtime.files import digest_of, read_regular_json
 
 __all__ = [
     "MANIFEST_FILE",
@@ -28,6 +28,7 @@ __all__ = [
     "Rejected",
     "Tokenizer",
     "read_manifest",
+    "sealed",
 ]
 
 MANIFEST_FILE = "saten_edge.json"
@@ -179,18 +180,29 @@ class Manifest:
         return dataclasses.asdict(self)
 
 
+def sealed(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as JSON data with its own digest, `seal`, so that a changed one is seen."""
+    values = manifest.to_json()
+    return {**values, "seal": digest_of(values)}
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a bundle folder.
 
     Raises:
-        BundleError: there is none, it is of a version not known here, or a field is missing,
-            unknown or of a wrong type.
+        BundleError: there is none, it is of a version not known here, it was changed since it was
+            sealed, or a field is missing, unknown or of a wrong type.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; expected a bundle written by `saten-edge export`")
     if not (folder / MANIFEST_FILE).is_file():
         raise BundleError(f"{folder}: has no {MANIFEST_FILE}; expected a bundle written by `saten-edge export`")
-    values = read_json(folder / MANIFEST_FILE, BundleError)
+    values = read_regular_json(folder / MANIFEST_FILE, BundleError)
+    seal = values.pop("seal", None)
+    if seal is not None and seal != digest_of(values):
+        raise BundleError(
+            f"{folder}: {MANIFEST_FILE} is not the one that was sealed; it is damaged, copy the bundle again"
+        )
     version = values.get("schema_version")
     if type(version) is not int or version not in _ADDED:
         raise BundleError(

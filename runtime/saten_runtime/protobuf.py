@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["BYTES", "VARINT", "Field", "bytes_field", "fields", "packed", "varint_field"]
+__all__ = ["BYTES", "VARINT", "Field", "bytes_field", "fields", "numbers", "packed", "varint_field"]
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _MOST_VARINT_BYTES = 10
@@ -55,6 +55,19 @@ def fields(content: bytes, start: int, end: int) -> list[Field]:
             raise ValueError(f"a field at byte {position} ends at {after}, the message at {end}")
         found.append((key >> 3, wire, position, after))
         position = after
+    return found
+
+
+def numbers(content: bytes, start: int, end: int) -> list[int]:
+    """The list of numbers that `packed` writes, at content[start:end].
+
+    Raises:
+        ValueError: it is cut off, or a number is too long.
+    """
+    found, position = [], start
+    while position < end:
+        value, position = _varint(content, position, end)
+        found.append(value)
     return found
 
 

@@ -56,7 +56,7 @@ def read(tmp_path: Path) -> Callable[[bytes], Graph]:
     def run(content: bytes) -> Graph:
         (tmp_path / "w.data").write_bytes(bytes(8 + WEIGHT_BYTES))
         (tmp_path / "model.onnx").write_bytes(content)
-        return read_graph(tmp_path / "model.onnx", {"w.data", "link.data", "hard.data", "folder.data"})
+        return read_graph(tmp_path / "model.onnx", {"w.data", "link.data", "hard.data", "folder.data", "gone.data"})
 
     return run
 
@@ -93,9 +93,10 @@ HOSTILE = {
     "absolute": (located("/etc/passwd"), "not list"),
     "memory marker": (located("*/_ORT_MEM_ADDR_/*"), "not list"),
     "not in the manifest": (located("other.data"), "not list"),
-    "a link": (located("link.data"), "is a link"),
+    "a link": (located("link.data"), r"is no regular file \(a link\)"),
     "a hard link": (located("hard.data"), "2 names"),
-    "a folder": (located("folder.data"), "is a link or has"),
+    "missing": (located("gone.data"), "is no regular file"),
+    "a folder": (located("folder.data"), "is no regular file"),
     "offset beyond the file": (located("w.data", entry("offset", "9")), "ends at byte 33"),
     "negative offset": (located("w.data", entry("offset", "-1")), "'-1'"),
     "offset of no number": (located("w.data", entry("offset", "1e3")), "'1e3'"),

@@ -1,0 +1,1 @@
+"""Hostile inputs as a table, and the process that tries them."""

@@ -1,0 +1,533 @@
+"""Hostile bundles for the runtime (R), libraries it might load (O), and measurements (N)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hostile.case import MEBIBYTE, Case, Place, saten_edge, saten_run
+from hostile.sound import LOOKUP, TABLE, WIDTH, WORDS, external, graph, model, node, seal_bundle, tensor
+from saten_runtime.protobuf import bytes_field, packed, varint_field
+
+__all__ = ["CASES"]
+
+BUNDLE = "BundleError"
+Make = Callable[[Place], Any]
+
+
+def predict(place: Place) -> int:
+    return saten_run("predict", place.folder / "bundle", "w1")
+
+
+def refused(threat: str, name: str, make: Make, words: str, *, run: Make = predict, **options: Any) -> Case:
+    """A bundle that is none."""
+    return Case(threat, name, make, run, BUNDLE, words, **options)
+
+
+# --- makers ----------------------------------------------------------------------------------------------------------
+
+
+def file(name: str, change: Callable[[bytes], bytes], *, sealed: bool = False) -> Make:
+    """Other bytes in a file, sealed anew or not."""
+
+    def make(place: Place) -> None:
+        folder = place.copy("bundle")
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+        if sealed:
+            seal_bundle(folder)
+
+    return make
+
+
+def onnx(content: bytes, more: Callable[[Path], Any] = lambda folder: None) -> Make:
+    """Another graph, sealed."""
+
+    def make(place: Place) -> None:
+        folder = place.copy("bundle")
+        (folder / "model.onnx").write_bytes(content)
+        seal_bundle(folder)
+        more(folder)
+
+    return make
+
+
+def manifest(**changes: Any) -> Make:
+    def make(place: Place) -> None:
+        place.copy("bundle")
+        _edit(place, **changes)
+
+    return make
+
+
+def listed(name: str, size: int = 1) -> Make:
+    """One more file in the manifest."""
+
+    def make(place: Place) -> None:
+        path = place.copy("bundle") / "saten_edge.json"
+        values = json.loads(path.read_text())
+        _edit(place, files={**values["files"], name: {"bytes": size, "sha256": "0" * 64}})
+
+    return make
+
+
+def instead(name: str, by: Callable[[Path], Any]) -> Make:
+    def make(place: Place) -> None:
+        path = place.copy("bundle") / name
+        path.unlink()
+        by(path)
+
+    return make
+
+
+def weights_at(**entries: object) -> bytes:
+    """The graph with its table described otherwise."""
+    described = {"location": "model.onnx.data", "offset": 0, "length": len(WORDS) * WIDTH * 4, **entries}
+    kept = {key: value for key, value in described.items() if value is not None}
+    return model(graph(initializers=[external("table", (len(WORDS), WIDTH), **kept)]))
+
+
+def table(array: np.ndarray) -> bytes:
+    """The graph with a table inside it."""
+    return model(graph(initializers=[tensor("table", array.astype(np.float32))]))
+
+
+def text(name: str, value: str) -> bytes:
+    return bytes_field(1, name) + bytes_field(3, value) + varint_field(20, 3)
+
+
+def many(count: int) -> np.ndarray:
+    return np.array([count], np.int64)
+
+
+def into_output(*nodes: bytes, initializers: list[bytes]) -> bytes:
+    """The lookup, to which `big` (a scalar or anything that broadcasts) is added."""
+    lookup = node("Gather", ["table", "input_ids"], "rows")
+    total = node("Add", ["rows", "small"], "last_hidden_state")
+    return model(graph([lookup, *nodes, total], [TABLE, *initializers]))
+
+
+EXPAND = into_output(
+    node("Expand", ["one", "size"], "big"),
+    node("ReduceSum", ["big", "axes"], "small", bytes_field(1, "keepdims") + varint_field(3, 0) + varint_field(20, 2)),
+    initializers=[
+        tensor("one", np.ones(1, np.float32)),
+        tensor("size", many(1 << 36)),
+        tensor("axes", np.array([0], np.int64)),
+    ],
+)
+RANGE = into_output(
+    node("Range", ["zero", "end", "step"], "big"),
+    node("ReduceSum", ["big"], "small", bytes_field(1, "keepdims") + varint_field(3, 0) + varint_field(20, 2)),
+    initializers=[
+        tensor("zero", np.array(0, np.float32)),
+        tensor("end", np.array(1e11, np.float32)),
+        tensor("step", np.array(1, np.float32)),
+    ],
+)
+
+
+def function(name: str, *nodes: bytes) -> bytes:
+    return bytes_field(
+        25, bytes_field(1, name) + b"".join(bytes_field(7, one) for one in nodes) + bytes_field(10, "saten")
+    )
+
+
+def nested(depth: int) -> bytes:
+    inner = graph([node("Identity", ["x"], "y")], [])
+    for _ in range(depth):
+        inner = graph([node("If", ["x"], "y", bytes_field(1, "then_branch") + bytes_field(6, inner))], [])
+    return model(inner)
+
+
+CALL = node("f", ["table"], "t", domain="saten")
+CHAIN = b"".join(function(f"f{k}", *[node(f"f{k + 1}", ["x"], "y", domain="saten")] * 10) for k in range(9))
+GRAPHS = [
+    refused("R1", "empty graph file", onnx(b""), "is no sound ONNX file .it is empty"),
+    refused("R1", "random bytes", onnx(bytes(range(7, 256)) * 4), r"model\.onnx: is no sound ONNX file"),
+    refused("R1", "half a graph", onnx(model()[: len(model()) // 2]), r"model\.onnx: is no sound ONNX file"),
+    refused(
+        "R1", "a graph cut off, not sealed", file("model.onnx", lambda whole: whole[:-1]), r"model\.onnx: \d+ bytes"
+    ),
+    refused("R1", "a bit of a graph", file("model.onnx", lambda w: w[:-1] + bytes([w[-1] ^ 1])), "its sha256 differs"),
+    refused(
+        "R1", "a bit of a tokenizer", file("tokenizer.json", lambda w: b" " + w[1:]), r"tokenizer\.json: its sha256"
+    ),
+    refused("R1", "a tokenizer of random bytes", file("tokenizer.json", lambda w: b"{" * 99, sealed=True), "tokenizer"),
+    refused("R1", "no manifest", instead("saten_edge.json", lambda path: None), r"has no saten_edge\.json"),
+    refused("R1", "a manifest that is a list", file("saten_edge.json", lambda w: b"[]"), "expected a JSON object"),
+    refused(
+        "R1", "a manifest of NaN", file("saten_edge.json", lambda w: w.replace(b"1e-05", b"NaN")), "NaN is not JSON"
+    ),
+    refused("R1", "a manifest of 1e999", file("saten_edge.json", lambda w: w.replace(b"1e-05", b"1e999")), "too large"),
+    refused(
+        "R1",
+        "a key of the manifest twice",
+        file("saten_edge.json", lambda w: b'{"name": "a", ' + w[1:]),
+        "occurs twice",
+    ),
+    refused("R1", "a nested manifest", file("saten_edge.json", lambda w: b'{"a":' * 100_000), "no JSON"),
+    refused(
+        "R1",
+        "a manifest of 65 MiB",
+        file("saten_edge.json", lambda w: b" " * (65 * MEBIBYTE) + w),
+        "has more than 67108864 bytes",
+        most_bytes=160 * MEBIBYTE,
+    ),
+    refused(
+        "R1",
+        "an edited manifest",
+        file("saten_edge.json", lambda w: w.replace(b"cls", b"clS").replace(b"mean", b"none")),
+        "is not the one that was sealed",
+    ),
+    refused("R1", "the next schema", manifest(schema_version=99), "schema version 99, this saten-runtime reads"),
+    refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: fields missing or unknown: 'hook'"),
+    refused("R1", "a number for a string", manifest(name=7), r"saten_edge\.json\.name: expected str, found 7"),
+    refused("R1", "an unknown task", manifest(task="mind-reading"), "task 'mind-reading'; this saten-runtime runs"),
+    refused(
+        "R1", "another opset than the graph's", manifest(opset=18), "opset 20, IR version 10; the manifest says 18"
+    ),
+    *(
+        refused("R2", f"a file at {label}", listed(name), f"names {name!r}, which is no path inside the bundle")
+        for label, name in {
+            "../x": "../x",
+            "/etc/passwd": "/etc/passwd",
+            "nothing": "",
+            "a/../../x": "a/../../x",
+        }.items()
+    ),
+    refused("R2", "weights at ..", onnx(weights_at(location="../model.onnx.data")), r"takes weights from '\.\./model"),
+    refused("R2", "weights at /", onnx(weights_at(location="/etc/passwd")), "takes weights from '/etc/passwd'"),
+    refused("R2", "weights in memory", onnx(weights_at(location="*/_ORT_MEM_ADDR_/*")), "takes weights from "),
+    refused(
+        "R2", "weights in an unlisted file", onnx(weights_at(location="evil.data")), "takes weights from 'evil.data'"
+    ),
+    refused("R2", "weights beyond the end", onnx(weights_at(offset=4)), "ends at byte 260 of model.onnx.data"),
+    refused("R2", "weights before the start", onnx(weights_at(offset=-4)), "an offset or length is '-4'"),
+    refused("R2", "weights of a false length", onnx(weights_at(length=1 << 60)), "claims 1152921504606846976"),
+    refused("R2", "an unknown key", onnx(weights_at(hook="x")), "tensor 'table' describes its file with"),
+    refused("R2", "no location", onnx(weights_at(location=None)), "tensor 'table' describes its file with"),
+    refused(
+        "R2",
+        "weights that are a link",
+        instead("model.onnx.data", lambda path: path.symlink_to("tokenizer.json")),
+        r"model\.onnx\.data: is no regular file \(a link\)",
+    ),
+    refused(
+        "R2",
+        "weights that are a hard link",
+        lambda place: os.link(place.copy("bundle") / "model.onnx.data", place.folder / "bundle" / "other"),
+        "has 2 names",
+    ),
+    refused(
+        "R2", "weights that are a pipe", instead("model.onnx.data", os.mkfifo), r"model\.onnx\.data: is no regular"
+    ),
+    refused(
+        "R2", "a graph that is a device", instead("model.onnx", lambda p: p.symlink_to("/dev/zero")), r"\(a link\)"
+    ),
+    refused(
+        "R2", "a manifest that is a pipe", instead("saten_edge.json", os.mkfifo), r"has no saten_edge\.json|regular"
+    ),
+    refused(
+        "R2", "a graph that is missing", instead("model.onnx", lambda path: None), r"model\.onnx: is no regular file"
+    ),
+    refused("R3", "a sparse initializer", onnx(model(graph(rest=bytes_field(15, b"")))), "holds a sparse initializer"),
+    refused(
+        "R3",
+        "a sparse value",
+        onnx(model(graph([LOOKUP, node("Constant", [], "c", bytes_field(1, "sparse_value") + bytes_field(22, b""))]))),
+        "holds a sparse tensor",
+    ),
+    refused("R4", "a foreign domain", onnx(model(graph([node("X", [], "y", domain="evil")]))), "of the domain 'evil'"),
+    refused(
+        "R4",
+        "a foreign domain in a subgraph",
+        onnx(model(graph([node("If", ["x"], "y", bytes_field(6, graph([node("X", [], "y", domain="evil")], [])))]))),
+        "of the domain 'evil'",
+    ),
+    refused(
+        "R4",
+        "a foreign domain in a function",
+        onnx(model(rest=function("f", node("X", [], "y", domain="evil")))),
+        "of the domain 'evil'",
+    ),
+    Case(
+        "R5",
+        "an operator that is not there",
+        onnx(model(graph([node("Strange", ["input_ids"], "last_hidden_state")]))),
+        predict,
+        "RuntimeMismatch",
+        r"model\.onnx: .*Strange",
+    ),
+    Case(
+        "R5",
+        "a kernel that is not there",
+        onnx(model(graph([node("Unheard", ["input_ids"], "last_hidden_state", domain="saten")]))),
+        predict,
+        "BundleError|RuntimeMismatch",
+        r"model\.onnx: .*(Unheard|saten)",
+    ),
+    Case(
+        "R5",
+        "the opset after next",
+        lambda place: (onnx(model(opset=99))(place), _edit(place, opset=99)),
+        predict,
+        "RuntimeMismatch",
+        r"model\.onnx: .*opset",
+    ),
+    Case(
+        "R5",
+        "an IR version to come",
+        lambda place: (onnx(model(ir_version=99))(place), _edit(place, ir_version=99)),
+        predict,
+        "RuntimeMismatch",
+        r"model\.onnx: .*IR version",
+    ),
+    Case(
+        "R5",
+        "an ONNX Runtime to come",
+        manifest(smallest_onnxruntime="99.0"),
+        predict,
+        "RuntimeMismatch",
+        r"needs onnxruntime 99\.0 or newer",
+    ),
+    refused("R5", "an ONNX Runtime of no number", manifest(smallest_onnxruntime="new"), "onnxruntime version 'new'"),
+    Case("R6", "an Expand bomb", onnx(EXPAND), predict, "BundleError|UsageError", r"model\.onnx|lookup: run"),
+    Case("R6", "a Range bomb", onnx(RANGE), predict, "BundleError|UsageError", r"model\.onnx|lookup: run"),
+    refused(
+        "R6", "a function that calls itself", onnx(model(graph([CALL, LOOKUP]), function("f", CALL))), "call themselves"
+    ),
+    refused(
+        "R6",
+        "functions without end",
+        onnx(model(graph([node("f0", ["table"], "t", domain="saten"), LOOKUP]), CHAIN)),
+        r"grows to \d+ nodes",
+    ),
+    refused("R6", "graphs in graphs", onnx(nested(40)), "nests graphs more than 32 deep"),
+    refused(
+        "R6",
+        "a shape of 10^5 axes",
+        onnx(model(graph(initializers=[packed(1, [2] * 100_000) + varint_field(2, 1) + bytes_field(8, "table")]))),
+        "tensor 'table' has 100000 axes",
+    ),
+    refused(
+        "R6",
+        "a dim of four million bytes",
+        onnx(model(graph(initializers=[bytes_field(1, b"\xff" * (4 * MEBIBYTE)) + bytes_field(8, "table")]))),
+        r"model\.onnx: is no sound ONNX file \(a number .* is longer than 10 bytes\)",
+    ),
+    refused("R6", "training", onnx(model(rest=bytes_field(20, b""))), "holds training information"),
+    Case(
+        "R7",
+        "an input that the graph does not have",
+        manifest(inputs=["token_type_ids"]),
+        predict,
+        "UsageError|BundleError",
+        "lookup: run|token_type_ids|input",
+    ),
+    Case(
+        "R7",
+        "an output that the graph does not have",
+        manifest(outputs=["logits"]),
+        predict,
+        "UsageError|BundleError|InvalidRun",
+        "lookup: run|logits",
+    ),
+    *(
+        Case(
+            "R8",
+            f"weights of {label}",
+            onnx(table(np.full((len(WORDS), WIDTH), value))),
+            predict,
+            "InvalidRun",
+            "bundle: output 'last_hidden_state' holds NaN or infinity",
+            code=4,
+        )
+        for label, value in {"NaN": np.nan, "infinity": np.inf}.items()
+    ),
+]
+
+
+def _edit(place: Place, **changes: Any) -> None:
+    """Other values in the manifest, unsealed."""
+    path = place.folder / "bundle" / "saten_edge.json"
+    values = {**json.loads(path.read_text()), **changes}
+    values.pop("seal", None)
+    path.write_text(json.dumps(values))
+
+
+def library(content: bytes) -> Make:
+    """A package `saten_kernels` with such a library."""
+
+    def make(place: Place) -> None:
+        package = place.folder / "site" / "saten_kernels"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "libsaten_kernels.so").write_bytes(content)
+
+    return make
+
+
+def register(place: Place) -> int:
+    """What becomes of a library that is found before any other."""
+    import onnxruntime
+
+    from saten_runtime import kernels
+
+    sys.path.insert(0, str(place.folder / "site"))
+    os.environ.pop(kernels.SWITCH, None)
+    found = kernels._register(onnxruntime.SessionOptions())
+    print(f"{found.state}: {found.words}", file=sys.stderr)
+    return 2 if found.state == "unusable" else 0
+
+
+def nothing(place: Place) -> None:
+    """The input is in the arguments."""
+
+
+OTHER_MACHINE = {"x86_64": 183, "aarch64": 62}.get(platform.machine(), 62)
+THIS_MACHINE = {"x86_64": 62, "aarch64": 183}.get(platform.machine(), 183)
+
+
+def elf(machine: int) -> bytes:
+    return b"\x7fELF" + bytes(14) + struct.pack("<H", machine) + bytes(100)
+
+
+def _library_here(place: Place) -> int:
+    """A library in the current folder and in the bundle is none that is looked for."""
+    from saten_runtime import kernels
+
+    for folder in (place.folder / "saten_kernels", place.folder / "bundle" / "saten_kernels"):
+        folder.mkdir()
+        (folder / "__init__.py").write_text("import os; os.mkdir('ran')")
+        (folder / "libsaten_kernels.so").write_bytes(elf(THIS_MACHINE))
+    sys.path[:] = ["", *(part for part in sys.path if "saten" not in part)]
+    found = kernels._library()
+    assert found is None or place.folder not in found.parents
+    assert not (place.folder / "ran").exists()
+    return 0
+
+
+LIBRARIES = [
+    Case("O1", "a library where one stands", lambda place: place.copy("bundle"), _library_here, None, "", code=0),
+    *(
+        Case("O2", name, library(content), register, "None", words)
+        for name, content, words in (
+            ("an empty library", b"", "unusable: .*is no library of this system"),
+            ("a library of text", b"#!/bin/sh\nreboot\n" * 9, "unusable: .*is no library of this system"),
+            ("a library of another machine", elf(OTHER_MACHINE), f"unusable: .*this is {platform.machine()}"),
+            ("a library of zeros", elf(THIS_MACHINE), r"unusable: .*libsaten_kernels\.so"),
+        )
+    ),
+]
+
+QUICK = ("--min-time", "0", "--rounds", "1", "--no-floor", "-s", "4", "--quiet")
+
+
+def bench(*arguments: object) -> Callable[[Place], int]:
+    return lambda place: saten_run("bench", place.sound["bundle"], *QUICK, "-o", place.out, *arguments)
+
+
+def resume(place: Place) -> int:
+    """Go on with a journal that holds something else."""
+    return saten_run("bench", place.sound["bundle"], *QUICK, "-o", place.folder / "old", "--resume")
+
+
+def journal(content: str) -> Make:
+    def make(place: Place) -> None:
+        (place.folder / "old").mkdir()
+        (place.folder / "old" / "samples.jsonl").write_text(content)
+
+    return make
+
+
+CELL = {"bundle": "lookup", "threads": 1, "batch": 1, "tokens": 4, "memory_mode": "fast", "count": 10, "p50_ms": 1.0}
+RESULT = {
+    "schema_version": 1,
+    "environment": {},
+    "verdict": {"valid": True, "reasons": []},
+    "cells": [CELL],
+    "loads": [],
+}
+
+
+def result(change: Callable[[dict[str, Any]], Any] = lambda data: None, raw: str | None = None) -> Make:
+    def make(place: Place) -> None:
+        data = json.loads(json.dumps(RESULT))
+        change(data)
+        (place.folder / "bench.json").write_text(json.dumps(data) if raw is None else raw)
+
+    return make
+
+
+def report(place: Place) -> int:
+    return saten_edge(
+        "report", place.sound["bundle"], "--bench", place.folder / "bench.json", "-o", place.folder / "out.html"
+    )
+
+
+def cell(**values: Any) -> Make:
+    return result(lambda data: data["cells"][0].update(values))
+
+
+def unread(name: str, make: Make, words: str, threat: str = "N2") -> Case:
+    return Case(threat, name, make, report, "DataError", words)
+
+
+RESULTS = [
+    *(
+        Case("N1", name, nothing, bench(*arguments), "UsageError", words)
+        for name, arguments, words in (
+            ("no rounds", ("--rounds", "0"), "rounds"),
+            ("rounds below zero", ("--rounds", "-3"), "rounds"),
+            ("a time below zero", ("--min-time", "-1"), "minimum time"),
+            ("a time of NaN", ("--min-time", "nan"), "minimum time"),
+            ("a time without end", ("--min-time", "inf"), "minimum time"),
+            ("a batch of nothing", ("-b", "0"), "batch"),
+            ("a batch below zero", ("-b", "-1"), "batch"),
+            ("no tokens", ("-s", "0"), "tokens"),
+            ("more tokens than there are", ("-s", str(1 << 31)), "takes at most 16 tokens"),
+            ("no threads", ("-t", "0"), "threads"),
+            ("threads of a word", ("-t", "many"), "threads"),
+            ("a memory mode of no name", ("--memory", "all"), "memory"),
+        )
+    ),
+    Case(
+        "N2",
+        "a journal of the next version",
+        journal('{"kind": "samples", "schema_version": 99}\n'),
+        resume,
+        "DataError",
+        r"samples\.jsonl:1: is of version 99",
+    ),
+    Case("N2", "a journal of nonsense", journal("nonsense\n"), resume, "DataError", r"samples\.jsonl:1: no JSON"),
+    Case("N2", "a journal of a list", journal("[]\n"), resume, "DataError", r"samples\.jsonl:1: expected a JSON"),
+    unread("a result of no JSON", result(raw="{"), r"bench\.json: no JSON"),
+    unread("a result of NaN", result(raw=json.dumps(RESULT).replace("1.0", "NaN")), "NaN is not JSON"),
+    unread(
+        "a result of 1e999", result(raw=json.dumps(RESULT).replace("1.0", "1e999")), "the number 1e999 is too large"
+    ),
+    unread("a result of the next version", result(lambda data: data.update(schema_version=2)), "schema_version is 2"),
+    unread("a latency below zero", cell(p50_ms=-1.0), r"cells\[0\]\.p50_ms: found -1\.0, expected a number above 0"),
+    unread("a latency of a string", cell(p50_ms="1"), r"cells\[0\]\.p50_ms: found '1'"),
+    unread("a cell without a latency", cell(p50_ms=None), r"cells\[0\]: found neither p50_ms nor failed"),
+    unread("cells of another kind", result(lambda data: data.update(cells={})), r"bench\.json\.cells: found \{\}"),
+    unread("a result nested without end", result(raw='{"a":' * 100_000), r"bench\.json: no JSON"),
+    Case(
+        "N4",
+        "a name with a terminal escape",
+        manifest(name="\x1b]0;owned\x07" + "x" * 100),
+        lambda place: saten_run("bench", place.folder / "bundle", *QUICK, "-s", "99"),
+        "UsageError",
+        r"^saten-run: error: [^\x1b]*owned",
+    ),
+]
+
+CASES = [*GRAPHS, *LIBRARIES, *RESULTS]

@@ -1,0 +1,191 @@
+"""Ctrl-C at any moment ends a command within two seconds, keeps what was measured, and `--resume` makes it whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saten_runtime.jsonl import read_lines
+
+SEED = 20240607
+# CPython ends by the signal itself where the interrupt met an import.
+INTERRUPTED = (130, -signal.SIGINT)
+PATIENCE_S = 120.0
+
+
+def limit_s() -> float:
+    """Two seconds on a quiet machine; on a busy one, as much longer as it takes to get a turn."""
+    return 2.0 * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def started(module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, as a shell starts it; none is left behind."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    process = subprocess.Popen(command, text=True, start_new_session=True, env=environment, **pipes)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def press(process: subprocess.Popen[str], *, whole_group: bool = True) -> str:
+    """What a terminal does, how long it takes, and what the command said."""
+    pressed = time.monotonic()
+    allowed = limit_s()
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    taken = time.monotonic() - pressed
+    assert taken <= allowed, f"took {taken:.1f} s of {allowed:.1f}"
+    assert "Traceback" not in stderr, stderr[-1000:]
+    return stderr
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def is_running(process: subprocess.Popen[str]) -> bool:
+    """Whether its own code runs: Python has set its handler of Ctrl-C."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return False
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", status)
+    return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGINT - 1))
+
+
+def bench_arguments(bundle: Path, out: Path) -> list[object]:
+    plan = ("-s", "4,8", "--rounds", "4", "--min-time", "0.2", "--no-floor")
+    return ["bench", bundle, *plan, "-o", out, "--quiet"]
+
+
+def cells(out: Path) -> dict[tuple[Any, ...], list[int]]:
+    """What was measured: samples by bundle, size and round."""
+    rows = read_lines(out / "samples.jsonl")
+    return {(row["bundle"], row["tokens"], row["round"]): row["samples_ns"] for row in rows if row["kind"] == "samples"}
+
+
+@pytest.fixture(scope="module")
+def whole(lookup_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> set[tuple[Any, ...]]:
+    """The cells of a benchmark that nobody interrupts."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with started("saten_runtime", *bench_arguments(lookup_bundle, out)) as process:
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode in (0, 4)
+    return set(cells(out))
+
+
+MOMENTS = [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(moment, marks=[pytest.mark.slow] if k >= 3 else []) for k, moment in enumerate(MOMENTS)]
+)
+def test_a_benchmark(moment: float, lookup_bundle: Path, whole: set[tuple[Any, ...]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with started("saten_runtime", *bench_arguments(lookup_bundle, out)) as process:
+        wait_for(lambda: is_running(process), process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        if process.poll() is None:
+            press(process)
+            assert process.returncode in INTERRUPTED
+    kept = cells(out) if (out / "samples.jsonl").exists() else {}
+    assert set(kept) <= whole
+    if (out / "bench.json").exists() and set(kept) != whole:
+        assert json.loads((out / "bench.json").read_text())["verdict"]["reasons"][0] == "interrupted"
+    with started("saten_runtime", *bench_arguments(lookup_bundle, out), "--resume") as process:
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode in (0, 4)
+    resumed = cells(out)
+    assert set(resumed) == whole
+    assert {key: resumed[key] for key in kept} == kept
+    assert json.loads((out / "bench.json").read_text())["verdict"]["reasons"][:1] != ["interrupted"]
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "samples.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def data(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 12.0) for k in range(4)])
+def test_a_training(moment: float, tiny_saten: Path, tiny_bert: Path, data: Path, tmp_path: Path) -> None:
+    """Nothing half-written is at the output, and it goes on to what an uninterrupted one gives."""
+    common = ("--teacher", tiny_bert, "--data", data, "--max-length", 16, "--fp32", "--batch-size", 8)
+    steps = ("--steps", 60, "--save-every", 10, "--quiet")
+    outs = [tmp_path / "cut" / "out", tmp_path / "uncut" / "out"]
+    with started("saten_edge.cli", "finetune", tiny_saten, "-o", outs[0], *common, *steps) as process:
+        wait_for(lambda: is_running(process), process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        if process.poll() is None:
+            press(process)
+    if not outs[0].exists():
+        assert [path.name for path in outs[0].parent.glob("*")] in ([], [".out.training"])
+        with started("saten_edge.cli", "finetune", tiny_saten, "-o", outs[0], *common, *steps, "--resume") as process:
+            assert process.communicate(timeout=PATIENCE_S)[1] == ""
+    with started("saten_edge.cli", "finetune", tiny_saten, "-o", outs[1], *common, *steps) as process:
+        process.communicate(timeout=PATIENCE_S)
+    weights = [(out / "model.safetensors").read_bytes() for out in outs]
+    assert weights[0] == weights[1]
+    assert [path.name for path in outs[0].parent.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 40.0) for k in range(5)])
+def test_a_demo(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
+    """What it leaves is whole: folders appear complete, and no report is there before its numbers are."""
+    out = tmp_path / "demo"
+    arguments = ("demo", "-o", out, "--model", tiny_bert, "--minutes", 0.1, "--rounds", 1, "--quiet")
+    with started("saten_edge.cli", *arguments) as process:
+        wait_for(lambda: is_running(process), process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        if process.poll() is None:
+            press(process)
+            assert process.returncode in INTERRUPTED
+            assert not (out / "report.html").exists()
+    assert not [path for path in out.rglob("*") if ".partial-" in path.name]
+    for config in out.glob("*/config.json"):
+        json.loads(config.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(4)])
+def test_a_server(moment: float, lookup_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("serve", lookup_bundle, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
+    with started("saten_edge.cli", *arguments) as process:
+        wait_for(lambda: is_running(process), process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        if process.poll() is not None:
+            assert "onnxruntime-web" in process.communicate()[1]
+            pytest.skip("onnxruntime-web is not fetched: make web")
+        press(process)
+        assert process.returncode in (0, *INTERRUPTED)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,97 @@
+"""Every truncation and every single-bit flip of a small checkpoint and of a small bundle is refused.
+
+Or it says what it said: a number such as 1e-05 may be written 1E-05.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hostile.sound import safetensors, seal_bundle
+
+from saten_edge.checkpoint import seal, verify_config, verify_files
+from saten_edge.folder import read_header, read_headers
+from saten_runtime.bundle import Bundle
+from saten_runtime.errors import SatenError
+
+BODY_BYTES = 4 * (8 + 3)
+Reader = Callable[[Path], object]
+
+
+def checkpoint(folder: Path) -> Reader:
+    """Two tensors and a config, and what is looked at before transformers sees them."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(safetensors({"a.cores.0": ("F32", (1, 4, 2)), "a.bias": ("F32", (3,))}))
+    config = {"model_type": "bert", "layer_norm_eps": 1e-12, "quantization_config": {"quant_method": "saten"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    seal(folder)
+
+    def read(path: Path) -> object:
+        headers = read_headers(path)
+        verify_config(path, headers)
+        config = json.loads((path / "config.json").read_text())
+        verify_files(config["quantization_config"]["files"], [path / "model.safetensors"])
+        return headers, config
+
+    return read
+
+
+def bundle(folder: Path) -> Reader:
+    return lambda path: Bundle.open(path).manifest
+
+
+def damages(whole: bytes) -> Iterator[bytes]:
+    for end in range(len(whole)):
+        yield whole[:end]
+    for place in range(len(whole)):
+        for bit in range(8):
+            yield whole[:place] + bytes([whole[place] ^ (1 << bit)]) + whole[place + 1 :]
+
+
+def taken(folder: Path, read: Reader, name: str) -> tuple[int, list[bytes]]:
+    """How many damaged contents of a file were tried, and those that read as another thing than the sound one."""
+    path = folder / name
+    whole, said = path.read_bytes(), read(folder)
+    count, wrong = 0, []
+    for content in damages(whole):
+        count += 1
+        path.write_bytes(content)
+        with contextlib.suppress(SatenError):
+            if read(folder) != said:
+                wrong.append(content)
+    path.write_bytes(whole)
+    assert read(folder) == said
+    return count, wrong
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_checkpoint(name: str, tmp_path: Path) -> None:
+    read = checkpoint(tmp_path / "small")
+    count, wrong = taken(tmp_path / "small", read, name)
+    assert count >= 1700
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "saten_edge.json"])
+def test_bundle(name: str, lookup_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lookup_bundle, tmp_path / "small")
+    (folder / "tokenizer.json").write_text("{}")
+    seal_bundle(folder)
+    count, wrong = taken(folder, bundle(folder), name)
+    assert count >= 2000
+    assert wrong == []
+
+
+def test_without_hashes_some_would_be_taken(tmp_path: Path) -> None:
+    """The twin: what these tests see is the hashes' work."""
+    checkpoint(tmp_path / "small")
+
+    def unhashed(path: Path) -> object:
+        return read_header(path / "model.safetensors"), (path / "model.safetensors").read_bytes()[-BODY_BYTES:]
+
+    assert len(taken(tmp_path / "small", unhashed, "model.safetensors")[1]) >= 8 * BODY_BYTES
