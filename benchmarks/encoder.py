@@ -1,4 +1,6 @@
-"""Text classification on the engines a user would pick, beside Saten: `python benchmarks/encoder.py --models FOLDER --data FILE`.
+"""Text classification on the engines a user would pick, beside Saten.
+
+    python benchmarks/encoder.py --models FOLDER --data FILE --work artifacts -o encoder.json
 
 FOLDER holds the checkpoints that `benchmarks/accuracy.py` leaves in its `--work` folder; FILE is a labelled JSONL, the
 validation split. Every row's logits are compared with torch's before anything is timed; all rows then take turns in one
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from peers.measure import Contender, Measured, Turns, measure, worker
+
 from saten_runtime.device import environment
 from saten_runtime.files import write_json
 from saten_runtime.kernels import probe
 
 TOKENS, THREADS = (1, 32, 128, 384), (1, 2)
+Texts = tuple[list[list[int]], list[int]]  # ids and labels
 TIMED = (128, 1)  # the column that ratios are of
 # Relative to the largest logit: float32 in another order, and int8, which is only to decide alike.
 BOUND = {"fp32": 1e-3}
@@ -221,7 +224,7 @@ def check(row: Row, logits: np.ndarray, expected: np.ndarray) -> None:
     kind = row.precision.removeprefix("openvino-").replace("torch", "fp32")
     worst = float(np.abs(logits - expected).max() / np.abs(expected).max())
     agree = float(np.mean(logits.argmax(1) == expected.argmax(1)))
-    if worst > BOUND.get(kind, np.inf) or agree < AGREEMENT.get(kind, 0.99) and len(expected) > 100:
+    if worst > BOUND.get(kind, np.inf) or (agree < AGREEMENT.get(kind, 0.99) and len(expected) > 100):
         raise SystemExit(f"{row.name}: differs from torch, by {worst:.2g} of the largest logit, {agree:.1%} agree")
 
 
@@ -230,7 +233,7 @@ def _logits(contender: Contender, ids: list[list[int]]) -> np.ndarray:
         return np.array(child.ask("logits", texts=ids)["logits"])
 
 
-def labelled(path: Path, maker: Maker) -> tuple[list[list[int]], list[int]]:
+def labelled(path: Path, maker: Maker) -> Texts:
     """Ids and labels of a JSONL."""
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return encoded(maker.checkpoint("dense"), [row["text"] for row in rows]), [row["label"] for row in rows]

@@ -1,4 +1,4 @@
-"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does.
+"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does. Requests and answers:
 
 {"do": "load", "engine": …, "artifact": PATH, "threads": 1}  -> {"load_ns": …}
 {"do": "logits", "texts": [[id, …], …]}                      -> {"logits": [[…], …]}
@@ -33,14 +33,17 @@ class Worker:
     classify: Classify
 
     def load(self, engine: str, artifact: str, threads: int) -> dict[str, Any]:
+        """Start the engine."""
         start = time.perf_counter_ns()
         self.classify = ENGINES[engine](Path(artifact), threads)
         return {"load_ns": time.perf_counter_ns() - start}
 
     def logits(self, texts: list[list[int]]) -> dict[str, Any]:
+        """What it says of each text, one at a time."""
         return {"logits": [self.classify(np.array([ids], np.int64))[0].tolist() for ids in texts]}
 
     def run(self, tokens: int, iterations: int, min_ns: int) -> dict[str, Any]:
+        """Time it."""
         ids = np.random.default_rng(tokens).choice(IDS, (1, tokens)).astype(np.int64)
         for _ in range(WARMUP_RUNS):
             self.classify(ids)
@@ -54,6 +57,7 @@ class Worker:
         return {"samples_ns": samples}
 
     def memory(self) -> dict[str, Any]:
+        """A reading."""
         return dataclasses.asdict(snapshot())
 
 
