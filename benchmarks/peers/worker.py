@@ -1,9 +1,11 @@
-"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does. Requests and answers:
+"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does.
 
-{"do": "load", "engine": …, "artifact": PATH, "threads": 1}  -> {"load_ns": …}
-{"do": "logits", "texts": [[id, …], …]}                      -> {"logits": [[…], …]}
-{"do": "run", "tokens": 32, "iterations": 10, "min_ns": 0}   -> {"samples_ns": […]}
-{"do": "memory"}                                             -> a `saten_runtime.memory.Memory`
+Requests and what they answer:
+
+    {"do": "load", "engine": …, "artifact": PATH, "threads": 1}  -> {"load_ns": …}
+    {"do": "logits", "texts": [[id, …], …]}                      -> {"logits": [[…], …]}
+    {"do": "run", "tokens": 32, "iterations": 10, "min_ns": 0}   -> {"samples_ns": […]}
+    {"do": "memory"}                                             -> a `saten_runtime.memory.Memory`
 """
 
 from __future__ import annotations
