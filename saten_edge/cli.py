@@ -227,6 +227,7 @@ def finetune_command(
 def export_command(
     model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name.")],
     output: Output,
+    task: Annotated[str | None, typer.Option(help="As transformers names it; by default the config's.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or int8.")] = "fp32",
     target: Annotated[str, typer.Option(help="Row of the target table.")] = "cpu",
     name: Annotated[str | None, typer.Option(help="Name in results; the folder's by default.")] = None,
@@ -237,7 +238,14 @@ def export_command(
     from saten_edge.stages import export_stage
 
     bundle = export_stage(
-        model, output, name=name, precision=precision, target=target, talk=Talk(quiet=quiet), overwrite=overwrite
+        model,
+        output,
+        task=task,
+        name=name,
+        precision=precision,
+        target=target,
+        talk=Talk(quiet=quiet),
+        overwrite=overwrite,
     )
     print(f"{bundle.path}: {bundle.model_bytes:,} bytes of graph and weights, {bundle.size_bytes:,} in all")
 

@@ -154,13 +154,21 @@ def finetune_stage(
 
 
 def export_stage(
-    model: str | Path, out: Path, *, name: str | None, precision: str, target: str, talk: Talk, overwrite: bool
+    model: str | Path,
+    out: Path,
+    *,
+    task: str | None = None,
+    name: str | None,
+    precision: str,
+    target: str,
+    talk: Talk,
+    overwrite: bool,
 ) -> Bundle:
-    """Export a dense or Saten model folder to a verified bundle."""
+    """Export a dense or Saten model folder to a verified bundle. task: None reads it from the config."""
     if not overwrite:
         refuse_existing(out)
     with talk.stage(f"export {name or out.name}"):
-        return export(load_model(model), out, name=name, precision=precision, target=target, overwrite=overwrite)
+        return export(load_model(model, task), out, name=name, precision=precision, target=target, overwrite=overwrite)
 
 
 def bench_stage(

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from importlib.metadata import version
+from dataclasses import replace
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
 import onnx_ir as ir
-import torch
 
 from saten_exporters.card import model_card
-from saten_exporters.forms import DOMAIN
 from saten_exporters.parts import Exportable
 from saten_exporters.passes import DENSE_PASSES, run_passes
+from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
 from saten_exporters.targets import TARGETS, Target
-from saten_exporters.trace import sample_inputs, trace
+from saten_exporters.tasks import kind_of, task_of
+from saten_exporters.trace import trace
+from saten_exporters.verify import DERIVED, measured_bound, rounding_bound, write_cases
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.files import new_folder, sha256_file, write_json
-from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Tokenizer
-from saten_runtime.parity import Comparison, check_parity, write_case
+from saten_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess
+from saten_runtime.parity import Comparison, compare, judge
 
-__all__ = ["PRECISIONS", "export", "rounding_bound"]
+__all__ = ["LOADERS", "PRECISIONS", "export"]
 
 PRECISIONS = tuple(DENSE_PASSES)
-TASK = "feature-extraction"
 
-# (tokens, padded length) of each row: batches of 1, 2 and 3, short and long, with and without padding
-CASES = {
-    "single": [(1, 1)],
-    "short": [(7, 7)],
-    "padded": [(16, 16), (5, 16)],
-    "ragged": [(33, 33), (2, 33), (20, 33)],
-}
+# Entry points of this group load what is to be exported: callables (folder or name, task) → `Exportable`.
+LOADERS = "saten_exporters.loaders"
 
 # Large weights start where Windows, too, can map a file into memory; padding small ones would waste more than it gives.
 ALIGNMENT_BYTES = 64 * 1024
@@ -42,9 +37,10 @@ ALIGNED_FROM_BYTES = 1024 * 1024
 
 
 def export(
-    source: Exportable,
-    out: Path,
+    model: Exportable | str | Path,
+    out: str | Path,
     *,
+    task: str | None = None,
     name: str | None = None,
     precision: str = "fp32",
     target: str = "cpu",
@@ -52,47 +48,51 @@ def export(
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
-    name: what results are reported under; the folder's own name by default.
+    model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
+    loads. task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
+    the folder's own name by default.
 
     Raises:
-        UsageError: `out` exists, or there is no such precision or target.
+        UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
+        CheckpointError: there is no such model, or its files cannot be read.
         ExportError: the model cannot be expressed.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    row = TARGETS[target]
-    with new_folder(out, overwrite=overwrite) as folder:
+    row, path = TARGETS[target], Path(out)
+    with new_folder(path, overwrite=overwrite) as folder:
+        source = _loaded(model, task)
+        _refuse_half(source)
         exported = trace(source, row)
         layers = run_passes(exported.program, source.layer_parts(), precision)
         _save_graph(exported, folder, row)
-        tokenizer = _save_tokenizer(source, folder)
         graph = exported.program.graph
-        _write_cases(source, folder, [value.name for value in graph.outputs])
-        manifest = _manifest(source, name or out.name, precision, row, graph, layers, tokenizer)
+        write_cases(source, folder, [str(value.name) for value in graph.outputs])
+        manifest = _manifest(source, folder, name or path.name, precision, row, graph, layers)
         _write_manifest(folder, manifest)
-        comparisons = check_parity(Bundle.open(folder))
-        _write_reports(folder, manifest, comparisons)
-    return Bundle.open(out)
+        _write_reports(folder, manifest, _compare(folder, manifest))
+    return Bundle.open(path)
 
 
-def rounding_bound(graph: ir.Graph) -> float:
-    """Relative difference that rounding alone may cause between two float32 evaluations of `graph`.
+def _loaded(model: Exportable | str | Path, task: str | None) -> Exportable:
+    """The model itself, or what an installed package loads from a folder or by name."""
+    if not isinstance(model, (str, Path)):
+        task_of(model, task)
+        return model
+    loaders = list(entry_points(group=LOADERS))
+    if not loaders:
+        raise ExportError(f"{model}: no installed package loads models; install saten-edge, or pass a loaded model")
+    source: Exportable = loaders[0].load()(model, task)
+    task_of(source, task)
+    return source
 
-    A product of length k rounded at every step has relative error of about √k · u, u = eps / 2 (Higham & Mary,
-    "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41(5), 2019); n products
-    one after the other add up to n √k u. n is the number of products in the graph, k the longest of them.
-    """
-    products = [node for node in graph if node.op_type == "MatMul" or node.domain == DOMAIN]
-    weights = [
-        value.const_value
-        for node in products
-        if "Embedding" not in node.op_type
-        for value in node.inputs
-        if value is not None and value.const_value is not None
-    ]
-    longest = max((max(weight.shape.numpy()) for weight in weights if len(weight.shape) == 2), default=1)
-    return len(products) * math.sqrt(longest) * float(np.finfo(np.float32).eps) / 2
+
+def _refuse_half(source: Exportable) -> None:
+    """Refuse weights in another type than float32, which torch would compute another answer with."""
+    odd = {str(parameter.dtype) for parameter in source.model.parameters()} - {"torch.float32"}
+    if odd:
+        raise ExportError(f"{source.source['model']}: has weights in {odd.pop()}; load it with dtype=torch.float32")
 
 
 def _known(what: str, value: str, known: Any) -> None:
@@ -101,7 +101,11 @@ def _known(what: str, value: str, known: Any) -> None:
 
 
 def _save_graph(exported: Any, folder: Path, target: Target) -> None:
-    """model.onnx, model.onnx.data, export.json and config.json, as transformers lays them out."""
+    """model.onnx, model.onnx.data, export.json and config.json, as transformers lays them out.
+
+    Raises:
+        ExportError: the graph is no valid ONNX, such as two values of one name.
+    """
     exported.program.ir_version = target.ir_version
     exported.program.producer_name, exported.program.producer_version = "saten-edge", version("saten-edge")
     exported.save_pretrained(folder)
@@ -112,57 +116,58 @@ def _save_graph(exported: Any, folder: Path, target: Target) -> None:
         alignment=ALIGNMENT_BYTES,
         align_threshold=ALIGNED_FROM_BYTES,
     )
-
-
-def _save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
-    backend = getattr(source.tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise ExportError(
-            f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
-            "use a fast tokenizer"
-        )
-    backend.save(str(folder / "tokenizer.json"))
-    return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
-
-
-def _write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
-    """What torch computes for each of `CASES`."""
-    for case, lengths in CASES.items():
-        cut = [(min(tokens, source.max_length), min(padded, source.max_length)) for tokens, padded in lengths]
-        inputs = sample_inputs(source, cut)
-        with torch.no_grad():
-            results = source.model(**inputs)
-        arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-        write_case(folder, case, {**arrays, **{name: results[name].numpy() for name in outputs}})
+    try:
+        onnx.checker.check_model(str(folder / "model.onnx"))
+    except onnx.checker.ValidationError as cause:
+        raise ExportError(f"the graph is no valid ONNX ({' '.join(str(cause).split())[:200]})") from None
 
 
 def _manifest(
     source: Exportable,
+    folder: Path,
     name: str,
     precision: str,
     target: Target,
     graph: ir.Graph,
     layers: list[Layer],
-    tokenizer: Tokenizer,
 ) -> Manifest:
     packages = ("saten-edge", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+    task, kind = task_of(source, None), kind_of(source)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         made_by={package: version(package) for package in packages},
         name=name,
         source=source.source,
-        task=TASK,
+        task=source.task,
         precision=precision,
         opset=target.opset,
         ir_version=target.ir_version,
         smallest_onnxruntime=target.smallest_onnxruntime,
         inputs=[value.name or "" for value in graph.inputs],
         outputs=[value.name or "" for value in graph.outputs],
-        tokenizer=tokenizer,
-        postprocess=source.postprocess,
-        tolerance={"relative": rounding_bound(graph)} if precision == "fp32" else {},
+        tokenizer=None if kind.pictures else save_tokenizer(source, folder),
+        postprocess=source.postprocess if task.pooled else Postprocess(),
+        tolerance={"relative": rounding_bound(graph, precision)} if precision in DERIVED else {},
         layers=layers,
+        labels=labels_of(source) if task.classes else [],
+        image=image_of(source) if kind.pictures else None,
+        generation=generation_of(source, graph) if kind.cached else None,
     )
+
+
+def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
+    """Compare with torch; where no bound is derived, the manifest gets a measured one.
+
+    Raises:
+        ParityError: an output differs beyond the bound.
+    """
+    comparisons = compare(Bundle.open(folder))
+    if manifest.precision not in DERIVED:
+        bound = measured_bound(manifest.name, comparisons)
+        manifest.tolerance["relative"] = bound
+        comparisons = [replace(row, bound=bound) for row in comparisons]
+    judge(manifest.name, comparisons)
+    return comparisons
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison]) -> str:
     sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith("model.onnx")}
     worst = max(comparison.relative_error for comparison in comparisons)
     bound = manifest.tolerance.get("relative")
-    limit = f"allowed {bound:.2e}" if bound is not None else "no bound follows from 8-bit arithmetic"
+    limit = f"allowed {bound:.2e}" if bound is not None else "no bound"
     return "\n".join(
         (
             "---",

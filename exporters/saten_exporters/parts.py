@@ -41,13 +41,19 @@ class LayerParts:
 
 
 class Exportable(Protocol):
-    """A loaded model: what `saten_edge.models.load_model` returns."""
+    """A loaded model: what `saten_edge.models.load_model` returns.
+
+    task: a name in `tasks.TASKS`. tokenizer, processor: the one that prepares the model's inputs, None for the other.
+    max_length: tokens that a text is cut to, or a decoder's whole context.
+    """
 
     model: Any
     tokenizer: Any
+    processor: Any
     postprocess: Postprocess
     max_length: int
     source: dict[str, str]
+    task: str
 
     def layer_parts(self) -> dict[str, LayerParts]:
         """The compressed layers by name; none for a dense model."""

@@ -5,61 +5,98 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import onnx_ir as ir
 import torch
 
 from saten_exporters.parts import Exportable
 from saten_exporters.targets import Target
+from saten_exporters.tasks import TASKS, kind_of
 from saten_runtime.errors import ExportError
 
-__all__ = ["sample_inputs", "trace"]
+__all__ = ["trace"]
+
+LARGEST_BATCH = 4096
 
 
 def trace(source: Exportable, target: Target) -> Any:
-    """Export through `transformers.exporters`, dynamic in batch and sequence.
+    """Export through `transformers.exporters`, dynamic in batch and tokens.
 
-    Returns a `transformers.exporters.ExportedModel` whose `.program` is an `onnx_ir.Model`.
+    A decoder becomes one graph that reads new tokens after any number of earlier ones, none included. Returns a
+    `transformers.exporters.ExportedModel` whose `.program` is an `onnx_ir.Model` with named axes.
 
     Raises:
-        ExportError: torch or transformers cannot express the model as ONNX.
+        ExportError: torch or transformers cannot express the model as ONNX, or the graph lost an input or an output.
     """
-    from torch.export import Dim
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    inputs = sample_inputs(source, [(2, 16), (2, 16)])
-    axes = {0: Dim("batch", min=1, max=4096), 1: Dim("sequence", min=1, max=source.max_length)}
+    kind = kind_of(source)
+    inputs = kind.sample(source)
     config = OnnxConfig(
-        dynamic=True, dynamic_shapes=dict.fromkeys(inputs, axes), opset_version=target.opset, ort_fusions="cpu"
+        dynamic=True,
+        dynamic_shapes={name: _dynamic(source, kind.axes(name), value) for name, value in inputs.items()},
+        # A cache of every length makes torch prove inequalities of sums; the comparison with torch shows them instead.
+        prefer_deferred_runtime_asserts_over_guards=kind.cached,
+        opset_version=target.opset,
+        ort_fusions="cpu",
     )
+    if not kind.cached and hasattr(source.model.config, "use_cache"):
+        inputs["use_cache"] = False
+    where = f"{source.source['model']}: {source.source['architecture']}"
     try:
         with _quiet():
-            return OnnxExporter().export(source.model, inputs, config=config)
+            exported = OnnxExporter().export(source.model, inputs, config=config)
     except Exception as cause:
         reason = " ".join(str(cause).split())[:300]
-        raise ExportError(
-            f"{source.source['model']}: {source.source['architecture']} cannot be traced to ONNX ({reason})"
-        ) from cause
+        raise ExportError(f"{where} cannot be traced to ONNX ({reason})") from cause
+    graph = exported.program.graph
+    _refuse_lost(where, "input", {name for name in inputs if name != "use_cache"}, graph.inputs)
+    _refuse_lost(where, "output", set(TASKS[source.task].outputs), graph.outputs)
+    _name_axes(graph, {value.name: kind.axes(value.name) for value in graph.inputs})
+    return exported
 
 
-def sample_inputs(source: Exportable, lengths: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """Model inputs of random ids (seeded), one row for each (first, last) of `lengths`.
+def _dynamic(source: Exportable, axes: Mapping[int, str], value: Any) -> Any:
+    """Bounds of an input's dynamic axes; of a cache, for each of its tensors."""
+    from torch.export import Dim
 
-    A row's text is `first` tokens long and padded to the longest; a mask without padding would be traced
-    away by some models, so `lengths` ought to differ or leave room: (2, 16) is 2 tokens padded to 16.
-    """
-    longest = max(padded for _, padded in lengths)
-    generator = torch.Generator().manual_seed(len(lengths) * 1009 + longest)
-    vocabulary = int(source.model.config.vocab_size)
-    ids = torch.randint(0, vocabulary, (len(lengths), longest), generator=generator)
-    mask = torch.zeros_like(ids)
-    for row, (length, _) in enumerate(lengths):
-        mask[row, :length] = 1
-    ids = torch.where(mask.bool(), ids, int(source.tokenizer.pad_token_id or 0))
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    return {name: known[name] for name in source.tokenizer.model_input_names if name in known}
+    bounds = {
+        "batch": Dim("batch", min=1, max=LARGEST_BATCH),
+        "sequence": Dim("sequence", min=1, max=source.max_length),
+        "past_sequence": Dim("past_sequence", min=0, max=source.max_length),
+    }
+    own = {axis: bounds.get(name, Dim.AUTO) for axis, name in axes.items()}
+    return own if isinstance(value, torch.Tensor) else [own, own] * len(value.layers)
+
+
+def _refuse_lost(where: str, what: str, wanted: set[str], values: Any) -> None:
+    """Refuse a graph without something the model has; of a cache, one tensor stands for all."""
+    names = [value.name for value in values]
+    if lost := sorted(each for each in wanted if not any(each in name.split(".") for name in names)):
+        raise ExportError(f"{where}: its graph has no {what} {lost[0]!r}; found {', '.join(names[:4])}")
+
+
+def _name_axes(graph: ir.Graph, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Rename the tracer's symbols (s44, s70 …) in the shapes of all values, by what they are on the inputs."""
+    names = {
+        str(value.shape[axis]): name
+        for value in graph.inputs
+        if value.shape is not None
+        for axis, name in axes[value.name or ""].items()
+    }
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [_renamed(str(dim), names) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+            )
+
+
+def _renamed(expression: str, names: Mapping[str, str]) -> str:
+    return re.sub(r"\w+", lambda match: names.get(match[0], match[0]), expression)
 
 
 @contextlib.contextmanager

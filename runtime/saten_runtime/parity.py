@@ -2,12 +2,14 @@
 
 `validation/` holds, for each case, the inputs and torch's outputs as `.npy` arrays named
 `<case>.<input or output>.npy`. They are replayed with ONNX Runtime's graph optimizations off and on.
+A decoder's case holds whole sequences and `<case>.reads.npy`, the number of tokens of each run: they are read run by
+run, each with the cache that the runs before it gave, and all logits are compared with what torch computed at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,24 @@ from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.results import align
 from saten_runtime.session import make_session, ort_errors
 
-__all__ = ["Comparison", "check_parity", "compare", "compare_outputs", "parity_table", "read_cases", "write_case"]
+__all__ = [
+    "READS",
+    "Comparison",
+    "check_parity",
+    "compare",
+    "compare_outputs",
+    "compare_tokens",
+    "judge",
+    "parity_table",
+    "read_cases",
+    "write_case",
+]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+READS = "reads"
+# Tasks whose outputs have one row per text, not per token, so that no mask applies to them.
+_ONE_ROW = ("text-classification",)
 
 
 @dataclass(frozen=True)
@@ -29,8 +46,9 @@ class Comparison:
     """One output of one case under one setting.
 
     relative_error: the larger of ‖Δ‖/‖y‖ (Euclidean) and max|Δ| / max|y| over the tokens that are not
-    padding. bound: what it may be, or None where no bound follows from the arithmetic. cosine: between
-    the two outputs.
+    padding. bound: what it may be, or None where there is none yet. cosine: between the two outputs.
+    Of a decoder, same_token: share of tokens after which both find the same next token likeliest; kl: mean
+    Kullback-Leibler divergence, in nats, of the distributions of the next token from torch's.
     """
 
     case: str
@@ -40,6 +58,8 @@ class Comparison:
     relative_error: float
     cosine: float
     bound: float | None
+    same_token: float | None = None
+    kl: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -70,17 +90,26 @@ def check_parity(bundle: Bundle) -> list[Comparison]:
         ParityError: an output differs beyond its bound; the message names the worst.
     """
     comparisons = compare(bundle)
+    judge(bundle.name, comparisons)
+    return comparisons
+
+
+def judge(name: str, comparisons: list[Comparison]) -> None:
+    """Refuse comparisons that do not hold.
+
+    Raises:
+        ParityError: naming the worst.
+    """
     failed = [comparison for comparison in comparisons if not comparison.holds]
     if failed:
         worst = max(failed, key=lambda comparison: np.nan_to_num(comparison.relative_error, nan=np.inf))
         raise ParityError(
-            f"{bundle.name}: output {worst.output!r} of case {worst.case} (optimizations "
+            f"{name}: output {worst.output!r} of case {worst.case} (optimizations "
             f"{'on' if worst.optimized else 'off'}) is {worst.relative_error:.2e} from torch's, allowed are "
             f"{worst.bound:.2e}; {len(failed)} of {len(comparisons)} comparisons fail"
             if worst.bound is not None
-            else f"{bundle.name}: output {worst.output!r} of case {worst.case} is not finite"
+            else f"{name}: output {worst.output!r} of case {worst.case} is not finite"
         )
-    return comparisons
 
 
 def compare(bundle: Bundle) -> list[Comparison]:
@@ -89,19 +118,59 @@ def compare(bundle: Bundle) -> list[Comparison]:
     Raises:
         BundleError: the bundle carries no cases, or their arrays are damaged.
     """
-    manifest, cases = bundle.manifest, read_cases(bundle)
-    bound = manifest.tolerance.get("relative")
+    bound, cases = bundle.manifest.tolerance.get("relative"), read_cases(bundle)
     results = []
     for optimized in (False, True):
         session = make_session(bundle, optimized=optimized)
         for case, arrays in cases.items():
             with ort_errors(f"{bundle.name}: case {case}", ParityError):
-                got = session.run(manifest.outputs, {name: arrays[name] for name in manifest.inputs})
-            mask = arrays.get("attention_mask")
-            for name, value in zip(manifest.outputs, got, strict=True):
+                outputs = _replay(bundle, session, arrays)
+            mask = arrays.get("attention_mask") if bundle.manifest.task not in _ONE_ROW else None
+            for name, value in outputs.items():
                 error, cosine = compare_outputs(value, arrays[name], mask)
-                results.append(Comparison(case, name, optimized, list(value.shape), error, cosine, bound))
+                row = Comparison(case, name, optimized, list(value.shape), error, cosine, bound)
+                if bundle.manifest.generation is not None and value.shape == arrays[name].shape:
+                    same, kl = compare_tokens(value, arrays[name], mask)
+                    row = replace(row, same_token=same, kl=kl)
+                results.append(row)
     return results
+
+
+def _replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
+    """The outputs for one case; of a decoder the logits alone."""
+    manifest = bundle.manifest
+    if manifest.generation is None:
+        got = session.run(manifest.outputs, {name: arrays[name] for name in manifest.inputs})
+        return dict(zip(manifest.outputs, got, strict=True))
+    batch, entries = len(arrays["input_ids"]), manifest.generation.cache
+    cache = {entry.input: np.zeros((batch, entry.heads, 0, entry.width), entry.dtype) for entry in entries}
+    given = [name for name in manifest.inputs if name not in cache]
+    logits, past = [], 0
+    for count in arrays[READS].tolist():
+        # A mask covers what was read before, too.
+        starts = {name: 0 if name == "attention_mask" else past for name in given}
+        past += count
+        feeds = {name: arrays[name][:, starts[name] : past] for name in given}
+        found, *kept = session.run(["logits", *(entry.output for entry in entries)], {**feeds, **cache})
+        cache = {entry.input: value for entry, value in zip(entries, kept, strict=True)}
+        logits.append(found)
+    return {"logits": np.concatenate(logits, axis=1)}
+
+
+def compare_tokens(
+    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+) -> tuple[float, float]:
+    """(same_token, kl) as in `Comparison`, of logits (batch, tokens, vocabulary) where mask is 1."""
+    if mask is not None:
+        got, wanted = got[mask == 1], wanted[mask == 1]
+    ours, theirs = (_log_softmax(logits.astype(np.float64)) for logits in (got, wanted))
+    same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
+    return float(same.mean()), float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean())
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def compare_outputs(
@@ -159,6 +228,9 @@ def read_cases(bundle: Bundle) -> dict[str, Arrays]:
     if not cases:
         raise BundleError(f"{bundle.path}: carries no {VALIDATION_FOLDER}/*.npy to compare with; export it again")
     needed = {*bundle.manifest.inputs, *bundle.manifest.outputs}
+    if bundle.manifest.generation is not None:
+        carried = {name for entry in bundle.manifest.generation.cache for name in (entry.input, entry.output)}
+        needed = needed - carried | {READS}
     for case, arrays in cases.items():
         if missing := needed - set(arrays):
             raise BundleError(f"{bundle.path}: case {case} lacks {', '.join(sorted(missing))}; export it again")

@@ -1,4 +1,4 @@
-"""Names for people, and nothing of the machine that exported: no stack traces, no local paths."""
+"""Nothing of the machine that exported: no stack traces, no local paths."""
 
 from __future__ import annotations
 
@@ -9,28 +9,13 @@ import onnx_ir as ir
 
 __all__ = ["TidyPass"]
 
-DIM_NAMES = ("batch", "sequence")
-
 
 class TidyPass(ir.passes.InPlacePass):
-    """Strips metadata and renames the inputs' symbolic dims to `batch` and `sequence` everywhere.
-
-    Requires graph inputs of shape (batch, sequence). Does nothing to a graph that is already tidy.
-    """
+    """Strips metadata and doc strings. Does nothing to a graph that has none."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Strip and rename."""
-        stripped = _strip(model)
-        names = {
-            str(dim): name
-            for value in model.graph.inputs
-            for dim, name in zip(value.shape or (), DIM_NAMES, strict=False)
-            if isinstance(dim, ir.SymbolicDim) and str(dim) != name
-        }
-        values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
-        for value in values:
-            _rename_dims(value, names)
-        return ir.passes.PassResult(model, modified=stripped or bool(names))
+        """Strip everything."""
+        return ir.passes.PassResult(model, modified=_strip(model))
 
 
 def _strip(model: ir.Model) -> bool:
@@ -59,11 +44,3 @@ def _described(model: ir.Model) -> Iterator[Any]:
         yield owner
         for node in owner.all_nodes():
             yield from (node, *node.outputs)
-
-
-def _rename_dims(value: ir.Value, names: dict[str, str]) -> None:
-    if value.shape is None:
-        return
-    dims = [names.get(str(dim), dim) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
-    if dims != list(value.shape):
-        value.shape = ir.Shape(dims)
