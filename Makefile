@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-arm test-devices lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -16,6 +16,8 @@ help:
 	@echo "make check   lint, types, test"
 	@echo "make test-arm      the runtime in an emulated arm64 user land; needs root, apt and a network"
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
+	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
+	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
 	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
@@ -41,6 +43,14 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# PYTHONS: the versions to try, all that are supported by default.
+test-pythons:
+	$(PYTHON) tools/test_pythons.py $(PYTHONS)
+
+images: $(INSTALLED)
+	SATEN_REPORT=demo-out/report.html SATEN_IMAGES=docs/images $(BIN)/python -m pytest \
+		tests/saten_edge/report/test_browser.py -k readme
 
 # The arm64 user land is built once, from Debian packages, and kept here. Timings in it are the emulator's.
 ARM_ROOT ?= $(HOME)/.cache/saten-edge/arm64

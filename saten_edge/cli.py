@@ -18,8 +18,9 @@ import typer
 import saten_edge
 from saten_edge.console import Talk
 from saten_edge.devices.commands import app as devices_app
+from saten_edge.tables import evaluation_table, layers_table, metrics_table, run_tables
 from saten_runtime.errors import DataError, InvalidRun, SatenError
-from saten_runtime.results import printable
+from saten_runtime.tables import printable
 
 if TYPE_CHECKING:
     from saten_edge.devices.jobs import Job
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
-# A parameter that stayed dense is named in the table if it is this share of what is stored.
-SHOWN_SHARE = 0.01
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +131,7 @@ def compress_command(
         overwrite=overwrite,
         selection=Selection(smallest, tuple(include or ("*",)), tuple(exclude or ())),
     )
-    _print_layers(table, as_json)
+    _print(table, layers_table, as_json)
 
 
 @app.command("import")
@@ -149,7 +148,7 @@ def import_command(
     from saten_edge.stages import import_stage
 
     table = import_stage(src, base, output, task=task, talk=Talk(quiet=quiet), overwrite=overwrite)
-    _print_layers(table, as_json)
+    _print(table, layers_table, as_json)
 
 
 @app.command("finetune")
@@ -220,7 +219,7 @@ def finetune_command(
         overwrite=overwrite,
     )
     if main_process:
-        _print_metrics(metrics, as_json)
+        _print(metrics, metrics_table, as_json)
 
 
 @app.command("export")
@@ -364,10 +363,7 @@ def eval_command(
     )
     if output is not None:
         write_json(output, result)
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        _print_evaluation(result)
+    _print(result, evaluation_table, as_json)
 
 
 @app.command("serve")
@@ -401,7 +397,7 @@ def serve_command(
 
     def done(run: Run) -> None:
         runs.append(run)
-        _print_run(run)
+        print(run_tables(run), flush=True)
 
     serve(job, output, address, opened=show_link, done=done, once=once, talk=Talk(quiet=quiet))
     reasons = [reason for run in runs if run.bench for reason in run.bench.verdict.reasons]
@@ -493,85 +489,6 @@ def demo_command(
 app.add_typer(devices_app, name="devices")
 
 
-def _print_layers(table: dict[str, Any], as_json: bool) -> None:
-    """The per-layer table of a compression, with its sum, and what stayed dense."""
-    from saten_runtime.results import align
-
-    if as_json:
-        print(json.dumps(table, indent=2))
-        return
-    rows = table["layers"]
-    stored, before, dense = (
-        sum(sizes) for sizes in (_of(rows, "bytes"), _of(rows, "dense_bytes"), table["dense"].values())
-    )
-    lines = [
-        (
-            row["name"],
-            " × ".join(map(str, row["shape"])),
-            ",".join(map(str, row["ranks"])),
-            str(row["nnz"]),
-            str(row["bytes"]),
-            f"{row['bytes'] / row['dense_bytes']:.3f}",
-            f"{row['error']:.3f}",
-        )
-        for row in rows
-    ]
-    head = ("layer", "in × out", "ranks", "residual", "bytes", "of dense", "error")
-    print(align([head, *lines, ("all", "", "", "", str(stored), f"{stored / before:.3f}", "")]))
-    large = {name: size for name, size in table["dense"].items() if size >= SHOWN_SHARE * (stored + dense)}
-    others = {f"{len(table['dense']) - len(large)} smaller parameters": dense - sum(large.values()), "all": dense}
-    kept = [(name, str(size), f"{size / (stored + dense):.3f}") for name, size in {**large, **others}.items()]
-    print("\n" + align([("kept dense", "bytes", "of all stored"), *kept]))
-
-
-def _of(rows: list[dict[str, Any]], column: str) -> list[int]:
-    return [row[column] for row in rows]
-
-
-def _print_metrics(metrics: dict[str, Any], as_json: bool) -> None:
-    """Steps and loss of a fine-tuning, and how it was judged before and after."""
-    from saten_runtime.results import align
-
-    if as_json:
-        print(json.dumps(metrics, indent=2))
-        return
-    losses = [step["loss"] for step in metrics["history"]]
-    print(f"{metrics['steps']} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}")
-    if metrics["after"] is not None:
-        names = list(metrics["after"])
-        rows = [(when, *(_short(metrics[when][name]) for name in names)) for when in ("before", "after")]
-        print(align([("", *names), *rows]))
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def _print_run(run: Any) -> None:
-    """Tables of what a page sent, and where it was stored."""
-    from saten_runtime.results import table
-
-    print(f"{run.folder}:")
-    if run.bench is not None:
-        print(table(run.bench))
-    if run.evaluation is not None:
-        _print_evaluation(run.evaluation.to_json())
-    sys.stdout.flush()
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    """A row of metrics per bundle."""
-    from saten_runtime.results import align
-
-    names = list(result["rows"][0]["metrics"])
-    rows = [(row["bundle"], *(_metric(row["metrics"].get(name)) for name in names)) for row in result["rows"]]
-    print(align([("bundle", *names), *rows]))
-
-
-def _metric(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _on_devices(
     urls: list[str],
     job: Job,
@@ -591,6 +508,10 @@ def _on_devices(
     if failures:
         raise failures[0]
     return results
+
+
+def _print(value: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    print(json.dumps(value, indent=2) if as_json else table(value))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -49,3 +49,10 @@ def test_the_first_screen_shows_what_it_does_numbers_and_the_two_commands():
     first_screen = "\n".join(README.splitlines()[:45])
     for expected in ("make demo", "make test", "| bundle", "saten-int8", "dense-int8"):
         assert expected in first_screen
+
+
+def test_every_picture_and_page_it_links_is_there():
+    linked = re.findall(r'(?:src|srcset)="([^"]+)"|\]\(([^)#]+)', README)
+    targets = {one or other for one, other in linked if "://" not in one + other}
+    assert {"docs/images/report-1200-light.png", "docs/measuring.md"} <= targets
+    assert [target for target in sorted(targets) if not (ROOT / target).exists()] == []

@@ -125,8 +125,13 @@ def test_baseline_that_is_not_listed_is_measured_too(tiny: Path, slow: Path) -> 
     assert result.cells[1].ratio is not None
 
 
-def test_memory_of_a_load(make_bundle: Callable[..., Path], tiny: Path) -> None:
-    heavy = make_bundle("heavy", work=1_000_000)  # 61 MiB of weights
+@pytest.fixture(scope="module")
+def heavy(make_bundle: Callable[..., Path]) -> Path:
+    """61 MiB of weights."""
+    return make_bundle("heavy", work=1_000_000)
+
+
+def test_memory_of_a_load(heavy: Path, tiny: Path) -> None:
     result = bench([tiny, heavy], Plan(tokens=(1,), min_time_s=0, rounds=1, floor=False), baseline=tiny)
     light_memory, heavy_memory = (load.memory for load in result.loads)
     for memory in (light_memory, heavy_memory):
@@ -136,6 +141,18 @@ def test_memory_of_a_load(make_bundle: Callable[..., Path], tiny: Path) -> None:
         assert (memory.peak_rss_bytes or 0) >= (memory.steady.hwm_bytes or 0)
     assert (heavy_memory.peak_anon_bytes or 0) - (light_memory.peak_anon_bytes or 0) > 50 * 2**20
     assert 0 < result.loads[0].session_ms < result.loads[0].cold_load_ms
+
+
+def test_mode_small_leaves_large_weights_in_their_file(heavy: Path, tiny: Path) -> None:
+    weights = (heavy / "model.onnx.data").stat().st_size
+    plan = Plan(tokens=(1,), memory_modes=("fast", "small"), min_time_s=0, rounds=1, floor=False)
+    memory = {(load.bundle, load.memory_mode): load.memory for load in bench([tiny, heavy], plan).loads}
+    anonymous = {key: one.peak_anon_bytes or 0 for key, one in memory.items()}
+    saved = {name: anonymous[name, "fast"] - anonymous[name, "small"] for name in ("tiny", heavy.name)}
+    assert saved[heavy.name] > 0.9 * weights
+    assert saved["tiny"] < 0.1 * weights
+    mapped = memory[heavy.name, "small"].steady.rss_file_bytes or 0
+    assert mapped - (memory["tiny", "small"].steady.rss_file_bytes or 0) > 0.9 * weights
 
 
 class Doomed(Child):

@@ -67,6 +67,12 @@ def test_import_is_quick_and_leaves_the_heavy_packages_alone() -> None:
     assert {heavy.strip() for _, heavy in answers} == {"{}"}
 
 
+def test_help_is_quick() -> None:
+    code = "import sys, time; sys.argv[1:] = ['--help']; from saten_runtime.cli import main; main()"
+    timed = f"import atexit, time; atexit.register(lambda: print(time.process_time())); {code}"
+    assert min(float(run_python(timed).stdout.splitlines()[-1]) for _ in range(3)) < 0.3
+
+
 def test_help_loads_no_heavy_package() -> None:
     code = (
         "import sys\nfrom saten_runtime.cli import main\n"

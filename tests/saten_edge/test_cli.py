@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,21 @@ NAMES += ["demo", "devices"]
 def content(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: path → bytes, None for a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def processor_seconds(command: list[str]) -> float:
+    """The least of three runs, so that a busy machine does not count."""
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    seconds = []
+    for _ in range(3):
+        before = spent()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(spent() - before)
+    return min(seconds)
 
 
 class TestBadInput:
@@ -193,6 +209,12 @@ class TestHelp:
 
     def test_version(self, run):
         assert run("--version") == (0, "saten-edge 0.1.0\n", "")
+
+    def test_it_answers_at_once(self):
+        command = [sys.executable, "-m", "saten_edge.cli", "--help"]
+        assert processor_seconds(command) < 0.3
+        slow = [sys.executable, "-c", "import runpy, torch; runpy.run_module('saten_edge.cli')"]
+        assert processor_seconds(slow) > 0.3
 
     @pytest.mark.parametrize("statement", ["import saten_edge", "import saten_edge.cli"])
     def test_nothing_heavy_is_imported_for_it(self, statement):

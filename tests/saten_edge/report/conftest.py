@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from saten_edge.report import build_report
+from saten_edge.report import build_report, html_page
 from saten_runtime.bundle import Bundle
 from saten_runtime.manifest import FileEntry, Layer, Manifest, Postprocess, Tokenizer
 
@@ -144,8 +144,7 @@ def bundle():
     return make_bundle
 
 
-@pytest.fixture
-def bench():
+def make_bench():
     dense = MEASURED["dense-fp32"]
     cells = [
         _cell(name, tokens, values[index], dense[index])
@@ -166,8 +165,7 @@ def bench():
     )
 
 
-@pytest.fixture
-def evaluation():
+def make_evaluation():
     names = ("recall_at_1", "recall_at_10", "mrr_at_10", "cosine")
     rows = [
         {"bundle": name, "metrics": dict(zip(names, values[5], strict=True)), "seconds": 31.7}
@@ -177,9 +175,40 @@ def evaluation():
     return {"schema_version": 1, "task": "search", "data": data, "rows": rows}
 
 
+def make_history():
+    return [{"step": step, "loss": 0.9 / (1 + step / 40) + 0.04 + 0.01 * (step % 7)} for step in range(0, 400, 5)]
+
+
+@pytest.fixture
+def bench():
+    return make_bench()
+
+
+@pytest.fixture
+def evaluation():
+    return make_evaluation()
+
+
 @pytest.fixture
 def history():
-    return [{"step": step, "loss": 0.9 / (1 + step / 40) + 0.04 + 0.01 * (step % 7)} for step in range(0, 400, 5)]
+    return make_history()
+
+
+@pytest.fixture(scope="session")
+def full_page():
+    """The HTML of a report in which every picture has its numbers. Drawn once, it takes seconds."""
+    bench = make_bench()
+    for cell in bench["cells"]:
+        cell["quantiles_ms"] = [cell["p50_ms"] * (0.9 + 0.01 * place) for place in range(21)]
+        cell["floor"] = {"ms": cell["p50_ms"] / 4, "bound": "compute"}
+    for load in bench["loads"]:
+        load["memory"]["timeline"] = {
+            "times_ms": [0.0, 100.0, 300.0],
+            "rss_anon_bytes": [2**20, 2**25, 2**26],
+            "rss_file_bytes": [2**20] * 3,
+        }
+    bundles = [make_bundle(name, *kept) for name, kept in KEPT.items()]
+    return html_page(build_report(bundles, bench, make_evaluation(), history=make_history()))
 
 
 @pytest.fixture

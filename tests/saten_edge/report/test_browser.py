@@ -1,56 +1,137 @@
-"""The page in a browser: nothing is wider than the screen of a phone, and every picture is drawn."""
+"""The page in headless Chromium, light and dark, as wide as a phone and as a desk.
 
-import json
-import re
+`make images` runs this on the demo's page and keeps the pictures for README.md: SATEN_REPORT names
+the page, SATEN_IMAGES the folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
 import shutil
-import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-
-from saten_edge.report import build_report, write_html
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+HEIGHTS = {390: 844, 1200: 1370}  # by width, in CSS pixels
+SCHEMES = ("light", "dark")
+TITLES = [
+    "The trade",
+    "Latency",
+    "Distance to the floor",
+    "Memory",
+    "Memory over time",
+    "Fine-tuning",
+    "Bytes per layer",
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    with playwright.sync_playwright() as driver:
+        # Root, as in a container, has no sandbox.
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def page(tmp_path, bundles, bench, evaluation, history):
-    for cell in bench["cells"]:
-        cell["quantiles_ms"] = [cell["p50_ms"] * (0.9 + 0.01 * place) for place in range(21)]
-        cell["floor"] = {"ms": cell["p50_ms"] / 4, "bound": "compute"}
-    for load in bench["loads"]:
-        load["memory"]["timeline"] = {
-            "times_ms": [0.0, 100.0, 300.0],
-            "rss_anon_bytes": [2**20, 2**25, 2**26],
-            "rss_file_bytes": [2**20] * 3,
-        }
+def page_file(full_page: str, tmp_path: Path) -> Path:
     path = tmp_path / "report.html"
-    write_html(build_report(bundles, bench, evaluation, history=history), path)
+    path.write_text(full_page)
     return path
 
 
-def browse(page, tmp_path, *flags):
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def visit(chromium) -> Iterator[Any]:
+    """visit(file, width, scheme) -> the page; whatever it complains of or fetches fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_page(file: Path, width: int, scheme: str = "light") -> Any:
+        viewport = {"width": width, "height": HEIGHTS[width]}
+        contexts.append(chromium.new_context(viewport=viewport, color_scheme=scheme, is_mobile=width < 500))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("request", lambda request: request.url == file.as_uri() or complaints.append(f"fetches {request.url}"))
+        page.goto(file.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [500, 1200])
-def test_the_page_is_drawn(page, tmp_path, width):
-    shot = tmp_path / "shot.png"
-    browse(page, tmp_path, f"--window-size={width},4000", f"--screenshot={shot}")
-    image = pytest.importorskip("PIL.Image").open(shot).convert("L")
-    assert image.width == width
-    assert len({value for _, value in image.resize((width // 4, 1000)).getcolors(256)}) > 20  # not an empty page
+def too_wide(page: Any) -> int:
+    """CSS pixels that the page is wider than the screen."""
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_the_pictures_are_there_in_the_browser_too(page, tmp_path):
-    done = browse(page, tmp_path, "--dump-dom")
-    titles = re.findall(r"<h3>([^<]+)</h3>", done.stdout)
-    assert titles == [
-        *("The trade", "Latency", "Distance to the floor", "Memory", "Memory over time", "Fine-tuning"),
-        "Bytes per layer",
-    ]
-    assert done.stdout.count("<svg") == len(titles)
-    assert json.dumps("https://") not in done.stdout
+def brightness(page: Any) -> float:
+    """Median of the grey values of what is on the screen."""
+    histogram = Image.open(io.BytesIO(page.screenshot())).convert("L").histogram()
+    middle = sum(histogram) / 2
+    return next(value for value in range(256) if sum(histogram[: value + 1]) >= middle)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_nothing_is_wider_than_the_screen_and_every_picture_is_drawn(page_file, visit, width, scheme):
+    page = visit(page_file, width, scheme)
+    assert too_wide(page) <= 0
+    assert page.locator("figure h3").all_text_contents() == TITLES
+    boxes = [figure.bounding_box() for figure in page.locator("figure svg").all()]
+    assert len(boxes) == len(TITLES)
+    assert all(box["width"] > 0.75 * min(width, 500) and box["height"] > 100 for box in boxes)
+    assert (brightness(page) > 200) == (scheme == "light")
+    for details in page.locator("details").all():
+        details.evaluate("one => { one.open = true; }")
+    assert too_wide(page) <= 0
+
+
+def test_the_table_of_bundles_fits_a_desk(page_file, visit):
+    wide, all_ = visit(page_file, 1200).evaluate(
+        "(box => [box.clientWidth, box.scrollWidth])(document.querySelector('.scroll'))"
+    )
+    assert all_ <= wide
+
+
+def test_what_is_too_wide_would_be_seen(page_file, visit):
+    page_file.write_text(page_file.read_text().replace("<main>", '<main><div style="width: 500px">wide</div>'))
+    assert too_wide(visit(page_file, 390)) > 0
+
+
+def test_what_a_page_fetches_would_be_seen(page_file, chromium, tmp_path):
+    fetched: list[str] = []
+    page_file.write_text(
+        page_file.read_text().replace("<main>", '<main><img src="picture.png">').replace("img-src", "x")
+    )
+    page = chromium.new_page()
+    page.on("console", lambda message: fetched.append(message.text))
+    page.goto(page_file.as_uri())
+    page.close()
+    assert any("Content Security Policy" in text for text in fetched)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_the_pictures_of_the_readme(page_file, visit, tmp_path, width, scheme):
+    page = visit(Path(os.environ.get("SATEN_REPORT", page_file)).resolve(), width, scheme)
+    folder = Path(os.environ.get("SATEN_IMAGES", tmp_path))
+    content = page.screenshot()
+    image = Image.open(io.BytesIO(content))
+    assert image.size == (width, HEIGHTS[width])
+    assert too_wide(page) <= 0
+    assert page.locator("h1").is_visible()
+    (folder / f"report-{width}-{scheme}.png").write_bytes(content)
