@@ -83,7 +83,9 @@ def main() -> None:
     rows = [row for row in (*DENSE, *COMPRESSED) if _wanted(row.name, arguments.only)]
     texts = labelled(arguments.data, maker) if arguments.data else None
     built = {row: contender for row in rows if (contender := attempt(row, maker)) is not None}
-    scores = {row: judge(row, contender, maker, texts) for row, contender in built.items()}
+    ids, labels = texts or ([list(range(1000, 1000 + count)) for count in (1, 7, 32, 128)], [])
+    torch = {model: logits(reference(maker, model), ids) for model in {row.model for row in built}}
+    scores = {row: judge(row, logits(built[row], ids), torch[row.model], labels) for row in built}
     measured = measure(list(built.values()), plan, _say)
     table = [columns(row, built[row], scores[row], measured, plan) for row in built]
     facts = {"environment": environment(), "kernels": probe().words, "rounds": plan.rounds, "random": arguments.random}
@@ -204,33 +206,34 @@ def stored_bytes(artifact: Path) -> int:
     return sum(path.stat().st_size for path in artifact.iterdir() if path.name.endswith(suffixes))
 
 
-def judge(
-    row: Row, contender: Contender, maker: Maker, texts: tuple[list[list[int]], list[int]] | None
-) -> float | None:
-    """Compare with torch on the same texts; then the accuracy, or None where the texts have no labels.
-
-    Raises:
-        SystemExit: the row computes something else than torch does with the row's own checkpoint.
-    """
-    ids, labels = texts or ([list(range(1000, 1000 + n)) for n in (1, 7, 32, 128)], [])
-    reference = Contender("torch", "torch_eager", maker.checkpoint(row.model), 0)
-    logits, expected = (_logits(one, ids) for one in (contender, reference))
-    check(row, logits, expected)
-    return float(np.mean(logits.argmax(1) == labels)) if labels else None
+def reference(maker: Maker, model: str) -> Contender:
+    """What a model's rows are compared with: torch, with the row's own checkpoint."""
+    return Contender(f"torch {model}", "torch_eager", maker.checkpoint(model), 0)
 
 
-def check(row: Row, logits: np.ndarray, expected: np.ndarray) -> None:
-    """Refuse to time what computes something else."""
-    kind = row.precision.removeprefix("openvino-").replace("torch", "fp32")
-    worst = float(np.abs(logits - expected).max() / np.abs(expected).max())
-    agree = float(np.mean(logits.argmax(1) == expected.argmax(1)))
-    if worst > BOUND.get(kind, np.inf) or (agree < AGREEMENT.get(kind, 0.99) and len(expected) > 100):
-        raise SystemExit(f"{row.name}: differs from torch, by {worst:.2g} of the largest logit, {agree:.1%} agree")
-
-
-def _logits(contender: Contender, ids: list[list[int]]) -> np.ndarray:
+def logits(contender: Contender, ids: list[list[int]]) -> np.ndarray:
+    """(texts, classes)."""
     with worker(contender, 1) as (child, _):
         return np.array(child.ask("logits", texts=ids)["logits"])
+
+
+def judge(row: Row, found: np.ndarray, expected: np.ndarray, labels: list[int]) -> float | None:
+    """Compare with torch; then the accuracy, or None where the texts have no labels.
+
+    Raises:
+        SystemExit: the row computes something else.
+    """
+    check(row, found, expected)
+    return float(np.mean(found.argmax(1) == labels)) if labels else None
+
+
+def check(row: Row, found: np.ndarray, expected: np.ndarray) -> None:
+    """Refuse to time what computes something else."""
+    kind = row.precision.removeprefix("openvino-").replace("torch", "fp32")
+    worst = float(np.abs(found - expected).max() / np.abs(expected).max())
+    agree = float(np.mean(found.argmax(1) == expected.argmax(1)))
+    if worst > BOUND.get(kind, np.inf) or (agree < AGREEMENT.get(kind, 0.99) and len(expected) > 100):
+        raise SystemExit(f"{row.name}: differs from torch, by {worst:.2g} of the largest logit, {agree:.1%} agree")
 
 
 def labelled(path: Path, maker: Maker) -> Texts:
