@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Any, cast
 
@@ -26,17 +28,22 @@ def python_command(code: str) -> list[str]:
     return [sys.executable, "-c", f"import sys; sys.path[:] = [p for p in sys.path if p]; {code}"]
 
 
+_WORKER = "from saten_runtime.worker import main; main()"
+
+
 class Child:
     """A worker process; leaving the `with` block ends it.
 
-    started_ns: the system-wide monotonic clock just before the process was started.
+    code: what it runs, to answer a line of JSON with one; our worker by default. environment: variables added to this
+    process's. started_ns: the system-wide monotonic clock just before the process was started.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, code: str = _WORKER, environment: Mapping[str, str] | None = None) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process in __exit__
         self.started_ns = time.monotonic_ns()
         self._process = subprocess.Popen(
-            python_command("from saten_runtime.worker import main; main()"),
+            python_command(code),
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

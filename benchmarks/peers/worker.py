@@ -1,0 +1,79 @@
+"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does.
+
+Requests and what they answer:
+
+    {"do": "load", "engine": …, "artifact": PATH, "threads": 1}  -> {"load_ns": …}
+    {"do": "logits", "texts": [[id, …], …]}                      -> {"logits": [[…], …]}
+    {"do": "run", "tokens": 32, "iterations": 10, "min_ns": 0}   -> {"samples_ns": […]}
+    {"do": "memory"}                                             -> a `saten_runtime.memory.Memory`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peers.engines import ENGINES, Classify
+from saten_runtime.memory import snapshot
+
+WARMUP_RUNS = 3
+# Ids that every vocabulary has and that mean nothing to any of them.
+IDS = range(1000, 2000)
+
+
+class Worker:
+    """One engine with one model."""
+
+    classify: Classify
+
+    def load(self, engine: str, artifact: str, threads: int) -> dict[str, Any]:
+        """Start the engine."""
+        start = time.perf_counter_ns()
+        self.classify = ENGINES[engine](Path(artifact), threads)
+        return {"load_ns": time.perf_counter_ns() - start}
+
+    def logits(self, texts: list[list[int]]) -> dict[str, Any]:
+        """What it says of each text, one at a time."""
+        return {"logits": [self.classify(np.array([ids], np.int64))[0].tolist() for ids in texts]}
+
+    def run(self, tokens: int, iterations: int, min_ns: int) -> dict[str, Any]:
+        """Time it."""
+        ids = np.random.default_rng(tokens).choice(IDS, (1, tokens)).astype(np.int64)
+        for _ in range(WARMUP_RUNS):
+            self.classify(ids)
+        samples: list[int] = []
+        first = now = time.perf_counter_ns()
+        while len(samples) < iterations or now - first < min_ns:
+            start = time.perf_counter_ns()
+            self.classify(ids)
+            now = time.perf_counter_ns()
+            samples.append(now - start)
+        return {"samples_ns": samples}
+
+    def memory(self) -> dict[str, Any]:
+        """A reading."""
+        return dataclasses.asdict(snapshot())
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not reach the protocol
+    warnings.simplefilter("ignore")
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        verb = getattr(worker, request.pop("do"))
+        try:
+            answer = {"ok": verb(**request)}
+        except Exception as error:  # an engine that cannot is a row that says so
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
