@@ -176,7 +176,7 @@ def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
     """
     comparisons = compare(Bundle.open(folder))
     if manifest.precision not in DERIVED:
-        bound = measured_bound(manifest.name, comparisons)
+        bound = measured_bound(manifest.name, manifest.precision, comparisons)
         manifest.tolerance["relative"] = bound
         comparisons = [replace(row, bound=bound) for row in comparisons]
     judge(manifest.name, comparisons)

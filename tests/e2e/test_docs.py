@@ -32,12 +32,13 @@ QUICK = {
     "saten-run floor": " -s 8",
     "saten-run profile": " -s 8 -n 2",
 }
-RUN = ("compression.md", "exporting.md", "finetuning.md", "measuring.md", "targets.md")
+RUN = ("compression.md", "exporting.md", "finetuning.md", "lowering.md", "measuring.md", "targets.md")
 SLOW = ("targets.md",)  # it exports five times
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/serve/test_browser.py drives one",
     "bundle.md": "holds no command",
     "devices.md": "needs boards; tests/devices runs them against a board in an emulator",
+    "security.md": "holds no command",
     "kernels.md": "holds make targets; `make test-kernels` builds and runs them",
 }
 
@@ -92,9 +93,12 @@ def folder(tmp_path, texts, tiny_bert):
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in RUN])
-def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert, int8_bundles):
+def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert, tiny_saten, int8_bundles):
     found = blocks(page)
     assert found
+    if page == "lowering.md":  # elsewhere a block makes it
+        shutil.copytree(tiny_saten, folder / "finetuned")
+        (folder / "lowering.json").write_text('{"*intermediate*": "dense"}')
     for bundle in int8_bundles:
         shutil.copytree(bundle, folder / bundle.name)
     for language, text in found:

@@ -465,13 +465,13 @@ def test_an_8_bit_bundle_is_held_to_what_was_measured(model: str, bundle_of: Bun
 def test_no_bound_is_measured_from_nonsense(errors: tuple[float, ...]) -> None:
     rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in errors]
     with pytest.raises(ParityError, match="no rounding"):
-        measured_bound("name", rows)
-    assert measured_bound("name", rows[:1]) == pytest.approx(0.2)
+        measured_bound("name", "int8", rows)
+    assert measured_bound("name", "int8", rows[:1]) == pytest.approx(0.2)
 
 
 def test_one_answer_near_0_may_be_far_off() -> None:
     rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in (0.1, 0.2, 0.9)]
-    assert measured_bound("name", rows) == pytest.approx(1.8)
+    assert measured_bound("name", "int8", rows) == pytest.approx(1.8)
 
 
 def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[..., ir.Model]) -> None:

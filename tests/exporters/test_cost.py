@@ -178,12 +178,19 @@ def test_what_does_not_apply_is_refused_by_name() -> None:
 
 # --- what was chosen --------------------------------------------------------------------------------------------------
 
-LAYERS = ["encoder.0.query", "encoder.0.key", "embeddings.word"]
+TABLE = dataclasses.replace(layer(), kind="embedding")
+LAYERS = {"encoder.0.query": layer(), "encoder.0.key": layer(), "embeddings.word": TABLE}
 
 
-def test_one_name_is_for_every_layer() -> None:
-    assert lowerings_of("tt-chain", LAYERS) == dict.fromkeys(LAYERS, "tt-chain")
+def test_one_name_is_for_every_layer_that_it_can_write() -> None:
+    assert lowerings_of("dense", LAYERS) == dict.fromkeys(LAYERS, "dense")
+    assert lowerings_of("tt-chain", LAYERS) == dict.fromkeys(["encoder.0.query", "encoder.0.key"], "tt-chain")
     assert lowerings_of(None, LAYERS) == {}
+
+
+def test_a_name_that_applies_nowhere() -> None:
+    with pytest.raises(UsageError, match=r"--lowering tt-chain: applies to no layer; to embeddings\.word not, for it is a"):
+        lowerings_of("tt-chain", {"embeddings.word": TABLE})
 
 
 def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:

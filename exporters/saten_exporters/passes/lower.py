@@ -45,7 +45,7 @@ class LowerPass(ir.passes.InPlacePass):
         if names != set(self.parts):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
-        asked = lowerings_of(self.choices.lowering, list(self.parts))
+        asked = lowerings_of(self.choices.lowering, self.parts)
         headed = {node.attributes.get_string("layer", "") for node in found if node.op_type == "Head"}
         lowered: dict[str, tuple[Candidate, list[ir.Value]]] = {}
         calls: Counter[str] = Counter()

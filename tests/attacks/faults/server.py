@@ -60,7 +60,7 @@ def _state(sound: dict[str, Path], work: Path) -> State:
     loaded = load_model(sound["saten"])
     report = build_report([Bundle.open(sound["bundle"])], RESULT)
     html_page(report)  # once, for what it imports
-    return State(work, loaded, trace(loaded, TARGETS["cpu"]), report, sound["bundle"])
+    return State(work, loaded, trace(loaded, TARGETS[DEFAULT_TARGET]), report, sound["bundle"])
 
 
 def _in_child(operation: Operation, state: State, kind: str, nth: int, error: int) -> Outcome:
