@@ -19,7 +19,7 @@ from saten_exporters import PRECISIONS, TARGETS, export, rounding_bound
 from saten_exporters.forms import DOMAIN
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
-from saten_runtime.files import sha256_file
+from saten_runtime.files import digest_of, sha256_file
 from saten_runtime.manifest import Manifest
 from saten_runtime.parity import check_parity, write_case
 
@@ -383,4 +383,5 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
     bundle = bundle_of("saten", "fp32")
     written = json.loads((bundle.path / "saten_edge.json").read_text())
     assert isinstance(bundle.manifest, Manifest)
+    assert written.pop("seal") == digest_of(bundle.manifest.to_json())
     assert written == bundle.manifest.to_json()
