@@ -24,7 +24,7 @@ from saten_exporters.passes.initializers import new_initializer
 from saten_exporters.verify import approximation, measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
-from saten_runtime.files import sha256_file
+from saten_runtime.files import digest_of, sha256_file
 from saten_runtime.manifest import Manifest
 from saten_runtime.parity import Comparison, check_parity, compare_outputs, write_case
 
@@ -403,6 +403,7 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
     bundle = bundle_of("saten", "fp32")
     written = json.loads((bundle.path / "saten_edge.json").read_text())
     assert isinstance(bundle.manifest, Manifest)
+    assert written.pop("seal") == digest_of(bundle.manifest.to_json())
     assert written == bundle.manifest.to_json()
 
 
