@@ -58,7 +58,8 @@ def lowerings_of(lowering: str | Path | None, layers: Mapping[str, LayerParts]) 
         if name not in LOWERINGS:
             raise UsageError(f"--lowering {lowering}: {pattern!r} asks for {name!r}; there are {', '.join(LOWERINGS)}")
         if not any(fnmatchcase(layer, pattern) for layer in layers) and layers:
-            raise UsageError(f"--lowering {lowering}: {pattern!r} fits no layer; the first is called {next(iter(layers))}")
+            first = next(iter(layers))
+            raise UsageError(f"--lowering {lowering}: {pattern!r} fits no layer; the first is called {first}")
     wanted = {layer: next((rules[p] for p in rules if fnmatchcase(layer, p)), None) for layer in layers}
     return {layer: name for layer, name in wanted.items() if name is not None}
 

@@ -189,7 +189,7 @@ def test_one_name_is_for_every_layer_that_it_can_write() -> None:
 
 
 def test_a_name_that_applies_nowhere() -> None:
-    with pytest.raises(UsageError, match=r"--lowering tt-chain: applies to no layer; to embeddings\.word not, for it is a"):
+    with pytest.raises(UsageError, match=r"tt-chain: applies to no layer; to embeddings\.word not, for it is a table"):
         lowerings_of("tt-chain", {"embeddings.word": TABLE})
 
 

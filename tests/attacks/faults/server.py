@@ -52,7 +52,7 @@ def _state(sound: dict[str, Path], work: Path) -> State:
     import saten_edge.stages  # noqa: F401
     from saten_edge.models import load_model
     from saten_edge.report import build_report, html_page
-    from saten_exporters.targets import TARGETS
+    from saten_exporters.targets import DEFAULT_TARGET, TARGETS
     from saten_exporters.trace import trace
     from saten_runtime.bundle import Bundle
 
