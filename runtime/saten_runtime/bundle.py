@@ -35,6 +35,7 @@ __all__ = ["VALIDATION_FOLDER", "Bundle", "open_bundles"]
 
 VALIDATION_FOLDER = "validation"
 _MODEL_FILE = "model.onnx"
+_NOT_ON_THE_DEVICE = (f"{VALIDATION_FOLDER}/", "variants/")
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,12 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk of what the device needs: graph, weights, tokenizer, configs; not the validation's arrays."""
+        """Bytes on disk of what the device needs: graph, weights, tokenizer, configs.
+
+        Without the validation's arrays, and without variants, which other devices take instead.
+        """
         return sum(
-            entry.bytes for name, entry in self.manifest.files.items() if not name.startswith(f"{VALIDATION_FOLDER}/")
+            entry.bytes for name, entry in self.manifest.files.items() if not name.startswith(_NOT_ON_THE_DEVICE)
         )
 
     @property

@@ -23,26 +23,11 @@ from saten_runtime.manifest import Postprocess
 from saten_runtime.plan import Plan
 from saten_runtime.tasks import pool
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"width": 390, "height": 844}
 DONE = '#title:text-is("Done")'
 START_AGAIN = '#go:text-is("Start again")'
 SEND_AGAIN = '#go:text-is("Send again")'
 WHOLE_RUN_MS = 60_000
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    with playwright.sync_playwright() as driver:
-        # Root, as in a container, has no sandbox.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
