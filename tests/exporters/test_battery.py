@@ -37,9 +37,9 @@ CELLS = [
 QUICK = {
     ("bert", "text-classification", "saten", "fp32"),
     ("roberta", "token-classification", "saten", "int8"),
-    ("distilbert", "question-answering", "saten", "fp32"),
-    ("electra", "feature-extraction", "dense", "fp32"),
-    ("mpnet", "feature-extraction", "saten", "fp32"),
+    ("distilbert", "question-answering", "saten", "int4"),
+    ("electra", "feature-extraction", "dense", "fp16"),
+    ("mpnet", "feature-extraction", "saten", "int8-block"),
     ("modernbert", "text-classification", "saten", "fp32"),
     ("vit", "image-classification", "saten", "fp32"),
     ("vit", "image-classification", "dense", "int8"),
