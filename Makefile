@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench-accuracy kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench-accuracy bench-encoder kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -22,6 +22,7 @@ help:
 	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
 	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
+	@echo "make bench-encoder DATA=FOLDER   its classifiers beside OpenVINO, PyTorch and 8- and 4-bit ONNX Runtime"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
@@ -86,6 +87,13 @@ JOBS ?= $(shell nproc)
 bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
+
+# What bench-accuracy made, on every engine; on a quiet machine, about 20 minutes.
+bench-encoder: $(INSTALLED)
+	@test -n "$(DATA)" || { echo "make bench-encoder DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/encoder.py --models bench-accuracy-out --data "$(DATA)/sst2/validation.jsonl" \
+		--calibration "$(DATA)/sst2/train.jsonl" --work bench-encoder-out -o benchmarks/results/encoder.json
 
 kernels: $(INSTALLED)
 	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)

@@ -11,6 +11,7 @@ of the trained ones: latency and memory only.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from saten_runtime.kernels import probe
 
 TOKENS, THREADS = (1, 32, 128, 384), (1, 2)
 Texts = tuple[list[list[int]], list[int]]  # ids and labels
+CALIBRATION_TEXTS = 256
+VOCABULARY = (100, 1000)  # ids of words in every vocabulary
 TIMED = (128, 1)  # the column that ratios are of
 # Relative to the largest logit: float32 in another order, and int8, which is only to decide alike.
 BOUND = {"fp32": 1e-3}
@@ -68,6 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="folder of accuracy.py's checkpoints")
     parser.add_argument("--data", type=Path, help="labelled JSONL that judges")
+    parser.add_argument(
+        "--calibration", type=Path, help="JSONL of texts to quantize by; random ids without"
+    )
     parser.add_argument("--random", action="store_true", help="BERT-base's shape with random weights")
     parser.add_argument("--budget", default="0.25", help="of the compressed checkpoints, as in their names")
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
@@ -79,11 +85,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
     arguments = parser.parse_args()
     plan = Turns(_numbers(arguments.tokens), _numbers(arguments.threads), arguments.rounds, arguments.min_time)
-    maker = Maker(arguments.models, arguments.work, arguments.budget, random=arguments.random)
+    maker = Maker(arguments.models, arguments.work, arguments.budget, arguments.calibration, random=arguments.random)
     rows = [row for row in (*DENSE, *COMPRESSED) if _wanted(row.name, arguments.only)]
     texts = labelled(arguments.data, maker) if arguments.data else None
     built = {row: contender for row in rows if (contender := attempt(row, maker)) is not None}
-    ids, labels = texts or ([list(range(1000, 1000 + count)) for count in (1, 7, 32, 128)], [])
+    ids, labels = texts or ([list(range(VOCABULARY[0], VOCABULARY[0] + count)) for count in (1, 7, 32, 64)], [])
     torch = {model: logits(reference(maker, model), ids) for model in {row.model for row in built}}
     scores = {row: judge(row, logits(built[row], ids), torch[row.model], labels) for row in built}
     measured = measure(list(built.values()), plan, _say)
@@ -97,8 +103,9 @@ def main() -> None:
 class Maker:
     """Makes the artifact of a row, once."""
 
-    def __init__(self, models: Path | None, work: Path, budget: str, *, random: bool) -> None:
+    def __init__(self, models: Path | None, work: Path, budget: str, calibration: Path | None, *, random: bool) -> None:
         self.models, self.work, self.budget, self.random = models, work, budget, random
+        self.calibration = calibration
         work.mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, model: str) -> Path:
@@ -128,25 +135,23 @@ class Maker:
         dense = self.artifact(Row("", "onnxruntime", "dense", "fp32"))
         model = ov.Core().read_model(dense / "model.onnx")
         names = [port.get_any_name() for port in model.inputs]
-        chance = np.random.default_rng(0)
-        samples = [chance.integers(1000, 20000, (1, 64)) for _ in range(100)]
 
         def feeds(ids: np.ndarray) -> dict[str, np.ndarray]:
             known = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             return {name: known.get(name, ids) for name in names}
 
-        texts = self.calibration_ids() or samples
-        dataset = nncf.Dataset([np.array(ids).reshape(1, -1) for ids in texts], feeds)
+        texts = self._calibration_ids()
+        dataset = nncf.Dataset([np.array([ids], np.int64) for ids in texts], feeds)
         quantized = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(texts))
         out.mkdir()
         ov.save_model(quantized, out / "openvino.xml", compress_to_fp16=False)
 
-    def calibration_ids(self) -> list[list[int]]:
-        """Ids of a few hundred training texts; none for a random model."""
-        path = None if self.random or self.models is None else self.models / "calibration.jsonl"
-        if path is None or not path.is_file():
-            return []
-        return encoded(self.checkpoint("dense"), [json.loads(line)["text"] for line in path.open()])
+    def _calibration_ids(self) -> list[list[int]]:
+        if self.calibration is None:
+            return np.random.default_rng(0).integers(*VOCABULARY, (CALIBRATION_TEXTS, 64)).tolist()
+        with self.calibration.open(encoding="utf-8") as lines:
+            texts = [json.loads(line)["text"] for line in itertools.islice(lines, CALIBRATION_TEXTS)]
+        return encoded(self.checkpoint("dense"), texts)
 
     def _random(self, model: str) -> Path:
         dense = once(self.work / "checkpoint-dense", random_bert)

@@ -137,3 +137,34 @@ def test_a_versus_a_counts_the_runs_that_tell_the_truth():
     assert lines[2] == "| 1 | 1.0000 | 0.9900–1.0100 | 1.0500 | 1.0400–1.0600 | yes |"
     assert lines[3].endswith("| no |")
     assert lines[-1] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2."
+
+
+def test_classifiers_on_every_engine_agree_and_are_timed(make_tiny, texts, tmp_path):
+    checkpoint = make_tiny("bert", "text-classification")
+    (tmp_path / "models" / "sst2-dense-1.00-0").mkdir(parents=True)
+    (tmp_path / "models" / "sst2-dense-1.00-0" / "finetuned").symlink_to(checkpoint)
+    data = labelled(tmp_path / "data", texts[:8]) / "sst2" / "validation.jsonl"
+    rows = ("ORT dense fp32", "PyTorch eager")
+    options = ("--tokens", "8", "--threads", 1, "--rounds", 2, "--min-time", 0.02, "--only", ",".join(rows))
+    out = tmp_path / "encoder.json"
+    options += ("--models", tmp_path / "models", "--data", data, "--work", tmp_path / "work", "-o", out)
+    done = run("encoder", *options)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(out.read_text())["rows"]
+    assert [row["row"] for row in table] == list(rows)
+    assert table[0]["accuracy"] == table[1]["accuracy"]
+    assert all(row["p50_ms"]["8 tokens, 1 threads"] > 0 and row["peak_anon_bytes"] > 0 for row in table)
+    assert not any(row["failed"] for row in table)
+
+
+def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    encoder = load("encoder")
+    logits = np.random.default_rng(0).standard_normal((200, 2))
+    exact, coarse = encoder.DENSE[0], encoder.DENSE[1]
+    encoder.check(exact, logits * (1 + 1e-6), logits)
+    encoder.check(coarse, logits * 1.01, logits)
+    with pytest.raises(SystemExit, match="differs from torch"):
+        encoder.check(exact, logits * 1.01, logits)
+    with pytest.raises(SystemExit, match="differs from torch"):
+        encoder.check(coarse, logits[::-1], logits)
