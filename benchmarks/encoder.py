@@ -71,9 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="folder of accuracy.py's checkpoints")
     parser.add_argument("--data", type=Path, help="labelled JSONL that judges")
-    parser.add_argument(
-        "--calibration", type=Path, help="JSONL of texts to quantize by; random ids without"
-    )
+    parser.add_argument("--calibration", type=Path, help="JSONL of texts to quantize by; random ids without")
     parser.add_argument("--random", action="store_true", help="BERT-base's shape with random weights")
     parser.add_argument("--budget", default="0.25", help="of the compressed checkpoints, as in their names")
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")

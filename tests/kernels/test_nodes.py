@@ -15,12 +15,13 @@ import pytest
 
 from saten_exporters import LayerParts
 from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.forms.form import NATIVE
 
 MakeParts = Callable[..., LayerParts]
 OneForm = Callable[[Form, LayerParts], ir.Model]
 Array = np.ndarray
 
-PARTS = [*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS]
+PARTS = [row for row in (*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS) if row[-1] in NATIVE]
 NODES = [(row, whole) for row in PARTS for whole in ((False, True) if row[0] else (False,))]
 NAMES = ["-".join(map(str, row)) + ("-whole" if whole else "") for row, whole in NODES]
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm")

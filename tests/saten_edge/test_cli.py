@@ -23,6 +23,8 @@ NAMES = [
     "import",
     "finetune",
     "export",
+    "layout",
+    "push",
     "explain",
     "validate",
     "bench",

@@ -44,7 +44,7 @@ def test_a_banner_is_passed_over():
         ("out.write(f'{mark} 5 9999999999\\n'.encode()); out.flush(); time.sleep(9)", "more than the"),
         ("out.write((mark + ' ' * 100).encode()); out.flush(); time.sleep(9)", "expected an answer"),
         ("out.write((mark + ' -1 0\\n').encode()); out.flush(); time.sleep(9)", "expected an answer"),
-        ("say(b'[1]')", "no JSON object"),
+        ("say(b'[1]')", "expected a JSON object, found list"),
         ("say(b'{\"a\": NaN}')", "no JSON"),
         ('say(b\'{"a": 1, "a": 2}\')', "no JSON"),
         ("say(b'[' * 100000 + b']' * 100000)", "no JSON"),
