@@ -209,25 +209,29 @@ def bundle_of(
 def export_of(
     make_tiny: Callable[..., Path], traced: Callable[..., ExportedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str, str, str, str], tuple[LoadedModel, Bundle]]:
-    """export_of(model_type, task, "dense" or "saten", precision) -> the model and its bundle, made once. Read-only."""
+    """export_of(model_type, task, form, precision) -> the model and its bundle, made once. Read-only.
+
+    form: "dense", "saten", or "saten as" a lowering.
+    """
     folder = tmp_path_factory.mktemp("battery")
     loaded, made = dict[tuple[str, ...], LoadedModel](), dict[tuple[str, ...], Bundle]()
 
     def load(model_type: str, task: str, form: str) -> LoadedModel:
         source = load_model(make_tiny(model_type, task), task)
-        if form == "saten":
+        if form != "dense":
             recipe = Recipe(rounds=1, share=0.6)  # every layer has both parts
             compress(source, 0.5, pattern="grouped", group=8, allocation="uniform", recipe=recipe)
         return source
 
     def get(model_type: str, task: str, form: str, precision: str) -> tuple[LoadedModel, Bundle]:
-        model, cell = (model_type, task, form), (model_type, task, form, precision)
+        model, cell = (model_type, task, form.partition(" as ")[0]), (model_type, task, form, precision)
         if model not in loaded:
             loaded[model] = load(*model)
         if cell not in made:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("saten_exporters.bundle.trace", traced)
-                lowering = "low-rank" if form == "saten" else None  # the tiny layers are cheaper dense
+                asked = form.partition(" as ")[2] or "low-rank"  # the tiny layers are cheaper dense
+                lowering = None if form == "dense" else asked
                 made[cell] = export(loaded[model], folder / "-".join(cell), precision=precision, lowering=lowering)
         return loaded[model], made[cell]
 

@@ -33,6 +33,13 @@ CELLS = [
     for form in FORMS
     for precision in PRECISIONS
 ]
+# Every lowering that can be asked for, of every family's first task.
+CELLS += [
+    (model_type, row.tasks[0], f"saten as {lowering}", precision)
+    for model_type, row in ARCHITECTURES.items()
+    for lowering in ("tt-chain", "dense")
+    for precision in PRECISIONS
+]
 # The cells that run always: each family, each task and both forms at least once, decoders with and without a tied head.
 QUICK = {
     ("bert", "text-classification", "saten", "fp32"),
@@ -44,6 +51,8 @@ QUICK = {
     ("vit", "image-classification", "saten", "fp32"),
     ("vit", "image-classification", "dense", "int8"),
     ("deit", "feature-extraction", "dense", "fp32"),
+    ("vit", "feature-extraction", "saten as tt-chain", "fp32"),
+    ("electra", "feature-extraction", "saten as dense", "fp32"),
     ("llama", "text-generation", "dense", "fp32"),
     ("qwen2", "text-generation", "dense", "fp32"),
     ("qwen3", "text-generation", "saten", "fp32"),
@@ -120,7 +129,8 @@ def embed(runner: Runner, source: LoadedModel, pictures: list[Any], bound: float
     items = TEXTS if source.processor is None else pictures
     got, wanted = runner.predict(items), vectors(source, items)
     assert close(got, wanted, bound)
-    assert not close(np.roll(got, 1, axis=1), wanted, bound)
+    # Random weights in few bits may differ by their own size; then nothing is surely wrong.
+    assert 4 * bound >= 1 or not close(np.roll(got, 1, axis=1), wanted, bound)
 
 
 def classify(runner: Runner, source: LoadedModel, pictures: list[Any], bound: float) -> None:
@@ -189,7 +199,10 @@ def test_a_cell(
     assert [value.name for value in graph.inputs] == manifest.inputs
     onnx.checker.check_model(bundle.model)
     layers = {node.name.partition("#")[0] for node in graph if node.domain == DOMAIN}
-    assert layers == {layer.name for layer in manifest.layers} == set(source.layer_parts())
+    assert layers == {layer.name for layer in manifest.layers if layer.lowering != "dense"}
+    assert {layer.name for layer in manifest.layers} == set(source.layer_parts())
+    asked = form.partition(" as ")[2]
+    assert not asked or asked in {layer.lowering for layer in manifest.layers}
     stored = [value.const_value for value in graph.initializers.values()]
     assert sum(tensor.nbytes for tensor in stored) <= bundle.model_bytes
     assert bundle.model_bytes == sum((bundle.path / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
