@@ -17,7 +17,7 @@ from saten_exporters.parts import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
 from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
-from saten_exporters.tasks import kind_of, task_of
+from saten_exporters.tasks import kind_of, name_on_the_device, task_of
 from saten_exporters.trace import trace
 from saten_exporters.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_runtime.bundle import Bundle
@@ -149,7 +149,7 @@ def _manifest(
         made_by={package: version(package) for package in packages},
         name=name,
         source=source.source,
-        task=source.task,
+        task=name_on_the_device(source),
         precision=choices.precision,
         target=choices.target,
         rows=choices.rows,

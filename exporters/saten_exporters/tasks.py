@@ -8,7 +8,7 @@ from saten_exporters.parts import Exportable
 from saten_exporters.samples import CACHED, PIXELS, TOKENS, Kind
 from saten_runtime.errors import ExportError, UsageError
 
-__all__ = ["TASKS", "Task", "kind_of", "task_of"]
+__all__ = ["TASKS", "Task", "kind_of", "name_on_the_device", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,9 @@ def kind_of(source: Exportable) -> Kind:
     """The kind of the model's inputs."""
     kinds = TASKS[source.task].kinds
     return next(kind for kind in kinds if kind.pictures == (source.processor is not None))
+
+
+def name_on_the_device(source: Exportable) -> str:
+    """The task's name for a device, which has one of its own where transformers means a regression by one label."""
+    regression = source.task == "text-classification" and source.model.config.num_labels == 1
+    return "text-regression" if regression else source.task

@@ -108,12 +108,29 @@ def _places(probabilities: Array, wanted: Array) -> Array:
     return np.asarray(places, np.int64)
 
 
+def _score_numbers(columns: Columns) -> Metrics:
+    values, labels = columns["value"], columns["label"]
+    return {
+        "pearson": pearson(values, labels),
+        "spearman": spearman(values, labels),
+        "rmse": float(np.sqrt(np.mean((values - labels) ** 2))),
+    }
+
+
+def _texts_of(data: Data) -> list[Any]:
+    """The texts of a data set, or its pairs."""
+    if data.kind == "texts":
+        return data.columns["text"]
+    return list(zip(data.columns["text_a"], data.columns["text_b"], strict=True))
+
+
 def _texts(runner: Runner, data: Data) -> Examined:
-    return _classes(runner, data, data.columns["text"])
+    return _classes(runner, data, _texts_of(data))
 
 
-def _pairs(runner: Runner, data: Data) -> Examined:
-    return _classes(runner, data, list(zip(data.columns["text_a"], data.columns["text_b"], strict=True)))
+def _values(runner: Runner, data: Data) -> Examined:
+    labels = np.array(data.columns["label"], np.float64)
+    return Examined({"value": np.asarray(runner.predict(_texts_of(data)), np.float64), "label": labels})
 
 
 def _images(runner: Runner, data: Data) -> Examined:
@@ -196,7 +213,9 @@ MEASURES = (
     ),
     Measure("similarity", "pairs", "feature-extraction", _similarity, _score_similarity),
     Measure("classification", "texts", "text-classification", _texts, _score_classes, _right_class, "predicted"),
-    Measure("classification", "pairs", "text-classification", _pairs, _score_classes, _right_class, "predicted"),
+    Measure("classification", "pairs", "text-classification", _texts, _score_classes, _right_class, "predicted"),
+    Measure("regression", "texts", "text-regression", _values, _score_numbers),
+    Measure("regression", "pairs", "text-regression", _values, _score_numbers),
     Measure("images", "images", "image-classification", _images, _score_images, _right_class, "predicted"),
     Measure("entities", "words", "token-classification", _words, _score_words, None, "said"),
     Measure(

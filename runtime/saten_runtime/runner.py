@@ -60,6 +60,7 @@ class Runner:
         |---|---|---|
         | feature-extraction | texts, or pairs (a, b) read together | (n, width) float32, pooled as the manifest says |
         | text-classification | texts or pairs | `Classification` |
+        | text-regression | texts or pairs | (n,) float32 |
         | token-classification | texts, or lists of words | per text a list of `Word` |
         | question-answering | pairs (question, context) | per pair an `Answer` |
         | image-classification | arrays or files, see `image.read_picture` | `Classification` |

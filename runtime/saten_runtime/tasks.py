@@ -125,6 +125,15 @@ def _classify(runner: Runner, texts: Sequence[Text], batch_size: int) -> Classif
     return Classification(logits.argmax(axis=1), _softmax(logits))
 
 
+def _estimate(runner: Runner, texts: Sequence[Text], batch_size: int) -> FloatArray:
+    """(n,) float32: the one logit of each text, which is the number that was learned."""
+
+    def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
+        return np.asarray(_output(runner, outputs, "logits"), np.float32)
+
+    return np.stack(runner.batched(_one_at_least(runner, texts), batch_size, rows_of))[: len(texts), 0]
+
+
 def _one_at_least(runner: Runner, texts: Sequence[Text]) -> list[Ids]:
     """No texts still run one, which tells how wide a row is."""
     return runner.encoder.encode(texts or [""])
@@ -222,6 +231,10 @@ def _embedding_records(vectors: FloatArray, _: Bundle) -> list[Record]:
     return [{"embedding": vector.tolist()} for vector in vectors]
 
 
+def _estimate_records(values: FloatArray, _: Bundle) -> list[Record]:
+    return [{"value": value} for value in values.tolist()]
+
+
 def _classification_records(result: Classification, bundle: Bundle) -> list[Record]:
     rows = zip(result.labels.tolist(), result.probabilities.tolist(), strict=True)
     return [{"label": label, **_name(bundle, label), "probabilities": probabilities} for label, probabilities in rows]
@@ -256,6 +269,7 @@ def _name(bundle: Bundle, index: int) -> Record:
 TASKS = {
     "feature-extraction": Task(_embed, _embedding_records),
     "text-classification": Task(_classify, _classification_records),
+    "text-regression": Task(_estimate, _estimate_records),
     "token-classification": Task(_tag, _tag_records),
     "question-answering": Task(_answer, _plain_records, "pairs"),
     "image-classification": Task(_see, _classification_records, "images"),

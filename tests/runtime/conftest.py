@@ -177,6 +177,13 @@ def _tagger(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
     return [ids], [build.add("MatMul", hidden, build.constant("matrix", seeded(WIDTH, 5)), name="logits")]
 
 
+def _rater(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
+    ids = build.input("input_ids", "batch", "tokens")
+    hidden = build.add("Gather", build.constant("table", seeded(len(WORDS), WIDTH)), ids)
+    mean = build.add("ReduceMean", hidden, build.constant("axes", np.array([1])), keepdims=0)
+    return [ids], [build.add("MatMul", mean, build.constant("matrix", seeded(WIDTH, 1)), name="logits")]
+
+
 def _reader(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
     """Logits of a token by its id alone: w10 begins an answer, w12 ends it."""
     ids = build.input("input_ids", "batch", "tokens")
@@ -210,6 +217,7 @@ def _writer(build: Builder) -> tuple[list[ir.Value], list[ir.Value]]:
 PICTURE = Image(resize=[4, 6], crop=[], resample="bilinear", rescale=1 / 255, mean=[0.5] * 3, std=[0.25] * 3)
 DECODER = Generation([CacheEntry("past.key", "present.key", 1, WIDTH)], [2])
 OTHER_TASKS: dict[str, tuple[Callable[[Builder], Any], dict[str, Any]]] = {
+    "text-regression": (_rater, {"labels": ["score"]}),
     "token-classification": (_tagger, {"labels": ["O", "B-A", "I-A", "B-B", "I-B"]}),
     "question-answering": (_reader, {}),
     "image-classification": (_seer, {"image": dataclasses.asdict(PICTURE), "tokenizer": None}),

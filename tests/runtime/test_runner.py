@@ -149,8 +149,9 @@ def test_classification(classifier: Path) -> None:
             check_classes(labels, probabilities, TEXTS)
 
 
-def test_records_of_every_task_are_plain_data(tiny: Path, classifier: Path) -> None:
-    bundles = {"feature-extraction": tiny, "text-classification": classifier}
+def test_records_of_every_task_are_plain_data(tiny: Path, classifier: Path, task_bundle: Callable[..., Path]) -> None:
+    rater = task_bundle("text-regression")
+    bundles = {"feature-extraction": tiny, "text-classification": classifier, "text-regression": rater}
     assert set(bundles) | {"token-classification", "question-answering"} | {
         "image-classification",
         "text-generation",
@@ -160,7 +161,7 @@ def test_records_of_every_task_are_plain_data(tiny: Path, classifier: Path) -> N
         records = TASKS[task].records(runner.predict(["w1", "w2"]), runner.bundle)
         assert len(records) == 2
         for value in records[0].values():
-            assert isinstance(value, (int, list))
+            assert isinstance(value, (int, float, list))
 
 
 def test_unknown_task_is_refused(make_bundle: Callable[..., Path]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from saten_runtime import Runner, Sampling
 from saten_runtime.cli import main
 from saten_runtime.errors import BundleError, DataError, UsageError
+from saten_runtime.evaluate import evaluate
 from saten_runtime.generation import choose
 
 TaskBundle = Callable[..., Path]
@@ -49,6 +50,23 @@ def test_records_of_tags_have_names_and_entities(task_bundle: TaskBundle, capsys
     record = json.loads(capsys.readouterr().out)
     assert [word["name"] for word in record["words"]] == [LABELS[word["label"]] for word in record["words"]]
     assert all(entity["type"] in "AB" for entity in record["entities"])
+
+
+def test_numbers(task_bundle: TaskBundle, write_lines: Callable[..., Path]) -> None:
+    folder, texts = task_bundle("text-regression"), ["w1", "w2 w3", "w4 w9 w5"]
+    runner = Runner.load(folder)
+    got = runner.predict(texts, batch_size=1)  # the toy graph averages over padding, too
+    means = [seeded(64, 8)[row.ids].mean(axis=0) for row in runner.encoder.encode(texts)]
+    wanted = np.stack(means).astype(float) @ seeded(8, 1).astype(float)[:, 0]
+    np.testing.assert_allclose(got, wanted, atol=64 * EPS)
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(np.roll(got, 1), wanted, atol=64 * EPS)
+    assert runner.predict([]).shape == (0,)
+    labels = [1.0, 3.0, 2.5]
+    rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+    values, metrics = runner.predict(texts), evaluate([folder], write_lines(rows)).rows[0].metrics
+    assert metrics["rmse"] == pytest.approx(np.sqrt(np.mean((values - labels) ** 2)))
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(values, labels)[0, 1])
 
 
 def test_answers(task_bundle: TaskBundle) -> None:
