@@ -53,8 +53,8 @@ EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belon
     "trace": "trace",
     "run_passes": "lower",
     "_save_graph": "write",
-    "_write_cases": "verify",
-    "check_parity": "verify",
+    "write_cases": "verify",
+    "_compare": "verify",
 }
 MOST_EXPORT_BYTES = 1.5  # of the model as fp32
 

@@ -168,3 +168,10 @@ def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch):
         encoder.check(exact, logits * 1.01, logits)
     with pytest.raises(SystemExit, match="differs from torch"):
         encoder.check(coarse, logits[::-1], logits)
+
+
+def test_the_stages_of_an_export_are_functions_that_there_are():
+    from saten_exporters import bundle
+
+    stages = load("toolchain").EXPORT_STAGES
+    assert all(callable(getattr(bundle, name)) for name in stages)
