@@ -47,6 +47,7 @@ _BYTES = {
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 # Above any vocabulary, length or width there is: Llama 4 reads ten million tokens.
 _MOST_SIZE = 1 << 24
+_NO_SIZES = ("rope_theta",)  # a period, and written as a whole number by some
 # Buffers that are computed, tables that are tied, and a new head are in the model and not in its files.
 _MODEL_VALUES_PER_STORED, _MORE_MODEL_VALUES = 2, 1 << 22
 _ADVICE = "the file is damaged, download it again"
@@ -182,7 +183,7 @@ def _check_sizes(path: Path, tensors: int) -> None:
         if type(layers) is not int or layers < 0 or (tensors and layers > tensors):
             raise CheckpointError(f"{path}: {key} is {layers!r:.40}, and the weight files hold {tensors} tensors")
     for key, value in _numbers({name: value for name, value in config.items() if name != "quantization_config"}):
-        if isinstance(value, int) and abs(value) > _MOST_SIZE:
+        if isinstance(value, int) and abs(value) > _MOST_SIZE and key not in _NO_SIZES:
             raise CheckpointError(f"{path}: {key} is {value!r:.40}, which is no size of a model")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from saten_exporters.tasks import name_on_the_hub
 from saten_runtime.manifest import Manifest
 from saten_runtime.parity import Comparison
 
 __all__ = ["model_card"]
 
-HUB_TASKS = {"text-regression": "text-classification"}  # the hub's names, where they differ
 USES = {
     "text-generation": ("generate", '"a prompt"'),
     "question-answering": ("predict", '"a question" --context "a text that answers it"'),
@@ -30,7 +30,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             "---",
             f"base_model: {manifest.source['model']}",
             "library_name: onnx",
-            f"pipeline_tag: {HUB_TASKS.get(manifest.task, manifest.task)}",
+            f"pipeline_tag: {name_on_the_hub(manifest.task)}",
             "tags: [onnx, onnxruntime, saten, tensor-train, sparse]",
             "---",
             f"# {manifest.name}",

@@ -8,7 +8,7 @@ from saten_exporters.parts import Exportable
 from saten_exporters.samples import CACHED, PIXELS, TOKENS, Kind
 from saten_runtime.errors import ExportError, UsageError
 
-__all__ = ["TASKS", "Task", "kind_of", "name_on_the_device", "task_of"]
+__all__ = ["TASKS", "Task", "kind_of", "name_on_the_device", "name_on_the_hub", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,15 @@ def kind_of(source: Exportable) -> Kind:
     return next(kind for kind in kinds if kind.pictures == (source.processor is not None))
 
 
+# A classification by one label is a regression; the device knows it by a name of its own, and the hub does not.
+CLASSIFICATION, REGRESSION = "text-classification", "text-regression"
+
+
 def name_on_the_device(source: Exportable) -> str:
-    """The task's name for a device, which has one of its own where transformers means a regression by one label."""
-    regression = source.task == "text-classification" and source.model.config.num_labels == 1
-    return "text-regression" if regression else source.task
+    """What a manifest calls the model's task."""
+    return REGRESSION if source.task == CLASSIFICATION and source.model.config.num_labels == 1 else source.task
+
+
+def name_on_the_hub(task: str) -> str:
+    """What the hub and transformers.js call a manifest's task."""
+    return CLASSIFICATION if task == REGRESSION else task

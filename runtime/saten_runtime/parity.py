@@ -39,7 +39,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 READS = "reads"
 # Tasks whose outputs have one row per text, not per token, so that no mask applies to them.
-_ONE_ROW = ("text-classification",)
+_ONE_ROW = ("text-classification", "text-regression")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hostile import bundles, checkpoints, requests
+from hostile import bundles, containers, exports, layers, requests
 from hostile.case import Case
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*checkpoints.CASES, *bundles.CASES, *requests.CASES]
+CASES: list[Case] = [*containers.CASES, *layers.CASES, *exports.CASES, *bundles.CASES, *requests.CASES]
