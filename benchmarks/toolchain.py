@@ -50,6 +50,7 @@ BUDGET = 0.25
 
 
 EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belongs to
+    "_loaded": "load",
     "trace": "trace",
     "run_passes": "lower",
     "_save_graph": "write",
@@ -137,15 +138,13 @@ def forget_peak() -> None:
 def export(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-edge export` does, stage by stage; `quick` changes nothing."""
     import saten_exporters.bundle as exporter
-    from saten_edge.models import load_model
 
     stages: Stages = {}
     with contextlib.ExitStack() as patches:
         for function, stage in EXPORT_STAGES.items():
             timed = timing(getattr(exporter, function), stage, stages)
             patches.enter_context(patch.object(exporter, function, timed))
-        model = timing(load_model, "load", stages)(folder)
-        exporter.export(model, out, overwrite=True)
+        exporter.export(folder, out, overwrite=True)
     return stages
 
 

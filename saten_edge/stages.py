@@ -28,7 +28,7 @@ from saten_edge.compress import (
 )
 from saten_edge.console import Talk
 from saten_edge.decompose import Recipe
-from saten_edge.models import LoadedModel, load_model, save_model
+from saten_edge.models import LoadedModel, load_model, resolve_model, save_model
 from saten_exporters import export
 from saten_runtime.bench import Plan, bench
 from saten_runtime.bundle import Bundle
@@ -173,17 +173,19 @@ def export_stage(
     """
     if not overwrite:
         refuse_existing(out)
+    if dense is not None:
+        resolve_model(str(dense))  # before the minutes that the model itself may take
     with talk.stage(f"export {name or out.name}"):
-        loaded = load_model(model, task)
         return export(
-            loaded,
+            model,
             out,
+            task=task,
             name=name,
             precision=precision,
             target=target,
             rows=rows,
             lowering=lowering,
-            dense=None if dense is None else load_model(dense, loaded.task),
+            dense=dense,
             overwrite=overwrite,
         )
 

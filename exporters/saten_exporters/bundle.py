@@ -17,8 +17,8 @@ from saten_exporters.parts import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
 from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
-from saten_exporters.tasks import kind_of, name_on_the_device, task_of
-from saten_exporters.trace import trace
+from saten_exporters.tasks import kind_of, name_on_the_device, name_on_the_hub, task_of
+from saten_exporters.trace import forget_graphs, trace
 from saten_exporters.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, UsageError
@@ -48,15 +48,16 @@ def export(
     target: str = DEFAULT_TARGET,
     rows: int = 128,
     lowering: str | Path | None = None,
-    dense: Exportable | None = None,
+    dense: Exportable | str | Path | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
     model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
-    loads. task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
-    the folder's own name by default. dense: the model that a compressed one was made of; how far it is from that is
-    reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
+    loads; what is loaded here is let go again before ONNX Runtime loads the graph, so that it takes half the memory.
+    task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
+    the folder's own name by default. dense: the model that a compressed one was made of, likewise; how far it is from
+    that is reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
@@ -66,24 +67,39 @@ def export(
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    row, path, choices = TARGETS[target], Path(out), Choices(precision, target, rows, lowering)
+    path, choices = Path(out), Choices(precision, target, rows, lowering)
     with new_folder(path, overwrite=overwrite) as folder:
-        source = _loaded(model, task)
-        _refuse_half(source)
-        exported = trace(source, row)
-        layers = run_passes(exported.program, source.layer_parts(), choices)
-        check_operators(exported.program, row)
-        _save_graph(exported, folder, row)
-        graph = exported.program.graph
-        write_cases(source, folder, [str(value.name) for value in graph.outputs])
-        manifest = _manifest(source, folder, name or path.name, choices, row, graph, layers)
+        manifest = _write_model(model, task, folder, name or path.name, choices)
+        forget_graphs()
         _write_manifest(folder, manifest)
-        apart = approximation(source, dense) if dense is not None else []
+        apart = [] if dense is None else _compare_dense(dense, folder)
         comparisons = _compare(folder, manifest)
-        for add in row.extras:
+        for add in TARGETS[target].extras:
             add(folder)
         _write_reports(folder, manifest, comparisons, apart)
     return Bundle.open(path)
+
+
+def _write_model(
+    model: Exportable | str | Path, task: str | None, folder: Path, name: str, choices: Choices
+) -> Manifest:
+    """All that torch is needed for: the graph, and what torch computes of every case."""
+    target = TARGETS[choices.target]
+    source = _loaded(model, task)
+    _refuse_half(source)
+    exported = trace(source, target)
+    layers = run_passes(exported.program, source.layer_parts(), choices)
+    check_operators(exported.program, target)
+    _save_graph(exported, folder, target)
+    graph = exported.program.graph
+    write_cases(source, folder, [str(value.name) for value in graph.outputs])
+    return _manifest(source, folder, name, choices, target, graph, layers)
+
+
+def _compare_dense(dense: Exportable | str | Path, folder: Path) -> list[Comparison]:
+    """How far what torch computed of the cases in a bundle is from what it computes of them with `dense`."""
+    bundle = Bundle.open(folder)
+    return approximation(bundle, _loaded(dense, name_on_the_hub(bundle.manifest.task)))
 
 
 def _loaded(model: Exportable | str | Path, task: str | None) -> Exportable:

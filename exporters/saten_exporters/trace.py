@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import re
@@ -18,7 +19,7 @@ from saten_exporters.targets import Target
 from saten_exporters.tasks import TASKS, kind_of
 from saten_runtime.errors import ExportError
 
-__all__ = ["name_axes", "trace"]
+__all__ = ["forget_graphs", "name_axes", "trace"]
 
 LARGEST_BATCH = 4096
 
@@ -58,6 +59,19 @@ def trace(source: Exportable, target: Target) -> Any:
     _refuse_lost(where, "output", set(TASKS[source.task].outputs), graph.outputs)
     name_axes(graph, {value.name or "": kind.axes(value.name or "") for value in graph.inputs})
     return exported
+
+
+def forget_graphs() -> None:
+    """Free the weights of graphs that are no longer used.
+
+    The tracer's rewriting rules live as long as the process; each keeps what it last looked at, and so its graph.
+    """
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+
+    for matcher in gc.get_objects():
+        if type(matcher) is SimplePatternMatcher:
+            vars(matcher).update(dict.fromkeys(vars(matcher).keys() - {"pattern"}))
+    gc.collect()
 
 
 def _dynamic(source: Exportable, axes: Mapping[int, str], value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch
 
 from saten_exporters.forms import DOMAIN
 from saten_exporters.parts import Exportable
-from saten_exporters.samples import Case
-from saten_exporters.tasks import TASKS, kind_of
+from saten_exporters.tasks import TASKS, kind_of, name_on_the_device
+from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ParityError, UsageError
-from saten_runtime.parity import READS, Comparison, compare_case, write_case
+from saten_runtime.parity import READS, Comparison, compare_case, read_cases, write_case
 
 __all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
 
@@ -40,33 +40,35 @@ def write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
     kind = kind_of(source)
     whole = [name for name in outputs if not kind.cached or "past_key_values" not in name]
     for name, case in kind.cases(source).items():
-        write_case(folder, name, _arrays(source, case, whole))
+        reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
+        inputs = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+        write_case(folder, name, {**inputs, **reads, **_computed(source, case.inputs, whole)})
 
 
-def approximation(source: Exportable, dense: Exportable) -> list[Comparison]:
-    """How far a compressed model is from the dense one it was made of, both in torch: no bound, and no verdict.
+def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
+    """How far torch's outputs in a compressed model's bundle are from the dense model's: no bound, and no verdict.
 
     Raises:
-        UsageError: `dense` is of another task or family.
+        UsageError: `dense` is of another task or architecture.
     """
-    ours, theirs = (f"{each.task} by {each.model.config.model_type}" for each in (source, dense))
+    manifest, outputs, rows = bundle.manifest, TASKS[dense.task].outputs, []
+    ours = f"{manifest.task} by {manifest.source['architecture']}"
+    theirs = f"{name_on_the_device(dense)} by {dense.source['architecture']}"
     if ours != theirs:
         raise UsageError(f"{dense.source['model']}: does {theirs}, the model to export {ours}; they cannot be compared")
-    outputs, rows = list(TASKS[source.task].outputs), []
-    for name, case in kind_of(source).cases(source).items():
-        got, wanted = _arrays(source, case, outputs), _arrays(dense, case, outputs)
-        rows += compare_case(source.task, name, {each: got[each] for each in outputs}, wanted)
+    for name, arrays in read_cases(bundle).items():
+        inputs = {each: torch.from_numpy(arrays[each]) for each in manifest.inputs if each in arrays}
+        wanted = {**arrays, **_computed(dense, inputs, outputs)}
+        rows += compare_case(manifest.task, name, {each: arrays[each] for each in outputs}, wanted)
     return rows
 
 
-def _arrays(source: Exportable, case: Case, outputs: list[str]) -> dict[str, np.ndarray]:
-    """A case's inputs and what torch computes of them."""
+def _computed(source: Exportable, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """What torch computes, by the names of outputs."""
     options = {"use_cache": False} if hasattr(source.model.config, "use_cache") else {}
     with torch.no_grad():
-        results = source.model(**case.inputs, **options)
-    reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
-    given = {name: tensor.numpy() for name, tensor in case.inputs.items()}
-    return {**given, **reads, **{name: results[name].numpy() for name in outputs}}
+        results = source.model(**inputs, **options)
+    return {name: results[name].numpy() for name in outputs}
 
 
 def rounding_bound(graph: ir.Graph, precision: str = "fp32") -> float:

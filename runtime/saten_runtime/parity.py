@@ -128,6 +128,7 @@ def compare(bundle: Bundle) -> list[Comparison]:
                 outputs = _replay(bundle, session, arrays)
             compared = compare_case(bundle.manifest.task, case, outputs, arrays, bound=bound)
             results += [replace(row, optimized=optimized) for row in compared]
+        del session  # before the next one is made: two of a large model may be more than there is memory for
     return results
 
 

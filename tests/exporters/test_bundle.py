@@ -534,7 +534,9 @@ def test_the_distance_to_the_dense_model_is_reported_apart(
     assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
 
 
-def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel]) -> None:
+def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf) -> None:
     other = dataclasses.replace(loaded_tiny["dense"], task="text-classification")
-    with pytest.raises(UsageError, match="does text-classification by bert, the model to export feature-extraction"):
-        approximation(loaded_tiny["saten"], other)
+    with pytest.raises(
+        UsageError, match="does text-classification by BertModel, the model to export feature-extraction"
+    ):
+        approximation(bundle_of("saten", "fp32"), other)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from saten_edge.models import LoadedModel
+from saten_edge.models import LoadedModel, load_model
 from saten_exporters import TARGETS
 from saten_exporters.forms import DOMAIN
 from saten_exporters.samples import padded_tokens
-from saten_exporters.trace import name_axes, trace
+from saten_exporters.trace import forget_graphs, name_axes, trace
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError
 
@@ -154,3 +156,14 @@ def test_samples_of_a_model_that_reads_less(
 ) -> None:
     monkeypatch.setattr(loaded_tiny["dense"].tokenizer, "model_input_names", ["input_ids", "attention_mask", "x"])
     assert list(padded_tokens(loaded_tiny["dense"], [(3, 3)])) == ["input_ids", "attention_mask"]
+
+
+def test_the_weights_of_a_graph_out_of_use_are_freed(tiny_bert: Path) -> None:
+    source = load_model(tiny_bert)
+    exported = trace(source, TARGETS["x86-64"])
+    weights = [weakref.ref(parameter) for parameter in source.model.parameters()]
+    forget_graphs()
+    assert all(weight() is not None for weight in weights)
+    del source, exported
+    forget_graphs()
+    assert not [weight for weight in weights if weight() is not None]
