@@ -25,6 +25,7 @@ from saten_exporters.verify import approximation, measured_bound
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import ExportError, ParityError, UsageError
 from saten_runtime.files import digest_of, sha256_file
+from saten_runtime.layers import layers_of
 from saten_runtime.manifest import Manifest
 from saten_runtime.parity import Comparison, check_parity, compare_outputs, write_case
 
@@ -540,3 +541,18 @@ def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel], bund
         UsageError, match="does text-classification by BertModel, the model to export feature-extraction"
     ):
         approximation(bundle_of("saten", "fp32"), other)
+
+
+# --- the layers of a dense bundle -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
+def test_a_dense_bundle_has_the_same_layers_at_every_precision(precision: str, bundle_of: BundleOf) -> None:
+    plain, stored = (layers_of(bundle_of("dense", each)) for each in ("fp32", precision))
+    facts = [[(layer.name, layer.kind, layer.shape, layer.macs_per_row) for layer in each] for each in (plain, stored)]
+    assert facts[0] == facts[1]
+    assert facts[0]
+    share = sum(layer.bytes for layer in stored) / sum(layer.bytes for layer in plain)
+    assert share < 0.51
+    data = (bundle_of("dense", precision).path / "model.onnx.data").stat().st_size
+    assert sum(layer.bytes for layer in stored) <= data
