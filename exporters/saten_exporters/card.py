@@ -47,10 +47,26 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
             f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
             "",
+            *_comparison_table(comparisons),
             *_from_dense(apart),
             *_layer_table(manifest),
         )
     )
+
+
+def _comparison_table(comparisons: list[Comparison]) -> list[str]:
+    """What was measured at export; of a decoder, with how often both find the same next token likeliest."""
+    tokens = any(row.same_token is not None for row in comparisons)
+    return [
+        f"| case | output | shape | optimizations | relative error | cosine |{' same next token |' * tokens}",
+        f"|---|---|---|---|--:|--:|{'--:|' * tokens}",
+        *(
+            f"| {row.case} | {row.output} | {' × '.join(map(str, row.shape))} | {'on' if row.optimized else 'off'} | "
+            f"{row.relative_error:.2e} | {row.cosine:.6f} |{f' {row.same_token:.3f} |' if tokens else ''}"
+            for row in comparisons
+        ),
+        "",
+    ]
 
 
 def _from_dense(apart: list[Comparison]) -> list[str]:

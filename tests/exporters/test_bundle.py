@@ -203,6 +203,11 @@ def test_the_card(model: str, precision: str, bundle_of: BundleOf) -> None:
     rows = json.loads((bundle.path / "validation" / "report.json").read_text())["comparisons"]
     assert f"{max(row['relative_error'] for row in rows):.2e}" in card
     assert f"over {len(rows)} comparisons" in card
+    for row in rows:
+        setting = "on" if row["optimized"] else "off"
+        shape = " × ".join(map(str, row["shape"]))
+        line = f"| {row['case']} | {row['output']} | {shape} | {setting} | {row['relative_error']:.2e} | "
+        assert line in card
     for layer in bundle.manifest.layers:
         assert f"| {layer.name} | {layer.form} |" in card
     assert ("Every weight is dense." in card) == (model == "dense")
