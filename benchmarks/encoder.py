@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.artifacts import DENSE, Maker, Row, compress, once, saten_rows
+from peers.artifacts import DENSE, Maker, Row, chosen, compress, once, saten_rows
 from peers.comparison import Examples, Timed, compare, numbers
 from peers.engines import Input
 from peers.measure import Turns, tokens_columns
@@ -93,7 +93,7 @@ def main() -> int:
     timed = Timed("128 tokens" if "128 tokens" in names else names[-1], names[0])
     prepare = untrained if arguments.random else trained
     title, rows, maker, examples = prepare(arguments)
-    rows = [row for row in rows if any(part in row.name for part in arguments.only.split(","))]
+    rows = chosen(rows, arguments.only, quick=arguments.quick)
     notes = (lambda table: targets(table, timed)) if examples.labels else (lambda table: "")
     return compare(title, rows, maker, examples, plan, timed, arguments.output, notes)
 
@@ -179,7 +179,10 @@ def targets(table: Sequence[dict[str, Any]], timed: Timed) -> str:
     standard = [row for row in saten if row["precision"] == "int8" and not row["kernels"]]
     kernels = [row for row in saten if row["precision"] == "int8" and row["kernels"]]
     floats = [row for row in saten if row["precision"] == "fp32"]
-    largest = list(int8["peak_anon_bytes"])[-1:]
+
+    def peak(row: dict[str, Any]) -> float | None:
+        own, others = (list(each["peak_anon_bytes"].values()) for each in (row, int8))
+        return own[-1] / others[-1] if own and others else None
 
     def ratio(column: str, to: str) -> Callable[[dict[str, Any]], float | None]:
         return lambda row: (row["ratio"][column][to] or [None])[0]
@@ -195,15 +198,7 @@ def targets(table: Sequence[dict[str, Any]], timed: Timed) -> str:
             ratio(timed.also, "fastest dense"),
             0.6,
         ),
-        *(
-            (
-                "peak anonymous memory, of dense int8",
-                [*standard, *kernels],
-                lambda row: row["peak_anon_bytes"].get(name, np.inf) / int8["peak_anon_bytes"][name],
-                0.5,
-            )
-            for name in largest
-        ),
+        ("peak anonymous memory, of dense int8", [*standard, *kernels], peak, 0.5),
     )
     lines = []
     for what, candidates, value, most in wanted:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,24 @@ from saten_runtime.errors import SatenError
 from saten_runtime.files import new_folder
 from saten_runtime.kernels import SWITCH, Kernels, probe
 
-__all__ = ["DENSE", "Maker", "Row", "build", "compress", "export", "once", "saten_edge", "saten_rows", "target"]
+__all__ = [
+    "DENSE",
+    "Maker",
+    "Row",
+    "build",
+    "chosen",
+    "compress",
+    "export",
+    "once",
+    "saten_edge",
+    "saten_rows",
+    "target",
+]
 
 OPENVINO_INT8 = "openvino-int8"
 # The ONNX Runtime precision that does the same arithmetic: what a row's floor is computed from.
 ARITHMETIC = {"torch": "fp32", OPENVINO_INT8: "int8"}
+MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch_eager": "torch", "torch_compiled": "torch"}
 SLOW_STARTS = {"torch_eager": 3, "torch_compiled": 3}  # rounds of which they take part in one
 
 
@@ -54,6 +68,16 @@ DENSE = (
     Row("PyTorch eager", "torch_eager", "dense", "torch"),
     Row("PyTorch compiled", "torch_compiled", "dense", "torch"),
 )
+
+
+# What a quick table has.
+QUICK = ("ORT dense fp32", "ORT dense int8", "OpenVINO fp32", "saten-grouped")
+
+
+def chosen(rows: Sequence[Row], only: str, *, quick: bool) -> list[Row]:
+    """Rows whose name contains one of `only`, with commas between; of `QUICK` by default where there is little time."""
+    parts = only.split(",") if only or not quick else QUICK
+    return [row for row in rows if any(part in row.name for part in parts)]
 
 
 def saten_rows(model: str, precisions: Sequence[str], kernels: Sequence[bool]) -> tuple[Row, ...]:
@@ -125,9 +149,13 @@ def _runs(row: Row, kernels: Kernels) -> bool:
 
 
 def _contender(row: Row, maker: Maker) -> Contender:
+    if find_spec(MODULES[row.engine]) is None:
+        raise ImportError(f"{MODULES[row.engine]} is not installed")
     artifact = maker.artifact(row)
     switch = {} if row.kernels is None else {SWITCH: str(int(row.kernels))}
-    return Contender(row.name, row.engine, artifact, stored_bytes(artifact), switch, SLOW_STARTS.get(row.engine, 1))
+    return Contender(
+        row.name, row.engine, artifact, stored_bytes(artifact), switch, every=SLOW_STARTS.get(row.engine, 1)
+    )
 
 
 def once(out: Path, make: Callable[[Path], Any]) -> Path:
@@ -140,7 +168,7 @@ def once(out: Path, make: Callable[[Path], Any]) -> Path:
 
 def stored_bytes(artifact: Path) -> int:
     """Graph and weights of an artifact, indices included."""
-    suffixes = (".onnx", ".data", ".bin", ".xml", ".safetensors")
+    suffixes = (".onnx", ".data", ".bin", ".xml", ".safetensors", ".gguf")
     return sum(path.stat().st_size for path in artifact.iterdir() if path.name.endswith(suffixes))
 
 

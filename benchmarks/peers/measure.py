@@ -19,7 +19,6 @@ from saten_runtime.stats import paired_ratio
 
 __all__ = ["Column", "Contender", "Measured", "Turns", "measure", "peaks", "tokens_columns", "worker"]
 
-WORKER = "from peers.worker import main; main()"
 FOLDER = Path(__file__).parents[1]
 LEAST_RUNS = 3
 
@@ -28,7 +27,7 @@ LEAST_RUNS = 3
 class Contender:
     """A row: an engine and what it runs. bytes: on disk, of what the engine needs.
 
-    every: it takes part in every so many rounds, for what takes long to start.
+    worker: the module that runs it. every: it takes part in every so many rounds, for what takes long to start.
     """
 
     name: str
@@ -36,6 +35,7 @@ class Contender:
     artifact: Path
     bytes: int
     environment: dict[str, str] = field(default_factory=dict)
+    worker: str = "peers.worker"
     every: int = 1
 
 
@@ -64,11 +64,13 @@ class Turns:
 class Measured:
     """Of one row: samples in ns by (column, threads) and round, readings at the first threads, or why it failed.
 
-    peak_anon_bytes: by column, of all columns up to it.
+    first_ns: from the start of loading to the first answer, where the worker tells. peak_anon_bytes: by column, of all
+    columns up to it.
     """
 
     samples: dict[tuple[str, int], dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
     load_ns: list[int] = field(default_factory=list)
+    first_ns: list[int] = field(default_factory=list)
     peak_anon_bytes: dict[str, int] = field(default_factory=dict)
     failed: str | None = None
 
@@ -100,7 +102,7 @@ def tokens_columns(tokens: Sequence[int], batches: Sequence[int] = (1,)) -> list
 def worker(contender: Contender, threads: int) -> Iterator[tuple[Child, int]]:
     """A started process with the contender loaded: (child, nanoseconds of loading)."""
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _path(), **contender.environment}
-    with Child(WORKER, settings) as child:
+    with Child(f"from {contender.worker} import main; main()", settings) as child:
         answer = child.ask("load", engine=contender.engine, artifact=str(contender.artifact), threads=threads)
         yield child, answer["load_ns"]
 
@@ -149,6 +151,7 @@ def _round(contenders: Sequence[Contender], plan: Turns, threads: int, index: in
                     with _failing(table[name]):
                         answer = child.ask("run", shape=column.shape, iterations=LEAST_RUNS, min_ns=min_ns)
                         table[name].samples[column.name, threads][index] = answer["samples_ns"]
+                        table[name].first_ns += answer.get("first_ns", []) * (threads == plan.threads[0])
 
 
 @contextlib.contextmanager

@@ -54,7 +54,9 @@ def panels(title: str, drawings: Mapping[str, tuple[str, str, Sequence[Line]]], 
         axes = figure.add_subplot(rows, columns, place)
         for line in lines:
             style = "--" if line.dashed else "-"
-            axes.plot(line.x, line.y, style, color=line.color, marker=None if line.dashed else ".", label=line.label)
+            axes.plot(
+                line.x, line.y, style, color=line.color, marker=None if line.dashed else ".", label=line.label or "_"
+            )
         axes.set(title=name, xlabel=below, ylabel=beside, xscale="log", yscale="log")
         _plain_ticks(axes, sorted({x for line in lines for x in line.x}))
         axes.grid(True, which="both", linewidth=0.3)

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,26 +52,28 @@ class Worker:
     def run(self, shape: Sequence[int], iterations: int, min_ns: int) -> dict[str, Any]:
         """Time it."""
         x = random_input(shape)
-        self._warm_up(x)
-        samples: list[int] = []
-        first = now = time.perf_counter_ns()
-        while len(samples) < iterations or now - first < min_ns:
-            start = time.perf_counter_ns()
-            self.classify(x)
-            now = time.perf_counter_ns()
-            samples.append(now - start)
-        return {"samples_ns": samples}
+        return {"samples_ns": samples(lambda: self.classify(x), iterations, min_ns)}
 
     def memory(self) -> dict[str, Any]:
         """A reading."""
         return dataclasses.asdict(snapshot())
 
-    def _warm_up(self, x: Input) -> None:
-        end = time.perf_counter_ns() + WARMUP_NS
-        for _ in range(WARMUP_RUNS):
-            self.classify(x)
-            if time.perf_counter_ns() > end:
-                return
+
+def samples(work: Callable[[], object], iterations: int, min_ns: int) -> list[int]:
+    """Nanoseconds of each of at least so many runs of `work`, for at least so long, after a warm-up."""
+    end = time.perf_counter_ns() + WARMUP_NS
+    for _ in range(WARMUP_RUNS):
+        work()
+        if time.perf_counter_ns() > end:
+            break
+    found: list[int] = []
+    first = now = time.perf_counter_ns()
+    while len(found) < iterations or now - first < min_ns:
+        start = time.perf_counter_ns()
+        work()
+        now = time.perf_counter_ns()
+        found.append(now - start)
+    return found
 
 
 def random_input(shape: Sequence[int]) -> Input:
@@ -83,10 +85,14 @@ def random_input(shape: Sequence[int]) -> Input:
 
 
 def main() -> None:
+    serve(Worker())
+
+
+def serve(worker: Any) -> None:
+    """Answer requests by the methods of `worker` until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not reach the protocol
     warnings.simplefilter("ignore")
-    worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
         verb = getattr(worker, request.pop("do"))
