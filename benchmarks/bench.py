@@ -153,9 +153,8 @@ def section(name: str, results: Path) -> str:
 def machine(facts: dict[str, Any]) -> str:
     """Where a table's numbers come from, in a line."""
     about = facts["environment"]
-    return (
-        f"{about['cpu']}, {about['cores']} cores; ONNX Runtime {about['packages']['onnxruntime']}; kernels: {kernels}"
-    )
+    versions = f"ONNX Runtime {about['packages']['onnxruntime']}; kernels: {facts['kernels']}"
+    return f"{about['cpu']}, {about['cores']} cores; {versions}"
 
 
 if __name__ == "__main__":

@@ -249,13 +249,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     staged = [row for row in rows if row["stages"]]
     names = list(dict.fromkeys(name for row in staged for name in row["stages"]))
-    cells = [
-        (
-            row["model"],
-            *(f"{row['stages'][name]['seconds']:.1f}; {row['stages'][name]['peak_bytes'] / 1e6:.0f}" for name in names),
-        )
-        for row in staged
-    ]
+    cells = [(row["model"], *(_stage(row["stages"][name]) for name in names)) for row in staged]
     return (
         f"{markdown(head, lines, texts=2)}\n### Stages of an export, seconds; peak MB\n\n"
         f"{markdown(('model', *names), cells)}"
