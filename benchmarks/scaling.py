@@ -183,12 +183,12 @@ def layers(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
     """Where which lowering wins, then the models, then all layers."""
     return (
-        f"{_winners(rows)}\n### Models\n\n{_table(rows, 'model', 'peak_anon_bytes', 'ms; peak anonymous, MB')}"
+        f"{winners(rows)}\n### Models\n\n{_table(rows, 'model', 'peak_anon_bytes', 'ms; peak anonymous, MB')}"
         f"\n### Layers\n\n{_table(rows, 'layer', 'predicted_ms', 'ms; predicted, ms')}"
     )
 
 
-def _winners(rows: Sequence[dict[str, Any]]) -> str:
+def winners(rows: Sequence[dict[str, Any]]) -> str:
     """Where the prediction's favourite was the fastest, by axis and precision, with and without kernels."""
     lines = []
     cells: dict[tuple[str, str, bool], list[tuple[Any, str, str, float]]] = {}
