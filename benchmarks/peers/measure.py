@@ -20,19 +20,19 @@ from saten_runtime.stats import paired_ratio
 
 __all__ = ["Contender", "Measured", "Turns", "measure", "worker"]
 
-WORKER = "from peers.worker import main; main()"
 FOLDER = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A row: an engine and what it runs. bytes: on disk, of what the engine needs."""
+    """A row: an engine and what it runs. bytes: on disk, of what the engine needs. worker: the module that runs it."""
 
     name: str
     engine: str
     artifact: Path
     bytes: int
     environment: dict[str, str] = field(default_factory=dict)
+    worker: str = "peers.worker"
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class Turns:
 
 @dataclass
 class Measured:
-    """Of one row: samples in ns by (tokens, threads) and round, readings at one thread, or why it failed."""
+    """Of one row: samples in ns by (tokens, threads) and round, readings at one thread, or why it failed.
+
+    first_ns: from the start of loading to the first answer, where the worker tells.
+    """
 
     samples: dict[tuple[int, int], list[list[int]]] = field(default_factory=lambda: defaultdict(list))
     load_ns: list[int] = field(default_factory=list)
+    first_ns: list[int] = field(default_factory=list)
     peak_anon_bytes: int | None = None
     failed: str | None = None
 
@@ -72,7 +76,7 @@ class Measured:
 def worker(contender: Contender, threads: int) -> Any:
     """A started process with the contender loaded: (child, nanoseconds of loading)."""
     settings = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": _path(), **contender.environment}
-    with Child(WORKER, settings) as child:
+    with Child(f"from {contender.worker} import main; main()", settings) as child:
         answer = child.ask("load", engine=contender.engine, artifact=str(contender.artifact), threads=threads)
         yield child, answer["load_ns"]
 
@@ -84,7 +88,8 @@ def measure(contenders: Sequence[Contender], plan: Turns, step: Callable[[str], 
     for name, contender in named.items():
         step(f"{name}: memory")
         with _failing(table[name]), worker(contender, 1) as (child, _), Watch(child.pid) as watch:
-            child.ask("run", tokens=max(plan.tokens), iterations=3, min_ns=0)
+            for tokens in plan.tokens:
+                child.ask("run", tokens=tokens, iterations=3, min_ns=0)
             table[name].peak_anon_bytes = watch.peak(Memory(**child.ask("memory"))).rss_anon_bytes
     for threads in plan.threads:
         for index in range(plan.rounds):
@@ -108,6 +113,7 @@ def measure(contenders: Sequence[Contender], plan: Turns, step: Callable[[str], 
                                     min_ns=int(plan.min_time_s * 1e9 / plan.rounds),
                                 )
                                 table[name].samples[tokens, threads].append(answer["samples_ns"])
+                                table[name].first_ns += answer.get("first_ns", []) * (threads == plan.threads[0])
     return table
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +48,36 @@ class Worker:
     def run(self, tokens: int, iterations: int, min_ns: int) -> dict[str, Any]:
         """Time it."""
         ids = np.random.default_rng(tokens).choice(IDS, (1, tokens)).astype(np.int64)
-        for _ in range(WARMUP_RUNS):
-            self.classify(ids)
-        samples: list[int] = []
-        first = now = time.perf_counter_ns()
-        while len(samples) < iterations or now - first < min_ns:
-            start = time.perf_counter_ns()
-            self.classify(ids)
-            now = time.perf_counter_ns()
-            samples.append(now - start)
-        return {"samples_ns": samples}
+        return {"samples_ns": samples(lambda: self.classify(ids), iterations, min_ns)}
 
     def memory(self) -> dict[str, Any]:
         """A reading."""
         return dataclasses.asdict(snapshot())
 
 
+def samples(work: Callable[[], object], iterations: int, min_ns: int) -> list[int]:
+    """Nanoseconds of each of at least so many runs of `work`, for at least so long, after a warm-up."""
+    for _ in range(WARMUP_RUNS):
+        work()
+    found: list[int] = []
+    first = now = time.perf_counter_ns()
+    while len(found) < iterations or now - first < min_ns:
+        start = time.perf_counter_ns()
+        work()
+        now = time.perf_counter_ns()
+        found.append(now - start)
+    return found
+
+
 def main() -> None:
+    serve(Worker())
+
+
+def serve(worker: Any) -> None:
+    """Answer requests by the methods of `worker` until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not reach the protocol
     warnings.simplefilter("ignore")
-    worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
         verb = getattr(worker, request.pop("do"))
