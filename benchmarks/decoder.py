@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from corpus_python import python_corpus
-from peers.artifacts import once, pipe_table, saten_edge, say, short, stored_bytes
+from peers.artifacts import once, pipe_table, python, saten_edge, say, short, stored_bytes
 from peers.decoder_worker import NEW_TOKENS
 from peers.decoders import CONTEXT
 from peers.measure import Contender, Measured, Turns, measure, worker
@@ -38,7 +38,8 @@ from saten_runtime.kernels import probe
 PROMPT = 128
 CELLS = {f"pp{PROMPT}": PROMPT, f"tg{NEW_TOKENS}": 1}  # as `peers.decoder_worker` is asked for them
 WORKER = "peers.decoder_worker"
-MODULES = {"onnxruntime": "onnxruntime", "llama.cpp": "llama_cpp"}  # what must be installed
+# engine → what must be installed
+MODULES = {"onnxruntime": "onnxruntime", "genai": "onnxruntime_genai", "llama.cpp": "llama_cpp"}
 END = "<|end|>"
 # Of a quantized row: share of held-out tokens after which it finds the same next token likeliest as torch, and, where
 # weights are random and no token stands out, how far its logits may be from torch's, relative to their length.
@@ -63,6 +64,9 @@ DENSE = (
     Row("ORT dense int8", "onnxruntime", "dense", "int8"),
     Row("ORT dense int8-block", "onnxruntime", "dense", "int8-block"),
     Row("ORT dense int4", "onnxruntime", "dense", "int4"),
+    Row("genai fp32", "genai", "dense", "fp32"),
+    Row("genai int8", "genai", "dense", "int8-block"),
+    Row("genai int4", "genai", "dense", "int4"),
     Row("llama.cpp F32", "llama.cpp", "dense", "f32"),
     Row("llama.cpp Q8_0", "llama.cpp", "dense", "q8_0"),
     Row("llama.cpp Q4_0", "llama.cpp", "dense", "q4_0"),
@@ -99,7 +103,15 @@ SMALL = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
-TINY = {**SMALL, "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
+# Heads of 16: onnxruntime-genai takes no narrower ones.
+TINY = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA_1B = {
     "vocab_size": 128256,
     "hidden_size": 2048,
@@ -107,7 +119,7 @@ LLAMA_1B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-TRAINED = Shape(SMALL, steps=900, finetuning_steps=300, texts=200)
+TRAINED = Shape(SMALL, steps=600, finetuning_steps=150, texts=200)
 QUICKLY = Shape(TINY, steps=40, finetuning_steps=10, texts=20, docstrings=False)
 
 
@@ -167,8 +179,8 @@ class Maker:
 
     def artifact(self, row: Row) -> Path:
         """What the row's engine reads."""
-        makers = {"onnxruntime": self._export, "llama.cpp": self._gguf}
-        return once(self.work / f"{row.model}-{row.precision}", functools.partial(makers[row.engine], row))
+        makers = {"onnxruntime": self._export, "genai": self._genai, "llama.cpp": self._gguf}
+        return once(self.work / f"{row.engine}-{row.model}-{row.precision}", functools.partial(makers[row.engine], row))
 
     @functools.cached_property
     def texts(self) -> Texts:
@@ -208,6 +220,12 @@ class Maker:
 
     def _export(self, row: Row, out: Path) -> None:
         saten_edge("export", self.checkpoint(row.model), "-o", out, "--precision", row.precision)
+
+    def _genai(self, row: Row, out: Path) -> None:
+        """As its model builder does it by default: in blocks, the head, too, the table in float32."""
+        options = ("-m", row.model, "-i", self.checkpoint(row.model), "-o", out, "-c", self.work / "cache")
+        precision = row.precision.removesuffix("-block")
+        python("-m", "onnxruntime_genai.models.builder", *options, "-p", precision, "-e", "cpu")
 
     def _gguf(self, row: Row, out: Path) -> None:
         from peers.gguf_llama import write_gguf

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["once", "pipe_table", "saten_edge", "say", "short", "stored_bytes"]
+__all__ = ["once", "pipe_table", "python", "saten_edge", "say", "short", "stored_bytes"]
 
 # Graphs and weights of every engine.
 SUFFIXES = (".onnx", ".data", ".bin", ".xml", ".safetensors", ".gguf")
@@ -36,6 +37,17 @@ def saten_edge(*arguments: object) -> None:
     except SystemExit as ended:
         if ended.code:
             raise SystemExit(f"saten-edge {arguments[0]} ended with {ended.code}") from None
+
+
+def python(*arguments: object) -> None:
+    """Run a program of somebody else's.
+
+    Raises:
+        SystemExit: with its last words, where it fails.
+    """
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr.strip()[-300:])
 
 
 def stored_bytes(artifact: Path) -> int:

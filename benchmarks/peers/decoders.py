@@ -8,6 +8,7 @@ as by default, but for the float32 file, which is compared exactly.
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,6 +47,28 @@ class OnnxRuntime:
     def read(self, ids: list[int], *, every: bool = False) -> Logits:
         logits = self._decoder.forward(np.array([ids], np.int64))[0]
         return logits if every else logits[-1:]
+
+
+class GenAi:
+    """What onnxruntime-genai's model builder wrote."""
+
+    def __init__(self, artifact: Path, threads: int) -> None:
+        import onnxruntime_genai
+
+        config = onnxruntime_genai.Config(str(artifact))
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        model = onnxruntime_genai.Model(config)
+        search = onnxruntime_genai.GeneratorParams(model)
+        search.set_search_options(max_length=CONTEXT, do_sample=False)
+        self._generator = onnxruntime_genai.Generator(model, search)
+
+    def reset(self) -> None:
+        self._generator.rewind_to(0)
+
+    def read(self, ids: list[int], *, every: bool = False) -> Logits:
+        self._generator.append_tokens(np.array(ids, np.int32))
+        return self._generator.get_output("logits")[0] if every else self._generator.get_logits()[0]
 
 
 class LlamaCpp:
@@ -121,6 +144,7 @@ class Torch:
 
 DECODERS: dict[str, Callable[[Path, int], Decode]] = {
     "onnxruntime": OnnxRuntime,
+    "genai": GenAi,
     "llama.cpp": LlamaCpp,
     "torch": Torch,
 }
