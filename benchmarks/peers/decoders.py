@@ -1,14 +1,15 @@
 """Every engine that can run a Llama, as one table. Each is imported only in the process that it runs in.
 
 All of them are given ids, keep the cache of what they read in their own way, and answer with logits. llama.cpp maps its
-file, as it does by default, so that weights it reads as they are count as no anonymous memory; its cache is of 16 bits,
-as by default, but for the float32 file, which is compared exactly.
+file, as it does by default, so that weights it reads as they are count as no anonymous memory; its cache and attention
+are of 16 bits, as by default, but for the float32 file, which has to agree with torch within rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +80,7 @@ class LlamaCpp:
 
         self._library = llama_cpp
         self._vocabulary, exact = _described(artifact)
+        logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(
             str(artifact / "model.gguf").encode(), llama_cpp.llama_model_default_params()
@@ -90,6 +92,7 @@ class LlamaCpp:
         options.n_threads = options.n_threads_batch = threads
         if exact:
             options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
+            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = llama_cpp.llama_init_from_model(model, options)
         self._batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
         self.reset()
