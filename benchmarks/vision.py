@@ -98,7 +98,7 @@ def trained(arguments: argparse.Namespace) -> tuple[str, Sequence[Row], Maker, E
 
     def compressed(model: str, out: Path) -> None:
         raw = once(work / f"compressed-{model}", lambda raw: compress(dense, raw, "--budget", BUDGET, *METHODS[model]))
-        saten_edge("finetune", raw, "-o", out, *learn, "--teacher", dense, "--steps", more)
+        saten_edge("finetune", raw, "-o", out, *learn, "--teacher", dense, "--steps", more, threads=1)
 
     train, held_out = (digits(held_out) for held_out in (False, True))
     maker = Maker(checkpoint, work, lambda: pixels(dense, train[0][:CALIBRATION_IMAGES]))

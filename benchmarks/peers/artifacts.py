@@ -30,6 +30,7 @@ __all__ = [
     "compress",
     "export",
     "once",
+    "python",
     "saten_edge",
     "saten_rows",
     "target",
@@ -180,22 +181,31 @@ def target(kernels: bool = False) -> str:
 
 def export(checkpoint: Path, out: Path, precision: str, kernels: bool = False) -> None:
     """As the user would."""
-    saten_edge("export", checkpoint, "-o", out, "--precision", precision, "--target", target(kernels))
+    saten_edge("export", checkpoint, "-o", out, "--precision", precision, "--target", target(kernels), threads=1)
 
 
 def compress(dense: Path, out: Path, *options: object) -> None:
     """As the user would, but in one round at one split, which changes numbers and no speed."""
-    saten_edge("compress", dense, "-o", out, "--rounds", 1, "--share", 0.8, *options)
+    saten_edge("compress", dense, "-o", out, "--rounds", 1, "--share", 0.8, *options, threads=1)
 
 
-def saten_edge(*arguments: object) -> None:
-    """Run a command of `saten-edge` on one thread.
+def saten_edge(*arguments: object, threads: int | None = None) -> None:
+    """Run a command of ours in a process of its own; threads: for what runs beside others.
 
     Raises:
         RuntimeError: it failed; what it said last.
     """
-    command = [sys.executable, "-m", "saten_edge.cli", *map(str, arguments), "--quiet"]
-    single = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=single)
+    python("-m", "saten_edge.cli", *arguments, "--quiet", threads=threads)
+
+
+def python(*arguments: object, threads: int | None = None) -> None:
+    """Run a program in this interpreter's environment.
+
+    Raises:
+        RuntimeError: it failed; what it said last.
+    """
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limit})
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-300:])
