@@ -24,6 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 from peers.artifacts import export as export_bundle
+from peers.artifacts import once
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish
 
@@ -71,11 +72,11 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "toolchain.json")
     parser.add_argument("--quick", action="store_true", help="one round at one split for all")
-    parser.add_argument("--child", nargs=3, metavar=("STEP", "SOURCE", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, metavar=("STEP", "SOURCE", "MODEL", "TINY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        step, source, model = arguments.child
-        print(json.dumps(measure(step, Path(source), Path(model), arguments.output, quick=arguments.quick)))
+        step, *folders = arguments.child
+        print(json.dumps(measure(step, *map(Path, folders), arguments.output, quick=arguments.quick)))
         return 0
     names = arguments.models or (["tiny"] if arguments.quick else ["minilm", "bert-base"])
     rows = [row for name in names for row in run(name, arguments.work, quick=arguments.quick)]
@@ -89,21 +90,35 @@ def run(name: str, work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
     work.mkdir(parents=True, exist_ok=True)
     source = model = packaged() if name == "minilm" else random_model(work / name, SIZES[name])
     flags = ["--quick"] * (quick or name != "minilm")
-    for step in STEPS:
+    family = json.loads((model / "config.json").read_text("utf-8"))["model_type"]
+    tiny = random_model(work / f"tiny-{family}", TINY[family])
+    for step, (_, _, prepare) in STEPS.items():
         print(f"{name}: {step}", file=sys.stderr, flush=True)
         out = work / f"{name}-{step}"
-        command = [sys.executable, __file__, "--work", work, "-o", out, *flags, "--child", step, source, model]
+        command = [
+            sys.executable,
+            __file__,
+            "--work",
+            work,
+            "-o",
+            out,
+            *flags,
+            "--child",
+            step,
+            source,
+            model,
+            prepare(tiny),
+        ]
         done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
         yield {"model": name, "step": step, **json.loads(done.stdout)}
         source = out
 
 
-def measure(step: str, source: Path, model: Path, out: Path, *, quick: bool) -> dict[str, Any]:
-    """Do a step to `source` in this process; sizes in bytes, of the dense `model`."""
-    work, allowed, tiny_source = STEPS[step]
-    family = json.loads((model / "config.json").read_text("utf-8"))["model_type"]
+def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, *, quick: bool) -> dict[str, Any]:
+    """Do a step to `source` in this process, to `tiny` first; sizes in bytes, of the dense `model`."""
+    work, allowed, _ = STEPS[step]
     with tempfile.TemporaryDirectory() as aside:
-        work(tiny_source(random_model(Path(aside) / "tiny", TINY[family])), Path(aside) / "out", quick=True)
+        work(tiny, Path(aside) / "out", quick=True)
     forget_peak()
     before, started = peak(), time.monotonic()
     stages = work(source, out, quick=quick)
@@ -208,9 +223,7 @@ def validate(folder: Path, out: Path, *, quick: bool) -> Stages:
 
 def exported(folder: Path) -> Path:
     """A bundle of the model, beside it."""
-    out = folder.with_name(f"{folder.name}-bundle")
-    export_bundle(folder, out, "fp32")
-    return out
+    return once(folder.with_name(f"{folder.name}-bundle"), lambda out: export_bundle(folder, out, "fp32"))
 
 
 def packaged() -> Path:
