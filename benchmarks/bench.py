@@ -53,8 +53,8 @@ WORK = ("--work", "{work}")
 TABLES = (
     Table("encoder", "encoder.py", ("--models", "{models}", "--data", "{data}", *WORK), needs=("models", "data")),
     Table("bert_base", "encoder.py", ("--random", *WORK)),
-    Table("decoder", "decoder.py", WORK),
-    Table("llama_1b", "decoder.py", ("--random", *WORK), quick=False),
+    Table("decoder", "decoder.py", (*WORK, "--rounds", "5")),
+    Table("llama_1b", "decoder.py", ("--random", *WORK, "--rounds", "3"), quick=False),
     Table("vision", "vision.py", WORK),
     Table("vit_base", "vision.py", ("--random", *WORK)),
     Table("scaling", "scaling.py", WORK),

@@ -75,10 +75,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
     parser.add_argument("--quick", action="store_true", help="two rounds, few points, a smaller model")
-    parser.add_argument("--rounds", type=int, help="default: 5, or 2 if --quick")
+    parser.add_argument("--rounds", type=int, help="default: 4, or 2 if --quick")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "scaling.json")
     arguments = parser.parse_args()
-    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    rounds = arguments.rounds or (2 if arguments.quick else 4)
     rows = [*models(arguments.work, rounds, arguments.quick), *layers(rounds, arguments.quick)]
     publish(arguments.output, rows, table_text(rows), picture(rows))
     return 0

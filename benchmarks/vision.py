@@ -66,12 +66,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds, less training; with --random a small model")
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file of the table")
-    parser.add_argument("--rounds", type=int, help="default: 6, or 2 if --quick")
-    parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.6, or 0.1")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --random 3, or 2 if --quick")
+    parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.5, or 0.1")
     parser.add_argument("--threads", help="default: 1,2, or 1 if --quick")
     parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
     arguments = parser.parse_args()
-    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (6, 0.6, "1,2")
+    often = 3 if arguments.random else 5
+    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (often, 0.5, "1,2")
     title, rows, maker, examples, sizes = (untrained if arguments.random else trained)(arguments)
     column = Column("1 image", examples.inputs[0].shape, (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1)
     plan = Turns(

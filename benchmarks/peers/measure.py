@@ -50,14 +50,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Turns:
-    """columns: the smallest input first; every pair of them and threads is a cell. min_time_s: per cell, over all
-    rounds.
+    """columns: the smallest input first; every pair of them and threads is a cell. rounds: at the first threads, which
+    is what rows are compared at; half as many at the others. min_time_s: per cell, over `rounds`.
     """
 
     columns: Sequence[Column]
     threads: Sequence[int]
     rounds: int
     min_time_s: float
+
+    def rounds_at(self, threads: int) -> int:
+        """How often every contender is started with so many threads."""
+        return self.rounds if threads == self.threads[0] else -(-self.rounds // 2)
 
 
 @dataclass
@@ -115,8 +119,8 @@ def measure(contenders: Sequence[Contender], plan: Turns, step: Callable[[str], 
         with _failing(table[contender.name]):
             table[contender.name].peak_anon_bytes = peaks(contender, plan.columns, plan.threads[0])
     for threads in plan.threads:
-        for index in range(plan.rounds):
-            step(f"{threads} thread{'s' * (threads > 1)}, round {index + 1} of {plan.rounds}")
+        for index in range(plan.rounds_at(threads)):
+            step(f"{threads} thread{'s' * (threads > 1)}, round {index + 1} of {plan.rounds_at(threads)}")
             _round([each for each in contenders if index % each.every == 0], plan, threads, index, table)
     return table
 

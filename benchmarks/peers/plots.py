@@ -67,6 +67,8 @@ def panels(title: str, drawings: Mapping[str, tuple[str, str, Sequence[Line]]], 
 def _plain_ticks(axes: Axes, places: Sequence[float]) -> None:
     axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _svg(figure: Figure, title: str) -> str:
