@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import math
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from peers.plots import COLORS, bars
 from peers.results import markdown, publish, short
 
 from saten_runtime.errors import SatenError
+from saten_runtime.files import new_folder
 from saten_runtime.kernels import SWITCH, probe
 
 PROMPT = 128
@@ -113,7 +115,8 @@ QUICKLY = Shape(TINY, steps=40, finetuning_steps=10, texts=20, docstrings=False)
 
 def random_shape(layers: int) -> Shape:
     """Llama 3.2 1B with so many of its 16 layers."""
-    return Shape({**LLAMA_1B, "num_hidden_layers": layers}, steps=0, finetuning_steps=0, texts=1)
+    sizes = {**LLAMA_1B, "num_hidden_layers": layers}
+    return Shape(sizes, steps=0, finetuning_steps=0, texts=1, docstrings=False)
 
 
 def main() -> int:
@@ -221,9 +224,10 @@ class Maker:
 
     def _genai(self, row: Row, out: Path) -> None:
         """As its model builder does it by default: in blocks, the head, too, the table in float32."""
-        options = ("-m", row.model, "-i", self.checkpoint(row.model), "-o", out, "-c", self.work / "cache")
         precision = row.precision.removesuffix("-block")
-        python("-m", "onnxruntime_genai.models.builder", *options, "-p", precision, "-e", "cpu")
+        with new_folder(out) as folder:
+            options = ("-m", row.model, "-i", self.checkpoint(row.model), "-o", folder, "-c", self.work / "cache")
+            python("-m", "onnxruntime_genai.models.builder", *options, "-p", precision, "-e", "cpu")
 
     def _gguf(self, row: Row, out: Path) -> None:
         from peers.gguf_llama import write_gguf
@@ -251,11 +255,13 @@ def random_llama(sizes: dict[str, int], texts: Sequence[str], out: Path) -> None
     most = min(sizes["vocab_size"], SMALL["vocab_size"])
     vocabulary.train_from_iterator(texts, most, special_tokens=[END], show_progress=False)
     options = {"eos_token": END, "pad_token": END, "model_max_length": CONTEXT}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary._tokenizer, **options).save_pretrained(out)
-    torch.manual_seed(0)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=vocabulary._tokenizer, **options)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = transformers.LlamaConfig(**sizes, **ends, max_position_embeddings=CONTEXT, tie_word_embeddings=True)
-    transformers.LlamaForCausalLM(config).save_pretrained(out)
+    torch.manual_seed(0)
+    with new_folder(out) as folder:
+        tokenizer.save_pretrained(folder)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def made(row: Row, maker: Maker) -> Contender:
@@ -266,7 +272,7 @@ def made(row: Row, maker: Maker) -> Contender:
     """
     if row.kernels and probe().state != "active":
         raise RuntimeError(f"saten-kernels is {probe().words}")
-    __import__(MODULES[row.engine])
+    importlib.import_module(MODULES[row.engine])
     say(f"{row.name}: make")
     artifact = maker.artifact(row)
     switch = {} if row.kernels is None else {SWITCH: str(int(row.kernels))}

@@ -26,6 +26,8 @@ from peers.engines import Input
 from peers.measure import Turns, tokens_columns
 from peers.worker import IDS
 
+from saten_runtime.files import new_folder
+
 CALIBRATION_TEXTS, LONGEST = 128, 128
 BOTH, WITHOUT = (False, True), (False,)
 # model of a row → what accuracy.py calls its cell
@@ -147,8 +149,9 @@ def random_bert(out: Path, sizes: dict[str, int]) -> None:
 
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
-    model.save_pretrained(out)
-    transformers.AutoTokenizer.from_pretrained(str(MODEL_DIR)).save_pretrained(out)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(str(MODEL_DIR)).save_pretrained(folder)
 
 
 def random_inputs() -> list[Input]:

@@ -24,6 +24,7 @@ from peers.measure import Column, Turns
 from peers.worker import random_input
 
 from saten_edge.texts import write_lines
+from saten_runtime.files import new_folder
 
 BOTH, WITHOUT = (False, True), (False,)
 SIDE, PATCH, CLASSES = 8, 2, 10
@@ -133,9 +134,10 @@ def random_vit(out: Path, sizes: dict[str, int]) -> None:
     torch.manual_seed(0)
     names = {number: str(number) for number in range(CLASSES)}
     config = transformers.ViTConfig(**sizes, id2label=names, label2id={name: n for n, name in names.items()})
-    transformers.ViTForImageClassification(config).save_pretrained(out)
     side = {"height": sizes["image_size"], "width": sizes["image_size"]}
-    transformers.ViTImageProcessorPil(size=side).save_pretrained(out)
+    with new_folder(out) as folder:
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+        transformers.ViTImageProcessorPil(size=side).save_pretrained(folder)
 
 
 def digits(held_out: bool) -> tuple[np.ndarray, list[int]]:
@@ -153,12 +155,12 @@ def write_digits(out: Path) -> None:
     from PIL import Image
 
     images, labels = digits(held_out=False)
-    out.mkdir()
     rows: list[dict[str, Any]] = []
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        Image.fromarray(image).save(out / f"{number}.png")
-        rows.append({"image": f"{number}.png", "label": label})
-    write_lines(out / "train.jsonl", rows)
+    with new_folder(out) as folder:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            Image.fromarray(image).save(folder / f"{number}.png")
+            rows.append({"image": f"{number}.png", "label": label})
+        write_lines(folder / "train.jsonl", rows)
 
 
 def pixels(folder: Path, images: np.ndarray) -> list[Input]:

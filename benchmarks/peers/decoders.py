@@ -79,7 +79,6 @@ class LlamaCpp:
         import llama_cpp
 
         self._library = llama_cpp
-        self._vocabulary, exact = _described(artifact)
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_load_from_file(
@@ -90,9 +89,10 @@ class LlamaCpp:
         options = llama_cpp.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = CONTEXT
         options.n_threads = options.n_threads_batch = threads
-        if exact:
+        if llama_cpp.llama_model_ftype(model) == llama_cpp.LLAMA_FTYPE_ALL_F32:
             options.type_k = options.type_v = llama_cpp.GGML_TYPE_F32
             options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self._context = llama_cpp.llama_init_from_model(model, options)
         self._batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
         self.reset()
@@ -151,12 +151,3 @@ DECODERS: dict[str, Callable[[Path, int], Decode]] = {
     "llama.cpp": LlamaCpp,
     "torch": Torch,
 }
-
-
-def _described(artifact: Path) -> tuple[int, bool]:
-    """Size of the vocabulary, and whether the weights are float32."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(artifact / "model.gguf")
-    size = int(reader.fields["llama.vocab_size"].contents())
-    return size, all(tensor.tensor_type.name == "F32" for tensor in reader.tensors)

@@ -15,10 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saten_runtime.files import new_folder
+
 __all__ = ["KINDS", "write_gguf"]
 
-# What matrices are stored as, and the table, which is the head, too: llama.cpp's own 4-bit files keep it in more bits.
-KINDS = {"f32": ("F32", "F32"), "q8_0": ("Q8_0", "Q8_0"), "q4_0": ("Q4_0", "Q8_0")}
+# What a file is called, and what its matrices are stored as, and the table, which is the head, too: llama.cpp's own
+# 4-bit files keep it in more bits.
+KINDS = {
+    "f32": ("ALL_F32", "F32", "F32"),
+    "q8_0": ("MOSTLY_Q8_0", "Q8_0", "Q8_0"),
+    "q4_0": ("MOSTLY_Q4_0", "Q4_0", "Q8_0"),
+}
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -42,17 +49,18 @@ def write_gguf(checkpoint: Path, out: Path, kind: str) -> None:
     import gguf
 
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
-    out.mkdir()
-    writer = gguf.GGUFWriter(out / "model.gguf", "llama")
-    _describe(writer, config)
-    types = [gguf.GGMLQuantizationType[name] for name in KINDS[kind]]
-    for name, values in _tensors(checkpoint, config):
-        wanted = types[name in TABLES] if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    file_type, *types = KINDS[kind]
+    with new_folder(out) as folder:
+        writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+        writer.add_file_type(gguf.LlamaFileType[file_type])
+        _describe(writer, config)
+        for name, values in _tensors(checkpoint, config):
+            wanted = gguf.GGMLQuantizationType[types[name in TABLES] if values.ndim == 2 else "F32"]
+            writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def interleaved(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
