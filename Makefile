@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench-accuracy bench-encoder kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -21,8 +21,9 @@ help:
 	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
 	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
 	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
+	@echo "make bench [DATA=FOLDER] [MODELS=FOLDER] [QUICK=1]  every table of benchmarks/README.md, within 45 minutes"
+	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
-	@echo "make bench-encoder DATA=FOLDER   its classifiers beside OpenVINO, PyTorch and 8- and 4-bit ONNX Runtime"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
@@ -88,12 +89,15 @@ bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
 
-# What bench-accuracy made, on every engine; on a quiet machine, about 20 minutes.
-bench-encoder: $(INSTALLED)
-	@test -n "$(DATA)" || { echo "make bench-encoder DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/encoder.py --models bench-accuracy-out --data "$(DATA)/sst2/validation.jsonl" \
-		--calibration "$(DATA)/sst2/train.jsonl" --work bench-encoder-out -o benchmarks/results/encoder.json
+# MODELS: the folder of bench-accuracy's checkpoints. Without DATA and MODELS the tables that need them are left out.
+BENCH = $(BIN)/python benchmarks/bench.py --work bench-out $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")
+bench: $(INSTALLED)
+	$(if $(QUICK),,$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]' || \
+		echo "peers could not be installed; the rows of those that are missing are left out" >&2)
+	$(BENCH) $(if $(QUICK),--quick)
+
+bench-calibration: $(INSTALLED)
+	$(BENCH) --calibration
 
 kernels: $(INSTALLED)
 	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)

@@ -2,8 +2,8 @@
 
 Each run measures the bundle against itself; the interval of the ratio should contain 1. Then a slowdown is planted:
 every sample of one side is made 5 % longer before the interval is computed, and should be found. Prints a Markdown
-table and stores it, and every ratio as JSON, in `benchmarks/results`, anew after every run. Exit code 1 when fewer
-than nine in ten runs contain 1, or find the slowdown.
+table and stores it, and every ratio as JSON, anew after every run. Exit code 1 when fewer than nine in ten runs
+contain 1, or find the slowdown.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from peers.results import RESULTS, markdown, publish
 
 from saten_runtime.bench import Plan, bench
-from saten_runtime.files import replace_file, write_json
 from saten_runtime.journal import SAMPLES_FILE
 from saten_runtime.jsonl import read_lines
-from saten_runtime.results import BenchResult
 from saten_runtime.stats import Ratio, paired_ratio
 
 SLOWDOWN = 1.05
 LEAST_SHARE = 0.9
-RESULTS = Path(__file__).parent / "results"
-FACTS = ("cpu", "machine", "cores", "memory_total_bytes", "python", "packages")
 
 
 @dataclass(frozen=True)
@@ -47,35 +44,31 @@ class Run:
         return self.slower.low > 1
 
 
-def one_run(bundle: Path, plan: Plan) -> tuple[Run, BenchResult]:
+def one_run(bundle: Path, plan: Plan) -> tuple[Run, str]:
+    """A run, and the bundle's name."""
     with tempfile.TemporaryDirectory() as folder:
         result = bench([bundle, bundle], plan, output=Path(folder) / "run")
         rows = [row for row in read_lines(Path(folder) / "run" / SAMPLES_FILE) if row["kind"] == "samples"]
     names = sorted({row["bundle"] for row in rows})
     first, second = ([row["samples_ns"] for row in rows if row["bundle"] == name] for name in names)
     slower = [[SLOWDOWN * sample for sample in samples] for samples in second]
-    return Run(paired_ratio(second, first), paired_ratio(slower, first), result.verdict.reasons), result
-
-
-def summary(runs: list[Run], plan: Plan, facts: dict[str, Any]) -> dict[str, Any]:
-    """Everything that is stored, as plain JSON data."""
-    return {
-        "contain_1": sum(run.contains_1 for run in runs),
-        "slowdown_found": sum(run.finds_slowdown for run in runs),
-        "runs": [asdict(run) for run in runs],
-        "plan": plan.to_json(),
-        "environment": facts,
-    }
+    return Run(paired_ratio(second, first), paired_ratio(slower, first), result.verdict.reasons), result.cells[0].bundle
 
 
 def table(runs: list[Run]) -> str:
-    lines = [f"| run | A / A | interval | A × {SLOWDOWN} / A | interval | valid |", "|--:|--:|---|--:|---|---|"]
-    for number, run in enumerate(runs, 1):
-        cells = (f"{one.value:.4f} | {one.low:.4f}–{one.high:.4f}" for one in (run.same, run.slower))
-        lines.append(f"| {number} | {' | '.join(cells)} | {'no' if run.reasons else 'yes'} |")
+    """The counts, then every run."""
+    head = ("run", "A / A", "interval", f"A × {SLOWDOWN} / A", "interval", "valid")
+    lines = [
+        (
+            str(number),
+            *(text for one in (run.same, run.slower) for text in (f"{one.value:.4f}", f"{one.low:.4f}–{one.high:.4f}")),
+            "no" if run.reasons else "yes",
+        )
+        for number, run in enumerate(runs, 1)
+    ]
     equal, found = (sum(marks) for marks in ((r.contains_1 for r in runs), (r.finds_slowdown for r in runs)))
     said = f"Contain 1: {equal} of {len(runs)}. Slowdown of {SLOWDOWN - 1:.0%} found: {found} of {len(runs)}."
-    return "\n".join([*lines, "", said, ""])
+    return f"{said}\n\n### All runs\n\n{markdown(head, lines)}"
 
 
 def main() -> int:
@@ -85,19 +78,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--min-time", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "a_versus_a.json")
     arguments = parser.parse_args()
     plan = Plan(tokens=(arguments.tokens,), rounds=arguments.rounds, min_time_s=arguments.min_time, floor=False)
     runs: list[Run] = []
     for number in range(1, arguments.runs + 1):
         print(f"run {number} of {arguments.runs}", file=sys.stderr)
-        run, result = one_run(arguments.bundle, plan)
+        run, name = one_run(arguments.bundle, plan)
         runs.append(run)
-        facts = {"bundle": result.cells[0].bundle, **{name: result.environment[name] for name in FACTS}}
-        arguments.results.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.results / "a_versus_a.json", summary(runs, plan, facts))
-        replace_file(arguments.results / "a_versus_a.md", table(runs).encode())
-    print(table(runs), end="")
+        counts = {"contain_1": sum(r.contains_1 for r in runs), "slowdown_found": sum(r.finds_slowdown for r in runs)}
+        publish(arguments.output, list(map(asdict, runs)), table(runs), **counts, bundle=name, plan=plan.to_json())
     least = LEAST_SHARE * len(runs)
     passed = all(sum(marks) >= least for marks in ([r.contains_1 for r in runs], [r.finds_slowdown for r in runs]))
     return 0 if passed else 1

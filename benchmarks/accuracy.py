@@ -27,9 +27,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from peers.plots import COLORS, Line, panels
+from peers.results import RESULTS, markdown, publish
+
 from saten_runtime.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "accuracy"
 DENSE = "dense"
 
 
@@ -213,23 +215,71 @@ def best_saten(results: Sequence[dict[str, Any]]) -> Cell | None:
     return Cell(task, max(rows, key=lambda row: row["after"])["method"], budget, seed)
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """One Markdown table; a row is a method on a task at a budget, its scores the mean over seeds ± half the spread."""
-    head = ("task", "metric", "budget", "method", "bytes", "of dense", "error", "before", "after", "seeds", "steps")
-    lines = [head, ("---",) * 2 + ("--:",) + ("---",) + ("--:",) * 7]
+def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One object per method on a task at a budget, with the scores of its seeds."""
+    found = []
     for task, budget, method in dict.fromkeys(map(_row_key, sorted(results, key=_order))):
-        rows = [row for row in results if _row_key(row) == (task, budget, method)]
-        sizes = [row["compressed"] for row in rows if row["compressed"]]
-        size = (
-            f"{fmean(size['stored_bytes'] for size in sizes):,.0f}" if sizes else "",
-            f"{fmean(size['stored_bytes'] / size['dense_bytes'] for size in sizes):.3f}" if sizes else "1",
-            f"{fmean(size['error'] for size in sizes):.3f}" if sizes else "0",
+        cells = [row for row in results if _row_key(row) == (task, budget, method)]
+        sizes = [cell["compressed"] for cell in cells if cell["compressed"]]
+        stored = fmean(size["stored_bytes"] for size in sizes) if sizes else None
+        found.append(
+            {
+                "task": task,
+                "metric": cells[0]["metric"],
+                "budget": budget,
+                "method": method,
+                "bytes": stored,
+                "of_dense": fmean(size["stored_bytes"] / size["dense_bytes"] for size in sizes) if sizes else 1.0,
+                "error": fmean(size["error"] for size in sizes) if sizes else 0.0,
+                "before": [cell["before"] for cell in cells],
+                "after": [cell["after"] for cell in cells],
+                "steps": cells[0]["steps"],
+            }
         )
-        scores = (_score([row["before"] for row in rows]), _score([row["after"] for row in rows]))
-        lines.append(
-            (task, rows[0]["metric"], f"{budget:.2f}", method, *size, *scores, str(len(rows)), str(rows[0]["steps"]))
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """One Markdown table; scores are the mean over seeds ± half the spread."""
+    head = ("task", "method", "metric", "budget", "bytes", "of dense", "error", "before", "after", "seeds", "steps")
+    lines = [
+        (
+            row["task"],
+            row["method"],
+            row["metric"],
+            f"{row['budget']:.2f}",
+            "" if row["bytes"] is None else f"{row['bytes']:,.0f}",
+            f"{row['of_dense']:.3g}",
+            f"{row['error']:.3g}",
+            _score(row["before"]),
+            _score(row["after"]),
+            str(len(row["after"])),
+            str(row["steps"]),
         )
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        for row in rows
+    ]
+    return markdown(head, lines, texts=3)
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> str:
+    """Scores over the share of the bytes, a panel per task; the dense model's is dashed."""
+    drawings = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        lines = []
+        own = [row for row in rows if row["task"] == task]
+        shares = sorted({row["budget"] for row in own if row["method"] != DENSE})
+        for row in own:
+            if row["method"] == DENSE and shares:
+                scores = [100 * fmean(row["after"])] * len(shares)
+                lines.append(Line(DENSE, shares, scores, COLORS["dense-0"], dashed=True))
+        for method, color in zip(METHODS, list(COLORS.values())[1:], strict=False):
+            cells = [row for row in own if row["method"] == method]
+            if cells:
+                scores = [100 * fmean(row["after"]) for row in cells]
+                lines.append(Line(method, [row["budget"] for row in cells], scores, color))
+        if lines:
+            drawings[task] = ("share of the dense bytes", own[0]["metric"], lines)
+    return panels("Accuracy at equal bytes", drawings)
 
 
 def _row_key(row: dict[str, Any]) -> tuple[str, float, str]:
@@ -273,7 +323,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of sst2, stsb and rte")
     parser.add_argument("--model", help="encoder to fine-tune; all-MiniLM-L6-v2 by default")
     parser.add_argument("--work", type=Path, default=Path("bench-accuracy-out"), help="checkpoints; may be deleted")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON file per finished cell")
+    parser.add_argument("--results", type=Path, default=RESULTS / "accuracy", help="one JSON file per finished cell")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--only", default="", help="run cells whose name contains this")
     parser.add_argument("--most-steps", type=int, default=400, help="cut every row's training")
@@ -293,9 +343,9 @@ def main() -> None:
     best = best_saten(read_results(arguments.results))
     if best is not None:
         bench.run_long(best)
-    text = table(read_results(arguments.results))
-    print(text, end="")
-    (arguments.results.parent / f"{arguments.results.name}.md").write_text(text, "utf-8")
+    rows = rows_of(read_results(arguments.results))
+    output = arguments.results.parent / f"{arguments.results.name}.json"
+    publish(output, rows, table(rows), picture(rows) if len(rows) > 1 else None)
 
 
 if __name__ == "__main__":

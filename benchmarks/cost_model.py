@@ -1,11 +1,11 @@
-"""Measures what the cost model predicts from, as `python benchmarks/cost_model.py [--rounds 5] [--write]`.
+"""Measures what the cost model predicts from, as `python benchmarks/cost_model.py [--write] [-o FILE.json]`.
 
-Parts of layers in every form and precision, of several shapes and with 1 to 512 rows, take turns in one process on one
-thread; the shortest run of each counts, less that of an empty graph: others' turns on a shared machine only ever add.
-The prices of `saten_exporters.cost` are fitted to the measurements by non-negative least squares of the relative
-error, on every shape but one. Prints, for each form, how far prediction and measurement are apart on the shapes
-fitted and on the one left out, then how often the model picks the fastest form and what it loses where it does not.
-Writes both as JSON, and with --write the prices into the exporter's table, for this machine's target.
+Parts of layers in every form and precision, of several shapes (those of layers.py among them) and with 1 to 512 rows,
+take turns in one process on one thread; the shortest run of each counts, less that of an empty graph: others' turns on
+a shared machine only ever add. The prices of `saten_exporters.cost` are fitted to the measurements by non-negative
+least squares of the relative error, on every shape but one. The table has, for each form, how far prediction and
+measurement are apart on the shapes fitted and on the one left out; then how often the model picks the fastest form and
+what it loses where it does not. With --write the prices go into the exporter's table, for this machine's target.
 Where the native kernels are installed their prices are measured, too.
 """
 
@@ -14,24 +14,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
-import time
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
+from layers import SHAPES as LAYERS
+from peers.artifacts import target
+from peers.plots import COLORS, bars
+from peers.results import RESULTS, markdown, publish
+from peers.synthetic import idle_ns, layer, samples_ns, session
 from scipy.optimize import nnls
 
 import saten_exporters
 from saten_exporters.cost import KERNELS, RATES_FILE, Rates
 from saten_exporters.forms import (
     DENSE_FORMS,
-    DOMAIN,
-    DOMAIN_VERSION,
     LOWERINGS,
     RESIDUAL_FORMS,
     TRAIN_FORMS,
@@ -42,10 +44,10 @@ from saten_exporters.forms import (
 from saten_exporters.forms.form import NATIVE
 from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
-from saten_exporters.targets import TARGETS
-from saten_runtime import kernels
+from saten_runtime.files import write_json
+from saten_runtime.kernels import probe
 
-SHAPES = ((384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (2048, 512))
+SHAPES = ((384, 384), (384, 1536), (1536, 384), (768, 768), *LAYERS, (2048, 512))
 LEFT_OUT = (768, 768)
 TABLE = (20_000, 384)
 ROWS = (1, 8, 32, 128, 512)
@@ -54,8 +56,6 @@ DENSITY = 0.1
 ENTRY_DENSITY = 0.02  # of a table
 RANK_SHARE = 0.12  # of the smaller side
 TURN_S = 2e-3
-TARGET = next(iter(TARGETS.values()))
-MACHINES = {"x86_64": "x86-64", "AMD64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
 PRICES = ("call", "weight", "mac", "move")
 
 
@@ -70,50 +70,18 @@ class Subject:
     steps: tuple[tuple[str, Work], ...]
 
 
-def layer(shape: tuple[int, int], kind: str, layout: str, group: int, rng: np.random.Generator) -> LayerParts:
-    """Random numbers of a layer whose train has two cores on each side and its inner ranks cut in half."""
-    inputs, outputs = shape
+def layer_of(shape: tuple[int, int], layout: str, group: int, rng: np.random.Generator) -> LayerParts:
+    """A random layer, a table where the layout is "ell"."""
     rank = max(8, int(RANK_SHARE * min(shape)) // 8 * 8)
-    first, last = _split(inputs), tuple(reversed(_split(outputs)))
-    left, right = min(first[0], rank) // 2, min(last[1], rank) // 2
-    cores = (
-        (_normal(rng, 1, first[0], left), _normal(rng, left, first[1], rank)),
-        (_normal(rng, rank, last[0], right), _normal(rng, right, last[1], 1)),
-    )
-    values, indices = np.zeros(0, np.float32), {}
-    kept = int(DENSITY * inputs)
-    if layout == "grouped":
-        chosen = [np.sort(rng.choice(inputs, kept, replace=False)) for _ in range(outputs // group)]
-        indices = {"indices": np.stack(chosen).astype(np.int32)}
-        values = _normal(rng, outputs // group, group, kept)
-    if layout == "csr":
-        columns = np.stack([np.sort(rng.choice(inputs, kept, replace=False)) for _ in range(outputs)])
-        pointers = np.arange(outputs + 1, dtype=np.int32) * kept
-        indices = {"indptr": pointers, "indices": columns.ravel().astype(np.uint16)}
-        values = _normal(rng, columns.size)
-    if layout == "ell":
-        kept = int(ENTRY_DENSITY * outputs)
-        chosen = [np.sort(rng.choice(outputs, kept, replace=False)) for _ in range(inputs)]
-        indices, values = {"indices": np.stack(chosen).astype(np.uint16)}, _normal(rng, inputs, kept)
-    a, b = _normal(rng, inputs, rank), _normal(rng, rank, outputs)
-    return LayerParts("layer", kind, shape, [rank], a, b, layout, values, indices, cores)
-
-
-def _split(size: int) -> tuple[int, int]:
-    """Two dims of a side, the smaller first."""
-    small = next(dim for dim in range(math.isqrt(size), 0, -1) if size % dim == 0)
-    return small, size // small
-
-
-def _normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape, np.float32)
+    kept = int(ENTRY_DENSITY * shape[1]) if layout == "ell" else int(DENSITY * shape[0])
+    return layer(shape, rank, layout, kept, rng, group=group, kind="embedding" if shape == TABLE else "linear")
 
 
 def forms(shape: tuple[int, int], rng: np.random.Generator) -> Iterator[tuple[str, Form, LayerParts, bool]]:
     """(name, form, layer, whether the native kernel runs it)."""
-    bare = layer(shape, "linear", "none", 1, rng)
-    entries = layer(shape, "linear", "csr", 1, rng)
-    blocks = {group: layer(shape, "linear", "grouped", group, rng) for group in GROUPS}
+    bare = layer_of(shape, "none", 1, rng)
+    entries = layer_of(shape, "csr", 1, rng)
+    blocks = {group: layer_of(shape, "grouped", group, rng) for group in GROUPS}
     for precision in PRECISIONS:
         yield "dense", DENSE_FORMS["linear", precision], bare, False
         yield "low rank", TRAIN_FORMS["linear", precision], bare, False
@@ -131,7 +99,7 @@ def forms(shape: tuple[int, int], rng: np.random.Generator) -> Iterator[tuple[st
 
 def tables(rng: np.random.Generator) -> Iterator[tuple[str, Form, LayerParts, bool]]:
     """Forms of a table, and of a head that shares one."""
-    parts, entries = (layer(TABLE, "embedding", layout, 1, rng) for layout in ("none", "ell"))
+    parts, entries = (layer_of(TABLE, layout, 1, rng) for layout in ("none", "ell"))
     for precision in PRECISIONS:
         yield "dense table", DENSE_FORMS["embedding", precision], parts, False
         yield "low rank table", TRAIN_FORMS["embedding", precision], parts, False
@@ -148,68 +116,21 @@ def subjects(with_kernels: bool) -> Iterator[tuple[Subject, np.ndarray]]:
                 continue
             lookup = form.kind == "embedding"
             width = shape[1] if form.kind == "head" else shape[0]
-            x = rng.integers(0, shape[0], max(ROWS)) if lookup else _normal(rng, max(ROWS), width)
-            run = session(form, parts, native)
+            x = rng.integers(0, shape[0], max(ROWS)) if lookup else rng.standard_normal((max(ROWS), width), np.float32)
+            run = session(form, parts, max(ROWS), native=native)
             yield Subject(f"{name} {form.precision}", shape, native, run, form.steps(parts, native=native)), x
-
-
-def session(form: Form, parts: LayerParts, native: bool) -> onnxruntime.InferenceSession:
-    """One node from x (rows, inputs) or ids (rows) to y (rows, outputs)."""
-    lookup, head = form.kind == "embedding", form.kind == "head"
-    inputs, outputs = reversed(parts.shape) if head else parts.shape
-    x = ir.Value(
-        name="x",
-        shape=ir.Shape(["rows"] if lookup else ["rows", inputs]),
-        type=ir.TensorType(ir.DataType.INT64 if lookup else ir.DataType.FLOAT),
-    )
-    packed = form.pack(parts)
-    weights = []
-    for name in form.inputs:
-        tensor = ir.tensor(np.ascontiguousarray(packed[name]), name=name)
-        weights.append(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
-    sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, max(ROWS)).items()]
-    node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
-    y = node.outputs[0]
-    y.name, y.shape, y.type = "y", ir.Shape(["rows", outputs]), ir.TensorType(ir.DataType.FLOAT)
-    imports = {"": TARGET.opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
-    graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="layer")
-    model = ir.Model(graph, ir_version=TARGET.ir_version, functions=form.functions(TARGET.opset))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    if native:
-        kernels.register(options)
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-
-
-def turn(run: onnxruntime.InferenceSession, x: np.ndarray) -> float:
-    """Seconds of the shortest of a few runs."""
-    shortest, end = math.inf, time.perf_counter() + TURN_S
-    while (start := time.perf_counter()) < end:
-        run.run(None, {"x": x})
-        shortest = min(shortest, time.perf_counter() - start)
-    return shortest
-
-
-def empty_graph_ns(rounds: int) -> float:
-    """What a run costs that computes nothing."""
-    x, y = (ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT)) for name in "xy")
-    node = ir.Node("", "Identity", [x], outputs=[y])
-    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": TARGET.opset}, name="empty")
-    model = ir.Model(graph, ir_version=TARGET.ir_version)
-    run = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
-    return min(turn(run, np.zeros(1, np.float32)) for _ in range(rounds)) * 1e9
 
 
 def measured(with_kernels: bool, rounds: int) -> list[tuple[Subject, int, float]]:
     """(subject, rows, nanoseconds)."""
     everything = list(subjects(with_kernels))
-    idle = empty_graph_ns(rounds)
+    idle = idle_ns(rounds)
     table = []
     for rows in ROWS:
         shortest = [math.inf] * len(everything)
         for _ in range(rounds):
             for k, (subject, x) in enumerate(everything):
-                shortest[k] = min(shortest[k], turn(subject.run, x[:rows]) * 1e9)
+                shortest[k] = min(shortest[k], *samples_ns(subject.run, x[:rows], TURN_S))
         table += [(subject, rows, max(ns - idle, 1.0)) for (subject, _), ns in zip(everything, shortest, strict=True)]
     return table
 
@@ -234,17 +155,26 @@ def predicted(prices: dict[str, Rates], subject: Subject, rows: int) -> float:
     return sum(prices[f"{step.family} {precision}"].time_ns(step, rows) for precision, step in subject.steps)
 
 
-def report(prices: dict[str, Rates], samples: list[tuple[Subject, int, float]]) -> list[dict[str, object]]:
+def errors(prices: dict[str, Rates], samples: list[tuple[Subject, int, float]]) -> list[dict[str, Any]]:
     """Prediction over measurement, by form: median and the tenth and ninetieth percentile."""
     ratios: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for subject, rows, ns in samples:
         ratios[subject.name, subject.shape == LEFT_OUT].append(predicted(prices, subject, rows) / ns)
     quantiles = {key: [round(float(q), 2) for q in np.percentile(of, (10, 50, 90))] for key, of in ratios.items()}
-    print("| form | prediction / measurement: p10, p50, p90 | on the shape left out |\n|---|--:|--:|")
-    for name in sorted({name for name, _ in quantiles}):
-        cells = (", ".join(f"{q:.2f}" for q in quantiles.get((name, left_out), ())) for left_out in (False, True))
-        print(f"| {name} | {' | '.join(cells)} |")
     return [{"form": name, "left_out": out, "p10_p50_p90": of} for (name, out), of in sorted(quantiles.items())]
+
+
+def table_text(rows: list[dict[str, Any]], found: dict[str, float]) -> str:
+    """How good the picks are, then every form's errors."""
+    quantiles = {(row["form"], row["left_out"]): row["p10_p50_p90"] for row in rows}
+    lines = [
+        (form, *(", ".join(f"{q:.2f}" for q in quantiles.get((form, out), ())) for out in (False, True)))
+        for form in sorted({row["form"] for row in rows})
+    ]
+    return (
+        f"Fastest of dense, low rank and TT chain picked in {found['fastest']} of {found['cells']} cells, "
+        f"at most {found['largest_loss']:.0%} lost in the others.\n\n### All forms\n\n"
+    ) + markdown(("form", "prediction / measurement: p10, p50, p90", "on the shape left out"), lines)
 
 
 def picks(prices: dict[str, Rates], samples: list[tuple[Subject, int, float]]) -> dict[str, float]:
@@ -255,39 +185,40 @@ def picks(prices: dict[str, Rates], samples: list[tuple[Subject, int, float]]) -
         if form in ("dense", "low rank", "tt chain"):
             cells[subject.shape, rows, precision].append((predicted(prices, subject, rows), ns))
     lost = [min(pairs)[1] / min(ns for _, ns in pairs) - 1 for pairs in cells.values()]
-    found = {"cells": len(lost), "fastest": sum(x == 0 for x in lost), "largest_loss": round(max(lost), 3)}
-    print(f"\nfastest of dense, low rank and TT chain picked in {found['fastest']} of {found['cells']} cells, "
-          f"at most {found['largest_loss']:.0%} lost in the others")  # fmt: skip
-    return found
+    return {"cells": len(lost), "fastest": sum(x == 0 for x in lost), "largest_loss": round(max(lost), 3)}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--write", action="store_true", help="put the prices into the exporter's table")
-    parser.add_argument("-o", "--output", type=Path, default=Path("cost-model.json"))
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "cost_model.json")
     arguments = parser.parse_args()
-    state = kernels.probe()
-    samples = measured(state.state == "active", arguments.rounds)
+    state = probe()
+    samples = measured(state.state == "active", 1 if arguments.quick else arguments.rounds)
     held = fitted([sample for sample in samples if sample[0].shape != LEFT_OUT])
-    table = report(held, samples)
-    chosen = picks(held, samples)
-    prices = {key: vars(rates) for key, rates in fitted(samples).items()}
-    target = MACHINES[platform.machine()]
-    targets = {
-        target: {key: rates for key, rates in prices.items() if not key.startswith("native")},
-        target + KERNELS: {key: rates for key, rates in prices.items() if key.startswith("native")},
-    }
-    rows = [{"form": each.name, "shape": each.shape, "rows": count, "ns": round(ns)} for each, count, ns in samples]
-    versions = {"onnxruntime": onnxruntime.__version__, "kernels": state.words}
-    result = {**versions, "target": target, "errors": table, "picks": chosen, "measured": rows}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    rows, chosen = errors(held, samples), picks(held, samples)
+    medians = [(row["form"], row["p10_p50_p90"][1], COLORS["saten-0"]) for row in rows if row["left_out"]]
+    picture = bars("Cost model, on the shape left out", "prediction / measurement, median", medians)
+    cells = [{"form": each.name, "shape": each.shape, "rows": count, "ns": round(ns)} for each, count, ns in samples]
+    facts = {"target": target(), "picks": chosen, "measured": cells}
+    publish(arguments.output, rows, table_text(rows, chosen), picture, **facts)
     if arguments.write:
-        path = Path(saten_exporters.__file__).with_name(RATES_FILE)
-        kept = json.loads(path.read_text())["targets"] if path.is_file() else {}
-        new = {**kept, **{name: rates for name, rates in targets.items() if rates}}
-        path.write_text(json.dumps({**versions, "nanoseconds": "per unit", "targets": new}, indent=1) + "\n")
+        write_prices(fitted(samples), state.words)
+    return 0
+
+
+def write_prices(prices: dict[str, Rates], kernels: str) -> None:
+    """Put the prices of this machine's target into the exporter's table; those of other targets stay."""
+    path = Path(saten_exporters.__file__).with_name(RATES_FILE)
+    old = json.loads(path.read_text())["targets"] if path.is_file() else {}
+    native = {key: vars(rates) for key, rates in prices.items() if key.startswith("native")}
+    own = {key: vars(rates) for key, rates in prices.items() if key not in native}
+    new = {target(): own, **({target() + KERNELS: native} if native else {})}
+    versions = {"onnxruntime": onnxruntime.__version__, "kernels": kernels}
+    write_json(path, {**versions, "nanoseconds": "per unit", "targets": {**old, **new}})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,21 +3,24 @@
 One layer, density .10 and rank 48 by default, one thread unless said otherwise. Nodes take turns in one process, a few
 short runs each, and the shortest run of each counts: others' turns on a shared machine only ever add. Each node is
 checked against float64 before it is timed. Beside them stands the roof of the same rounds: the rate of the dense fp32
-product and the bandwidth of a copy. Prints a Markdown table and one line for each target, and writes both as JSON.
+product and the bandwidth of a copy. The table is followed by one line for each target.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from peers.plots import COLORS, bars
+from peers.results import RESULTS, markdown, publish
 
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, Form, form_of
 from saten_exporters.parts import LayerParts
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--large", default="4096x32768", help="a layer larger than the last-level cache, for one row")
     parser.add_argument("--library", type=Path, default=LIBRARY)
-    parser.add_argument("-o", "--output", type=Path, default=Path("kernels.json"))
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "kernels.json")
     arguments = parser.parse_args()
     library, rng = arguments.library.resolve(), np.random.default_rng(0)
     inputs, outputs = map(int, arguments.shape.split("x"))
@@ -197,13 +200,17 @@ def main() -> None:
 
     many, one = table[MANY_ROWS], table[1]
     rate = {each.name: 2 * MANY_ROWS * each.macs / many[each.name] for each in subjects}
-    print(f"| node | {MANY_ROWS} rows, ms | GFLOP/s | of dense fp32's rate | 1 row, ms | of dense int8's time |")
-    print("|---|--:|--:|--:|--:|--:|")
-    for name, of_node in rate.items():
-        print(
-            f"| {name} | {many[name] * 1e3:.3f} | {of_node / 1e9:.0f} | {of_node / rate['dense fp32']:.2f} "
-            f"| {one[name] * 1e3:.4f} | {one[name] / one['dense int8']:.2f} |"
-        )
+    rows_of_table = [
+        {
+            "node": name,
+            "many_rows_ms": many[name] * 1e3,
+            "flops_per_s": of_node,
+            "of_dense_fp32_rate": of_node / rate["dense fp32"],
+            "one_row_ms": one[name] * 1e3,
+            "of_dense_int8_time": one[name] / one["dense int8"],
+        }
+        for name, of_node in rate.items()
+    ]
     fused, best = "low rank + blocks of 16 int8", min(one["dense fp32"], one["dense int8"])
     two = many["blocks of 16 fp32"] / many["blocks of 16 fp32, 2 threads"]
     targets = [
@@ -215,13 +222,31 @@ def main() -> None:
         ("int8 node, many rows: of dense int8", many[fused] / many["dense int8"], "≤", 0.6),
         ("int8 node, 1 row: of the fastest dense form", one[fused] / best, "≤", 0.5),
     ]
-    print()
+    facts = {"shape": arguments.shape, "rank": arguments.rank, "density": arguments.density, "targets": targets}
+    colors = [(name, of_node / 1e9, COLORS["saten-1"]) for name, of_node in rate.items()]
+    picture = bars(f"Nodes at {MANY_ROWS} rows", "GFLOP/s", colors)
+    publish(arguments.output, rows_of_table, table_text(rows_of_table, targets), picture, **facts)
+
+
+def table_text(rows: Sequence[dict[str, Any]], targets: Sequence[tuple[str, float, str, float]]) -> str:
+    """The table for people, and a line for each target."""
+    head = ("node", f"{MANY_ROWS} rows, ms", "GFLOP/s", "of dense fp32's rate", "1 row, ms", "of dense int8's time")
+    lines = [
+        (
+            row["node"],
+            f"{row['many_rows_ms']:.3f}",
+            f"{row['flops_per_s'] / 1e9:.0f}",
+            f"{row['of_dense_fp32_rate']:.2f}",
+            f"{row['one_row_ms']:.4f}",
+            f"{row['of_dense_int8_time']:.2f}",
+        )
+        for row in rows
+    ]
+    said = ""
     for what, value, sign, wanted in targets:
         met = value >= wanted if sign == "≥" else value <= wanted
-        print(f"{'met ' if met else 'MISS'}  {what}: {value:.2f} (wanted {sign} {wanted})")
-    result = {"shape": arguments.shape, "rank": arguments.rank, "density": arguments.density, "shortest_s": table,
-              "of_copy_bandwidth": share, "targets": targets}  # fmt: skip
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        said += f"- {'met ' if met else 'MISS'} {what}: {value:.2f} (wanted {sign} {wanted})\n"
+    return f"{markdown(head, lines)}\n{said}"
 
 
 if __name__ == "__main__":

@@ -1,174 +1,226 @@
-"""One linear layer in every form, as `python benchmarks/layers.py [--shape 384x1536] [--rows 1,32,128]`.
+"""One linear layer in every form and precision, as `python benchmarks/layers.py [-o FILE.json]`.
 
-Every form holds about the same bytes (0.285 of dense fp32). The forms take turns, round by round, in one process on one
-thread; each output is checked against float64 before it is timed. Prints a Markdown table and writes it, with
-every sample's median per round, as JSON.
+Every compressed form holds about the same bytes, a quarter of dense fp32's, indices included, three tenths of them in
+the residual where there is one. The forms take turns, round by round, in one process on one thread; each output is
+checked against float64 before it is timed. Beside the times stand the floor, by the rates of the machine before and
+after, and what the cost model predicted: it is fitted (cost_model.py) on these layers and others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
+from peers.artifacts import target
+from peers.plots import COLORS, Line, panels
+from peers.results import RESULTS, markdown, publish, short
+from peers.synthetic import check, layer, matrix_of, samples_ns, session
 
-from saten_exporters.choices import Choices
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION
+from saten_exporters.cost import predicted_us
+from saten_exporters.forms import DENSE_FORMS, LOWERINGS, Form
+from saten_exporters.forms.form import NATIVE
 from saten_exporters.parts import LayerParts
-from saten_exporters.passes import run_passes
-from saten_exporters.passes.initializers import new_initializer
 from saten_exporters.quantize import PRECISIONS
-from saten_exporters.targets import TARGETS
+from saten_runtime.floor import floor_of_work, measure_rates
+from saten_runtime.kernels import probe
 from saten_runtime.stats import paired_ratio
 
-BUDGET = 0.285
-RESIDUAL_SHARE = 0.3
-TARGET = TARGETS["x86-64"]
+SHAPES = ((768, 3072), (3072, 768))
+ROWS = (1, 8, 32, 128, 512)
+BUDGET, RESIDUAL_SHARE = 0.25, 0.3
+ENTRY_BYTES = {"grouped": 4, "csr": 6}  # of a stored entry at fp32; two are its index
+GROUPS = (8, 16, 32, 64)
 BASELINE = "dense fp32"
-# precision → relative error beyond which a form computes something else
-ALLOWED = {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.05, "int8-block": 0.05, "int4": 0.25}
+TURN_S = 0.01
+KINDS = {
+    "dense, any precision": ("dense-0", lambda row: row["form"].startswith("dense")),
+    "low rank": ("saten-2", lambda row: row["form"].startswith("low rank ") and "+" not in row["form"]),
+    "with residual, standard operators": ("saten-0", lambda row: "+" in row["form"] and not row["kernels"]),
+    "with residual, native kernels": ("saten-1", lambda row: "+" in row["form"] and row["kernels"]),
+}
 
 
-def graph(inputs: int, outputs: int, node: ir.Node, x: ir.Value) -> ir.Model:
-    """A model of one node from x (rows, inputs) to y (rows, outputs)."""
-    y = node.outputs[0]
-    y.name, y.shape, y.type = "y", ir.Shape(["batch", outputs]), ir.TensorType(ir.DataType.FLOAT)
-    x.shape, x.type = ir.Shape(["batch", inputs]), ir.TensorType(ir.DataType.FLOAT)
-    imports = {"": TARGET.opset, DOMAIN: DOMAIN_VERSION}
-    return ir.Model(ir.Graph([x], [y], nodes=[node], name="layer", opset_imports=imports), ir_version=TARGET.ir_version)
+@dataclass(frozen=True)
+class Subject:
+    """One form of one layer as a session. macs: that the layer needs for one row, however the form computes it."""
+
+    name: str
+    form: Form
+    parts: LayerParts
+    kernels: bool
+    run: onnxruntime.InferenceSession
+    macs: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights, indices included."""
+        packed = self.form.pack(self.parts)
+        return sum(packed[name].nbytes for name in self.form.inputs)
 
 
-def parts(inputs: int, outputs: int, pattern: str, group: int, rng: np.random.Generator) -> LayerParts:
-    """A random layer: factors and residual share the budget as RESIDUAL_SHARE says."""
-    values = int(BUDGET * inputs * outputs)
-    for_residual = 0 if pattern == "none" else int(values * RESIDUAL_SHARE)
-    rank = (values - for_residual) // (inputs + outputs)
-    a = rng.standard_normal((inputs, rank), np.float32) / math.sqrt(inputs)
-    b = rng.standard_normal((rank, outputs), np.float32) / math.sqrt(rank)
-    indices: dict[str, np.ndarray] = {}
-    stored = np.zeros(0, np.float32)
-    if pattern == "grouped":
-        kept = for_residual // outputs
-        chosen = [np.sort(rng.choice(inputs, kept, replace=False)) for _ in range(outputs // group)]
-        indices = {"indices": np.stack(chosen).astype(np.int32)}
-        stored = rng.standard_normal((outputs // group, group, kept), np.float32)
-    elif pattern == "unstructured":
-        kept = for_residual * 2 // (3 * outputs)  # two bytes of index for four of value
-        columns = np.stack([np.sort(rng.choice(inputs, kept, replace=False)) for _ in range(outputs)])
-        indices = {"indptr": np.arange(outputs + 1, dtype=np.int32) * kept, "indices": columns.ravel().astype("uint16")}
-        stored = rng.standard_normal(columns.size, np.float32)
-    layout = {"unstructured": "csr"}.get(pattern, pattern)
-    return LayerParts("layer", "linear", (inputs, outputs), [rank], a, b, layout, stored, indices)
+def parts_of(shape: tuple[int, int], layout: str, group: int, rng: np.random.Generator) -> LayerParts:
+    """A random layer whose factors and residual share the budget."""
+    inputs, outputs = shape
+    whole = 4 * BUDGET * inputs * outputs
+    for_residual = 0 if layout == "none" else whole * RESIDUAL_SHARE
+    rank = int((whole - for_residual) / (4 * (inputs + outputs)))
+    kept = int(for_residual / (ENTRY_BYTES.get(layout, 4) * outputs))
+    return layer(shape, rank, layout, kept, rng, group=group)
 
 
-def dense_matrix(layer: LayerParts, group: int) -> np.ndarray:
-    """A B + S in float64."""
-    matrix = layer.a.astype(np.float64) @ layer.b
-    if layer.layout == "grouped":
-        for number, (block, chosen) in enumerate(zip(layer.values, layer.indices["indices"], strict=True)):
-            matrix[chosen, number * group : (number + 1) * group] += block.T
-    elif layer.layout == "csr":
-        rows = np.repeat(np.arange(layer.shape[1]), np.diff(layer.indices["indptr"]))
-        matrix[layer.indices["indices"], rows] += layer.values
-    return matrix
-
-
-def models(inputs: int, outputs: int) -> Iterator[tuple[str, ir.Model, np.ndarray, int]]:
-    """(name, model, the matrix it stands for, bytes of its weights)."""
+def forms(shape: tuple[int, int]) -> Iterator[tuple[str, Form, LayerParts, bool]]:
+    """(name, form, layer, whether the native kernel runs it)."""
     rng = np.random.default_rng(0)
-    kinds = [("dense", 1), ("none", 1), ("grouped", 16), ("grouped", 32), ("grouped", 64), ("unstructured", 1)]
-    for pattern, group in kinds:
-        for precision in PRECISIONS:
-            x = ir.Value(name="x")
-            if pattern == "dense":
-                matrix = rng.standard_normal((inputs, outputs)) / math.sqrt(inputs)
-                model = graph(inputs, outputs, ir.Node("", "MatMul", [x, ir.Value(name="w")]), x)
-                weight = new_initializer(model, "w", matrix.astype(np.float32))
-                model.graph[0].replace_input_with(1, weight)
-                run_passes(model, {}, Choices(precision))
-            else:
-                layer = parts(inputs, outputs, pattern, group, rng)
-                matrix = dense_matrix(layer, group)
-                node = ir.Node(DOMAIN, "Linear", [x], [ir.AttrString("layer", "layer")])
-                model = graph(inputs, outputs, node, x)
-                run_passes(model, {"layer": layer}, Choices(precision, lowering="low-rank"))
-            size = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-            names = {"dense": "dense", "none": "low rank", "grouped": f"low rank + grouped {group}"}
-            yield f"{names.get(pattern, 'low rank + CSR')} {precision}", model, matrix, size
+    bare, entries = (parts_of(shape, layout, 1, rng) for layout in ("none", "csr"))
+    blocks = {group: parts_of(shape, "grouped", group, rng) for group in GROUPS}
+    low_rank, chain = LOWERINGS["low-rank"].form, LOWERINGS["tt-chain"].form
+    for precision in PRECISIONS:
+        yield "dense", DENSE_FORMS["linear", precision], bare, False
+        yield "low rank", low_rank(bare, precision), bare, False
+        yield "TT chain", chain(bare, precision), bare, False
+        for group, parts in blocks.items():
+            yield f"low rank + blocks of {group}", low_rank(parts, precision), parts, False
+        yield "TT chain + blocks of 32", chain(blocks[32], precision), blocks[32], False
+        yield "low rank + CSR", low_rank(entries, precision), entries, False
+    for precision in NATIVE:
+        yield "low rank", low_rank(bare, precision), bare, True
+        for group, parts in blocks.items():
+            yield f"low rank + blocks of {group}", low_rank(parts, precision), parts, True
+        yield "low rank + CSR", low_rank(entries, precision), entries, True
 
 
-def session(model: ir.Model) -> onnxruntime.InferenceSession:
-    """One thread, everything else as ONNX Runtime likes it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+def subjects(shape: tuple[int, int], with_kernels: bool) -> list[Subject]:
+    """Everything of one shape that computes the right thing.
+
+    Raises:
+        SystemExit: a form does not.
+    """
+    found = []
+    for stem, form, parts, native in forms(shape):
+        if native and not with_kernels:
+            continue
+        name = f"{stem} {form.precision}{' + kernels' * native}"
+        run = session(form, parts, max(ROWS), native=native)
+        check(name, run, matrix_of(parts), form.precision)
+        stored = parts.a.size + parts.b.size + parts.values.size
+        found.append(Subject(name, form, parts, native, run, math.prod(shape) if stem == "dense" else stored))
+    return found
 
 
-def check(name: str, run: onnxruntime.InferenceSession, matrix: np.ndarray) -> None:
-    """Refuse to time a form that computes something else."""
-    x = np.random.default_rng(1).standard_normal((8, matrix.shape[0]), np.float32)
-    wanted = x @ matrix
-    error = np.linalg.norm(run.run(None, {"x": x})[0] - wanted) / np.linalg.norm(wanted)
-    allowed = ALLOWED[name.rpartition(" ")[2]]
-    if not error <= allowed:
-        raise SystemExit(f"{name}: relative error {error:.1e}, expected at most {allowed}")
+def medians_ns(everything: Sequence[Subject], x: np.ndarray, rounds: int) -> list[list[float]]:
+    """Of each subject and round; they take turns."""
+    found: list[list[float]] = [[] for _ in everything]
+    for _ in range(rounds):
+        for subject, medians in zip(everything, found, strict=True):
+            medians.append(float(np.median(samples_ns(subject.run, x, TURN_S))))
+    return found
 
 
-def median_ns(run: onnxruntime.InferenceSession, x: np.ndarray, least_s: float) -> float:
-    """Median time of one run, over at least 10 runs and `least_s` seconds."""
-    samples: list[int] = []
-    run.run(None, {"x": x})
-    while len(samples) < 10 or sum(samples) < least_s * 1e9:
-        start = time.perf_counter_ns()
-        run.run(None, {"x": x})
-        samples.append(time.perf_counter_ns() - start)
-    return float(np.median(samples))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="384x1536", help="inputs × outputs (default: 384x1536)")
-    parser.add_argument("--rows", default="1,32,128", help="rows of x (default: 1,32,128)")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("-o", "--output", type=Path, default=Path("layers.json"))
-    arguments = parser.parse_args()
-    inputs, outputs = map(int, arguments.shape.split("x"))
-    forms = []
-    for name, model, matrix, size in models(inputs, outputs):
-        run = session(model)
-        check(name, run, matrix)
-        forms.append((name, run, size))
-    rows_of_x = [int(rows) for rows in arguments.rows.split(",")]
+def measured(shape: tuple[int, int], with_kernels: bool, rounds: int, rows_of_x: Sequence[int]) -> list[dict[str, Any]]:
+    """One object per form and number of rows."""
+    everything = subjects(shape, with_kernels)
+    sizes = sorted({subject.bytes for subject in everything})
+    before = measure_rates(1, sizes)
+    times = {}
+    for count in rows_of_x:
+        x = np.random.default_rng(2).standard_normal((count, shape[0]), np.float32)
+        times[count] = medians_ns(everything, x, rounds)
+    rates = before.faster(measure_rates(1, sizes))
+    baseline = next(k for k, subject in enumerate(everything) if subject.name == BASELINE)
     table = []
-    for rows in rows_of_x:
-        x = np.random.default_rng(2).standard_normal((rows, inputs), np.float32)
-        medians: dict[str, list[float]] = {name: [] for name, _, _ in forms}
-        for _ in range(arguments.rounds):
-            for name, run, _ in forms:
-                medians[name].append(median_ns(run, x, 0.02))
-        for name, _, size in forms:
-            ratio = paired_ratio([[m] for m in medians[name]], [[m] for m in medians[BASELINE]])
-            table.append({"form": name, "rows": rows, "bytes": size, "round_medians_ns": medians[name],
-                          "ratio": [ratio.value, ratio.low, ratio.high]})  # fmt: skip
-    arguments.output.write_text(json.dumps({"shape": arguments.shape, "table": table}, indent=2) + "\n")
-    print("| form | bytes |" + "".join(f" {rows} rows, ms | ratio |" for rows in rows_of_x))
-    print("|---|--:|" + "--:|--:|" * len(rows_of_x))
-    for name, _, size in forms:
-        cells = [entry for entry in table if entry["form"] == name]
-        texts = [
-            f" {np.median(c['round_medians_ns']) / 1e6:.4f} | {c['ratio'][0]:.2f} "
-            f"[{c['ratio'][1]:.2f}-{c['ratio'][2]:.2f}] |"
-            for c in cells
-        ]
-        print(f"| {name} | {size:,} |" + "".join(texts))
+    for count, medians in times.items():
+        for subject, own in zip(everything, medians, strict=True):
+            ratio = paired_ratio([[m] for m in own], [[m] for m in medians[baseline]])
+            table.append(
+                {
+                    "shape": list(shape),
+                    "form": subject.name,
+                    "precision": subject.form.precision,
+                    "kernels": subject.kernels,
+                    "rows": count,
+                    "bytes": subject.bytes,
+                    "round_medians_ns": own,
+                    "ms": float(np.median(own)) / 1e6,
+                    "of_dense_fp32": [ratio.value, ratio.low, ratio.high],
+                    "floor_ms": floor_of_work(
+                        2.0 * count * subject.macs, subject.bytes, subject.form.precision, rates
+                    ).ms,
+                    "predicted_ms": predicted_us(subject.form, subject.parts, count, target(subject.kernels)) / 1e3,
+                }
+            )
+    return table
+
+
+def table_text(table: Sequence[dict[str, Any]]) -> str:
+    """The fastest forms of each kind, then all of them."""
+    cells = list(dict.fromkeys((tuple(row["shape"]), row["rows"]) for row in table))
+    best = []
+    for shape, count in cells:
+        of_cell = [row for row in table if (tuple(row["shape"]), row["rows"]) == (shape, count)]
+        dense = fastest(of_cell, "dense, any precision")
+        line = [f"{shape[0]} → {shape[1]}", str(count)]
+        for kind in KINDS:
+            row = fastest(of_cell, kind)
+            line.append("–" if row is None else f"{row['form']}: {row['ms']:.3g} ms, {row['ms'] / dense['ms']:.2f} ×, "
+                                                f"{row['ms'] / row['floor_ms']:.1f} × floor")  # fmt: skip
+        best.append(line)
+    text = markdown(("layer", "rows", *(f"fastest: {kind}" for kind in KINDS)), best)
+    counts = list(dict.fromkeys(row["rows"] for row in table))
+    head = ["layer", "form", "bytes", *(f"{count} rows, ms; × floor; predicted, ms" for count in counts)]
+    keys = dict.fromkeys((tuple(row["shape"]), row["form"]) for row in table)
+    lines = []
+    for shape, form in keys:
+        of_form = [row for row in table if (tuple(row["shape"]), row["form"]) == (shape, form)]
+        said = [f"{r['ms']:.3g}; {r['ms'] / r['floor_ms']:.1f}; {short(r['predicted_ms'])}" for r in of_form]
+        lines.append([f"{shape[0]} → {shape[1]}", form, f"{of_form[0]['bytes']:,}", *said])
+    return f"{text}\n### All forms\n\n{markdown(head, lines, texts=2)}"
+
+
+def fastest(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    """The fastest row of a kind, if there is one."""
+    _, belongs = KINDS[kind]
+    return min(filter(belongs, rows), key=lambda row: row["ms"], default=None)
+
+
+def picture(table: Sequence[dict[str, Any]]) -> str:
+    """The fastest form of each kind over its floor's work: milliseconds by rows."""
+    drawings = {}
+    for shape in dict.fromkeys(tuple(row["shape"]) for row in table):
+        lines = []
+        counts = list(dict.fromkeys(row["rows"] for row in table))
+        for kind, (color, _) in KINDS.items():
+            of_kind = [
+                fastest([r for r in table if (tuple(r["shape"]), r["rows"]) == (shape, c)], kind) for c in counts
+            ]
+            if all(of_kind):
+                lines.append(Line(kind, counts, [row["ms"] for row in of_kind if row], COLORS[color]))
+        drawings[f"{shape[0]} → {shape[1]}"] = ("rows", "ms", lines)
+    return panels("One layer, the fastest form of each kind", drawings)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=",".join(f"{a}x{b}" for a, b in SHAPES), help="inputs × outputs, …")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="rows of x")
+    parser.add_argument("--rounds", type=int, help="default: 8, or 2 if --quick")
+    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "layers.json")
+    arguments = parser.parse_args()
+    shapes = [tuple(map(int, text.split("x"))) for text in arguments.shapes.split(",")]
+    rows_of_x = [int(count) for count in arguments.rows.split(",")]
+    rounds = arguments.rounds or (2 if arguments.quick else 8)
+    active = probe().state == "active"
+    table = [row for shape in shapes for row in measured(shape, active, rounds, rows_of_x)]
+    publish(arguments.output, table, table_text(table), picture(table), budget=BUDGET)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

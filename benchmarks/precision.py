@@ -1,25 +1,27 @@
 """What each precision costs and gains, as `python benchmarks/precision.py CHECKPOINT… --data LABELLED.jsonl`.
 
 Exports every checkpoint (dense or Saten) at every precision, scores the bundles on the labelled file and measures them
-in turns at 128 tokens on one thread, each round in processes of its own. Prints one table and writes it, with the
-samples' percentiles, as JSON: bytes of graph and weights, the task's metrics, the 50th percentile, and its paired
-ratio to the first checkpoint at fp32.
+in turns at 128 tokens on one thread, each round in processes of its own. The table has the bytes of graph and
+weights, the task's metrics, the 50th percentile, and its paired ratio to the first checkpoint at fp32.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from peers.plots import COLORS, bars
+from peers.results import RESULTS, markdown, publish, short
 
 from saten_edge.models import load_model
 from saten_exporters import PRECISIONS, export
 from saten_runtime.bench import bench
 from saten_runtime.bundle import Bundle
 from saten_runtime.evaluate import evaluate
-from saten_runtime.files import write_json
 from saten_runtime.plan import Plan
 
 TOKENS = 128
@@ -53,7 +55,23 @@ def table(bundles: Sequence[Bundle], data: Path, rounds: int) -> list[dict[str, 
     ]
 
 
-def main() -> None:
+def table_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for people."""
+    metrics = [key for key in rows[0] if key not in ("bundle", "bytes", "p50_ms", "ratio")]
+    lines = [
+        (
+            row["bundle"],
+            f"{row['bytes'] / 1e6:.1f}",
+            *(short(row[metric], "{:.4f}") for metric in metrics),
+            short(row["p50_ms"], "{:.2f}"),
+            "–" if row["ratio"] is None else "{value:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"]),
+        )
+        for row in rows
+    ]
+    return markdown(("bundle", "MB", *metrics, f"{TOKENS} tokens, p50 ms", "ratio"), lines)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "checkpoints", type=Path, nargs="+", help="folders; the first is what the others are compared to"
@@ -61,21 +79,17 @@ def main() -> None:
     parser.add_argument("--names", help="list, one for each checkpoint (default: the folders' names)")
     parser.add_argument("--data", type=Path, required=True, help="JSON Lines with labels")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, default=Path("precision.json"))
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "precision.json")
     arguments = parser.parse_args()
     names = arguments.names.split(",") if arguments.names else [path.name for path in arguments.checkpoints]
     with tempfile.TemporaryDirectory() as folder:
         bundles = bundles_of(arguments.checkpoints, names, Path(folder), TOKENS)
         rows = table(bundles, arguments.data, arguments.rounds)
-    write_json(arguments.output, {"data": arguments.data.name, "tokens": TOKENS, "rows": rows})
-    metrics = [key for key in rows[0] if key not in ("bundle", "bytes", "p50_ms", "ratio")]
-    print(f"| bundle | MB | {' | '.join(metrics)} | {TOKENS} tokens, p50 ms | ratio |")
-    print("|---|--:|" + "--:|" * (len(metrics) + 2))
-    for row in rows:
-        scores = " | ".join("–" if row[metric] is None else f"{row[metric]:.4f}" for metric in metrics)
-        ratio = "–" if row["ratio"] is None else "{value:.2f} ({low:.2f}–{high:.2f})".format(**row["ratio"])
-        print(f"| {row['bundle']} | {row['bytes'] / 1e6:.1f} | {scores} | {row['p50_ms']:.2f} | {ratio} |")
+    times = [(row["bundle"], row["p50_ms"], COLORS["saten-0"]) for row in rows]
+    picture = bars("Precisions", f"{TOKENS} tokens, milliseconds, median", times)
+    publish(arguments.output, rows, table_text(rows), picture, data=arguments.data.name, tokens=TOKENS)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

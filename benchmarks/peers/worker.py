@@ -2,10 +2,13 @@
 
 Requests and what they answer:
 
-    {"do": "load", "engine": …, "artifact": PATH, "threads": 1}  -> {"load_ns": …}
-    {"do": "logits", "texts": [[id, …], …]}                      -> {"logits": [[…], …]}
-    {"do": "run", "tokens": 32, "iterations": 10, "min_ns": 0}   -> {"samples_ns": […]}
-    {"do": "memory"}                                             -> a `saten_runtime.memory.Memory`
+    {"do": "load", "engine": …, "artifact": PATH, "threads": 1}   -> {"load_ns": …}
+    {"do": "logits", "inputs": PATH}                              -> {"logits": [[…], …]}
+    {"do": "run", "shape": [1, 32], "iterations": 3, "min_ns": 0} -> {"samples_ns": […]}
+    {"do": "memory"}                                              -> a `saten_runtime.memory.Memory`
+
+inputs: an .npz of arrays, each run by itself. shape: of random ids (batch, tokens) or pixels (batch, channels,
+height, width).
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from peers.engines import ENGINES, Classify
+from peers.engines import ENGINES, Classify, Input
 from saten_runtime.memory import snapshot
 
-WARMUP_RUNS = 3
+WARMUP_RUNS, WARMUP_NS = 3, 200_000_000  # whichever is over first
 # Ids that every vocabulary has and that mean nothing to any of them.
 IDS = range(100, 1000)
 
@@ -40,34 +44,55 @@ class Worker:
         self.classify = ENGINES[engine](Path(artifact), threads)
         return {"load_ns": time.perf_counter_ns() - start}
 
-    def logits(self, texts: list[list[int]]) -> dict[str, Any]:
-        """What it says of each text, one at a time."""
-        return {"logits": [self.classify(np.array([ids], np.int64))[0].tolist() for ids in texts]}
+    def logits(self, inputs: str) -> dict[str, Any]:
+        """What it says of each input, the rows of a batch one after the other."""
+        with np.load(inputs) as arrays:
+            return {"logits": [row for x in arrays.values() for row in self.classify(x).tolist()]}
 
-    def run(self, tokens: int, iterations: int, min_ns: int) -> dict[str, Any]:
+    def run(self, shape: Sequence[int], iterations: int, min_ns: int) -> dict[str, Any]:
         """Time it."""
-        ids = np.random.default_rng(tokens).choice(IDS, (1, tokens)).astype(np.int64)
-        for _ in range(WARMUP_RUNS):
-            self.classify(ids)
-        samples: list[int] = []
-        first = now = time.perf_counter_ns()
-        while len(samples) < iterations or now - first < min_ns:
-            start = time.perf_counter_ns()
-            self.classify(ids)
-            now = time.perf_counter_ns()
-            samples.append(now - start)
-        return {"samples_ns": samples}
+        x = random_input(shape)
+        return {"samples_ns": samples(lambda: self.classify(x), iterations, min_ns)}
 
     def memory(self) -> dict[str, Any]:
         """A reading."""
         return dataclasses.asdict(snapshot())
 
 
+def samples(work: Callable[[], object], iterations: int, min_ns: int) -> list[int]:
+    """Nanoseconds of each of at least so many runs of `work`, for at least so long, after a warm-up."""
+    end = time.perf_counter_ns() + WARMUP_NS
+    for _ in range(WARMUP_RUNS):
+        work()
+        if time.perf_counter_ns() > end:
+            break
+    found: list[int] = []
+    first = now = time.perf_counter_ns()
+    while len(found) < iterations or now - first < min_ns:
+        start = time.perf_counter_ns()
+        work()
+        now = time.perf_counter_ns()
+        found.append(now - start)
+    return found
+
+
+def random_input(shape: Sequence[int]) -> Input:
+    """Ids or pixels, the same for the same shape."""
+    chance = np.random.default_rng(list(shape))
+    if len(shape) == 2:
+        return chance.choice(IDS, shape).astype(np.int64)
+    return chance.standard_normal(shape, np.float32)
+
+
 def main() -> None:
+    serve(Worker())
+
+
+def serve(worker: Any) -> None:
+    """Answer requests by the methods of `worker` until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not reach the protocol
     warnings.simplefilter("ignore")
-    worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
         verb = getattr(worker, request.pop("do"))

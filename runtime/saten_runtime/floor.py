@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from saten_runtime.plan import Plan, Size
 from saten_runtime.protobuf import bytes_field, packed, varint_field
 from saten_runtime.tables import align
 
-__all__ = ["Floor", "Rates", "floor_of", "floor_report", "floor_table", "measure_rates", "moved_bytes"]
+__all__ = ["Floor", "Rates", "floor_of", "floor_of_work", "floor_report", "floor_table", "measure_rates", "moved_bytes"]
 
 _SHAPE = (256, 1024, 1024)  # rows, in, out: large enough for the peak, small enough for a board
 _TIME_S = 0.06
@@ -46,6 +46,12 @@ class Rates:
     threads: int
     flops_per_s: dict[str, float]
     copy_bytes_per_s: list[tuple[int, float]]
+
+    def faster(self, other: Rates) -> Rates:
+        """The larger of each rate; both measured on one machine for the same sizes."""
+        flops = {name: max(rate, other.flops_per_s[name]) for name, rate in self.flops_per_s.items()}
+        pairs = zip(self.copy_bytes_per_s, other.copy_bytes_per_s, strict=True)
+        return Rates(self.threads, flops, [(size, max(rate, again)) for (size, rate), (_, again) in pairs])
 
 
 @dataclass(frozen=True)
@@ -73,14 +79,19 @@ def floor_of(bundle: Bundle, size: Size, rates: Rates) -> Floor | None:
     layers = layers_of(bundle)
     if not layers:
         return None
-    moved = moved_bytes(bundle, size)
     flops = 2.0 * _rows(size) * sum(layer.macs_per_row for layer in layers)
-    kinds = _RATES_OF.get(bundle.manifest.precision, tuple(rates.flops_per_s))
+    floor = floor_of_work(flops, moved_bytes(bundle, size), bundle.manifest.precision, rates)
+    runs = size.tokens if size.phase == "generate" else 1
+    return replace(floor, ms=runs * floor.ms)
+
+
+def floor_of_work(flops: float, moved: int, precision: str, rates: Rates) -> Floor:
+    """The floor of so many operations on so many bytes of weights."""
+    kinds = _RATES_OF.get(precision, tuple(rates.flops_per_s))
     copied = min(rates.copy_bytes_per_s, key=lambda pair: abs(pair[0] - moved))[1]
     seconds = {"compute": flops / max(rates.flops_per_s[kind] for kind in kinds), "memory": moved / copied}
     bound = max(seconds, key=lambda name: seconds[name])
-    runs = size.tokens if size.phase == "generate" else 1
-    return Floor(1000 * runs * seconds[bound], bound)
+    return Floor(1000 * seconds[bound], bound)
 
 
 def floor_report(bundles: dict[str, Bundle], plan: Plan) -> dict[str, Any]:

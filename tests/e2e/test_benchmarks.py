@@ -1,6 +1,6 @@
 """The benchmark programs run, and time only what computes the right thing."""
 
-import importlib.util
+import importlib
 import itertools
 import json
 import os
@@ -14,41 +14,67 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def programs(monkeypatch):
+    """The programs import what they share from their own folder."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 def run(name, *arguments, **options):
     command = [sys.executable, FOLDER / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
-@pytest.fixture(scope="module")
-def layers():
-    return load("layers")
-
-
-def test_the_table_has_every_form_and_its_own_baseline_is_one(tmp_path):
+def test_layers_are_timed_in_every_form_and_the_baseline_is_one(tmp_path):
     out = tmp_path / "layers.json"
-    done = run("layers", "--shape", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
+    done = run("layers", "--shapes", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
     assert done.returncode == 0, done.stderr
-    table = json.loads(out.read_text())["table"]
-    assert len(table) == 2 * 6 * 5
-    assert all(row["bytes"] > 0 and len(row["round_medians_ns"]) == 2 for row in table)
-    assert all(row["ratio"] == [1, 1, 1] for row in table if row["form"] == "dense fp32")
-    assert len(done.stdout.splitlines()) == 2 + 6 * 5
+    rows = [row for row in json.loads(out.read_text())["rows"] if not row["kernels"]]
+    assert len(rows) == 2 * 9 * 5
+    assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["predicted_ms"] > 0 for row in rows)
+    assert all(row["of_dense_fp32"] == [1, 1, 1] for row in rows if row["form"] == "dense fp32")
+    assert done.stdout == out.with_suffix(".md").read_text()
+    assert out.with_suffix(".svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_a_form_that_computes_something_else_is_not_timed(layers):
-    for name, model, matrix, _ in layers.models(64, 128):
-        run = layers.session(model)
-        layers.check(name, run, matrix)
-        with pytest.raises(SystemExit, match="relative error"):
-            layers.check(name, run, np.roll(matrix, 1, axis=1))
+def test_compressed_layers_have_the_bytes_they_are_said_to_have():
+    layers = load("layers")
+    dense = 4 * 768 * 3072
+    for name, form, parts, _ in layers.forms((768, 3072)):
+        if form.precision == "fp32" and name.startswith("low rank"):
+            packed = form.pack(parts)
+            share = sum(packed[each].nbytes for each in form.inputs) / dense
+            assert share == pytest.approx(layers.BUDGET, rel=0.04), name
+
+
+def test_a_form_that_computes_something_else_is_not_timed():
+    layers, synthetic = load("layers"), load("peers.synthetic")
+    for name, form, parts, native in layers.forms((64, 128)):
+        if not native:
+            session, matrix = synthetic.session(form, parts, 8), synthetic.matrix_of(parts)
+            synthetic.check(name, session, matrix, form.precision)
+            with pytest.raises(SystemExit, match="relative error"):
+                synthetic.check(name, session, np.roll(matrix, 1, axis=1), form.precision)
+
+
+def test_prices_are_found_again_from_times_made_of_them():
+    model = load("cost_model")
+    rng = np.random.default_rng(0)
+    rates = {"product fp32": model.Rates(500.0, 0.02, 0.01, 0.1), "add fp32": model.Rates(200.0, 0.0, 0.0, 0.3)}
+    samples = []
+    for _ in range(40):
+        macs, weights, moved = (int(amount) for amount in rng.integers(1, 10**5, 3))
+        works = (("fp32", model.Work("product", macs, weights, moved)), ("fp32", model.Work("add", moved=moved)))
+        for rows in model.ROWS:
+            subject = model.Subject("x fp32", (1, 1), False, None, works)
+            samples.append((subject, rows, model.predicted(rates, subject, rows)))
+    found = model.fitted(samples)
+    errors = [model.predicted(found, subject, rows) / ns - 1 for subject, rows, ns in samples]
+    assert np.abs(errors).max() < 0.01  # prices are kept with three digits
 
 
 def labelled(folder, texts):
@@ -72,11 +98,13 @@ def test_accuracy_makes_each_cell_once_and_counts_bytes_as_the_files_do(tiny_ber
     assert done.returncode == 0, done.stderr
     names = {"sst2-dense-1.00-0", "sst2-dense-1.00-1", "sst2-svd-0.40-0", "sst2-svd-0.40-1"}
     assert {path.stem for path in results.glob("*.json")} == names
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["method"], len(row["after"])) for row in rows] == [("dense", 2), ("svd", 2)]
     for path in results.glob("sst2-svd-*.json"):
         size = json.loads(path.read_text())["compressed"]
         assert 0 < size["bytes"] <= 0.40 * size["dense_bytes"]
         assert size["stored_bytes"] == size["bytes"]
-    assert "| sst2 | accuracy | 0.40 | svd |" in done.stdout
+    assert "| sst2 | svd | accuracy | 0.40 |" in done.stdout
     before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     again = run("accuracy", *options)
     assert again.stdout == done.stdout
@@ -112,16 +140,16 @@ def test_glue_is_written_in_the_layout_that_accuracy_reads(tmp_path):
 
 
 def test_a_versus_a_stores_every_ratio_and_what_it_planted(int8_bundles, tmp_path):
-    options = ("--runs", 2, "--rounds", 3, "--min-time", 0.02, "--tokens", 8, "--results", tmp_path)
+    options = ("--runs", 2, "--rounds", 3, "--min-time", 0.02, "--tokens", 8, "-o", tmp_path / "a_versus_a.json")
     own_lock = {**os.environ, "TMPDIR": str(tmp_path)}
     done = run("a_versus_a", int8_bundles[0], *options, env=own_lock)
     assert done.returncode in (0, 1), done.stderr  # 1: so few rounds may find nothing
-    assert done.stdout == (tmp_path / "a_versus_a.md").read_text()
+    assert done.stdout.endswith((tmp_path / "a_versus_a.md").read_text())
     stored = json.loads((tmp_path / "a_versus_a.json").read_text())
-    assert len(stored["runs"]) == 2
+    assert len(stored["rows"]) == 2
     assert stored["plan"]["rounds"] == 3
-    assert stored["environment"]["bundle"] == "dense-int8"
-    for one in stored["runs"]:
+    assert stored["bundle"] == "dense-int8"
+    for one in stored["rows"]:
         for name in ("value", "low", "high"):
             assert one["slower"][name] == pytest.approx(1.05 * one["same"][name], rel=1e-9)
 
@@ -134,40 +162,118 @@ def test_a_versus_a_counts_the_runs_that_tell_the_truth():
     assert (sure.contains_1, sure.finds_slowdown) == (True, True)
     assert (wrong.contains_1, wrong.finds_slowdown) == (False, False)
     lines = program.table([sure, wrong]).splitlines()
-    assert lines[2] == "| 1 | 1.0000 | 0.9900–1.0100 | 1.0500 | 1.0400–1.0600 | yes |"
-    assert lines[3].endswith("| no |")
-    assert lines[-1] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2."
+    assert lines[0] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2."
+    assert lines[-2] == "| 1 | 1.0000 | 0.9900–1.0100 | 1.0500 | 1.0400–1.0600 | yes |"
+    assert lines[-1].endswith("| no |")
 
 
 def test_classifiers_on_every_engine_agree_and_are_timed(make_tiny, texts, tmp_path):
     checkpoint = make_tiny("bert", "text-classification")
     (tmp_path / "models" / "sst2-dense-1.00-0").mkdir(parents=True)
     (tmp_path / "models" / "sst2-dense-1.00-0" / "finetuned").symlink_to(checkpoint)
-    data = labelled(tmp_path / "data", texts[:8]) / "sst2" / "validation.jsonl"
-    rows = ("ORT dense fp32", "PyTorch eager")
+    rows = ("ORT dense fp32", "PyTorch eager", "svd 0.25 fp32")
     options = ("--tokens", "8", "--threads", 1, "--rounds", 2, "--min-time", 0.02, "--only", ",".join(rows))
     out = tmp_path / "encoder.json"
-    options += ("--models", tmp_path / "models", "--data", data, "--work", tmp_path / "work", "-o", out)
-    done = run("encoder", *options)
+    options += ("--models", tmp_path / "models", "--data", labelled(tmp_path / "data", texts[:8]))
+    done = run("encoder", *options, "--work", tmp_path / "work", "-o", out)
     assert done.returncode == 0, done.stderr
-    table = json.loads(out.read_text())["rows"]
-    assert [row["row"] for row in table] == list(rows)
+    stored = json.loads(out.read_text())
+    table = stored["rows"]
+    assert [row["row"] for row in table] == list(rows[:2])
     assert table[0]["accuracy"] == table[1]["accuracy"]
-    assert all(row["p50_ms"]["8 tokens, 1 threads"] > 0 and row["peak_anon_bytes"] > 0 for row in table)
+    assert all(row["p50_ms"]["8 tokens, 1 thread"] > 0 and row["peak_anon_bytes"]["8 tokens"] > 0 for row in table)
+    assert all(row["floor_ms"]["8 tokens"] > 0 for row in table)
+    assert table[0]["ratio"]["8 tokens"]["ORT dense fp32"] == [1, 1, 1]
     assert not any(row["failed"] for row in table)
+    assert list(stored["left_out"]) == ["svd 0.25 fp32"]  # its checkpoint is missing; the rest went on
+    assert "svd 0.25 fp32: left out" in done.stdout
 
 
-def test_an_engine_that_computes_something_else_is_not_timed(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    encoder = load("encoder")
+def test_an_engine_that_computes_something_else_is_not_timed():
+    comparison, errors = load("peers.comparison"), load("saten_runtime.errors")
     logits = np.random.default_rng(0).standard_normal((200, 2))
-    exact, coarse = encoder.DENSE[0], encoder.DENSE[1]
-    encoder.check(exact, logits * (1 + 1e-6), logits)
-    encoder.check(coarse, logits * 1.01, logits)
-    with pytest.raises(SystemExit, match="differs from torch"):
-        encoder.check(exact, logits * 1.01, logits)
-    with pytest.raises(SystemExit, match="differs from torch"):
-        encoder.check(coarse, logits[::-1], logits)
+    comparison.check("fp32", logits * (1 + 1e-6), logits)
+    comparison.check("int8", logits * 1.01, logits)
+    for precision, wrong in (("fp32", logits * 1.01), ("int8", logits[::-1]), ("int4", 0 * logits)):
+        with pytest.raises(errors.SatenError, match="differs from torch"):
+            comparison.check(precision, wrong, logits)
+
+
+def test_a_wrong_row_is_named_and_the_others_are_judged(monkeypatch, tmp_path):
+    artifacts, comparison = load("peers.artifacts"), load("peers.comparison")
+    right, wrong = artifacts.DENSE[:2]
+    inputs = [np.full((1, length), number) for number, length in enumerate((3, 5, 3, 5))]
+    labels = [0, 1, 1, 1]
+
+    def answer(contender, path):
+        with np.load(path) as arrays:
+            first = np.concatenate([x[:, 0] for x in arrays.values()])
+        logits = np.stack([1.0 - first, first], axis=1)
+        return -logits if contender.name == wrong.name else logits
+
+    monkeypatch.setattr(comparison, "logits", answer)
+    built = {row: load("peers.measure").Contender(row.name, row.engine, tmp_path, 0) for row in (right, wrong)}
+    maker = artifacts.Maker(lambda model: tmp_path, tmp_path, list)
+    scores, refused = comparison.judged(built, maker, comparison.Examples(inputs, labels))
+    assert scores == {right: 1.0}  # torch was asked by length, and its answers are in the order of the inputs again
+    assert list(refused) == [wrong]
+
+
+def test_ratios_are_of_the_rounds_that_both_rows_had():
+    measured = load("peers.measure").Measured
+    often, seldom = measured(), measured()
+    often.samples["x", 1].update({0: [10, 20, 30], 1: [40], 2: [50], 3: [60]})
+    seldom.samples["x", 1].update({0: [40], 3: [60]})
+    assert seldom.ratio(often, "x", 1)[0] == pytest.approx((2 + 1) / 2)
+    assert often.median_ms("x", 1) == 45 / 1e6
+    assert often.ratio(measured(), "x", 1) is None
+
+
+def test_targets_are_judged_on_rows_that_keep_the_accuracy():
+    encoder = load("encoder")
+
+    def row(name, model, precision, accuracy, size, ratio, kernels=None):
+        ratios = {"fastest dense": [ratio] * 3, "ORT dense fp32": [ratio / 2] * 3}
+        return {"row": name, "model": model, "precision": precision, "kernels": kernels, "accuracy": accuracy,
+                "bytes": size, "ratio": dict.fromkeys(("128 tokens", "1 token"), ratios),
+                "peak_anon_bytes": {"128 tokens": size}}  # fmt: skip
+
+    table = [
+        row("ORT dense fp32", "dense", "fp32", 0.90, 400, 2.0),
+        row("ORT dense int8", "dense", "int8", 0.90, 100, 1.0),
+        row("good", "saten-u", "int8", 0.895, 60, 0.9, False),
+        row("worse", "saten-u", "int8", 0.80, 10, 0.1, False),
+    ]
+    lines = encoder.targets(table, encoder.Timed("128 tokens", "1 token")).splitlines()
+    assert "- MISS int8: bytes, of dense int8: 0.60 by good (wanted ≤ 0.5)" in lines
+    assert "- met  int8, 128 tokens: time, of the fastest dense row: 0.90 by good (wanted ≤ 1.0)" in lines
+    assert not any("worse" in line for line in lines)
+
+
+def test_a_lowering_wins_where_it_is_fastest_and_the_prediction_is_counted():
+    scaling = load("scaling")
+
+    def row(lowering, at, ms, predicted):
+        return {"of": "layer", "axis": "rank", "precision": "int8", "kernels": False, "lowering": lowering, "at": at,
+                "ms": ms, "predicted_ms": predicted}  # fmt: skip
+
+    rows = [
+        row("dense", 1, 2.0, 2.0),
+        row("low-rank", 1, 1.0, 1.0),
+        row("dense", 2, 2.0, 4.0),
+        row("low-rank", 2, 3.0, 3.0),
+    ]
+    (line,) = scaling.winners(rows).splitlines()[2:]
+    assert line == "| rank | int8 | no | 2 | 1 | – | 1 of 2 | 50% |"
+
+
+def test_digits_that_judge_are_not_trained_on():
+    vision = load("vision")
+    (train, labels), (judged, _) = vision.digits(held_out=False), vision.digits(held_out=True)
+    assert len(train) + len(judged) == 1797
+    assert train.shape[1:] == (8, 8, 3)
+    assert train.max() == 255
+    assert sorted(set(labels)) == list(range(10))
 
 
 def test_the_stages_of_an_export_are_functions_that_there_are():
@@ -175,3 +281,72 @@ def test_the_stages_of_an_export_are_functions_that_there_are():
 
     stages = load("toolchain").EXPORT_STAGES
     assert all(callable(getattr(bundle, name)) for name in stages)
+
+
+class TestBench:
+    def test_every_table_has_a_program_and_a_section(self):
+        bench = load("bench")
+        text = bench.README.read_text("utf-8")
+        for table in bench.TABLES:
+            assert (FOLDER / table.program).is_file(), table.program
+        for name in (*(table.name for table in bench.TABLES), *bench.OTHERS):
+            assert text.count(f"<!-- begin {name} -->\n") == text.count(f"<!-- end {name} -->") == 1, name
+
+    def test_the_readme_shows_the_results_that_are_stored(self):
+        bench = load("bench")
+        text = bench.README.read_text("utf-8")
+        (shown,) = {found for found in (FOLDER / "results").iterdir() if f"results/{found.name}/" in text}
+        assert bench.refreshed(text, shown) == text
+
+    def test_what_stands_between_the_markers_is_replaced_and_nothing_else(self, tmp_path):
+        bench, results = load("bench"), load("peers.results")
+        results.publish(tmp_path / "layers.json", [{"a": 1}], "| a |\n\n### All\n\n| b |\n", "<svg/>")
+        after = "<!-- end layers -->\nby hand\n<!-- begin vision -->\n<!-- end vision -->\n"
+        text = f"Before\n<!-- begin layers -->\nold\n{after}"
+        new = bench.refreshed(text, tmp_path)
+        assert "old" not in new
+        assert "| a |" in new
+        assert "| b |" not in new
+        assert f"![layers](results/{tmp_path.name}/layers.svg)" in new
+        assert new.startswith("Before\n<!-- begin layers -->\n")
+        assert new.endswith(after)
+        assert bench.refreshed(new, tmp_path) == new
+
+    @pytest.fixture
+    def bench(self, monkeypatch, tmp_path):
+        bench = load("bench")
+        (tmp_path / "good.py").write_text("import sys\nprint(sys.argv)\n")
+        (tmp_path / "bad.py").write_text("raise SystemExit(3)\n")
+        tables = (
+            bench.Table("bad", "bad.py"),
+            bench.Table("needy", "good.py", needs=("data",)),
+            bench.Table("good", "good.py"),
+        )
+        monkeypatch.setattr(bench, "TABLES", tables)
+        monkeypatch.setattr(bench, "FOLDER", tmp_path)
+        return bench
+
+    def test_a_table_that_fails_is_said_and_the_rest_goes_on(self, bench, monkeypatch, tmp_path, capfd):
+        monkeypatch.setattr(sys, "argv", ["bench.py", "--work", str(tmp_path / "work"), "-o", str(tmp_path / "out")])
+        assert bench.main() == 1
+        out, err = capfd.readouterr()
+        assert "bad: failed with exit code 3" in err
+        assert "needy: left out, it needs DATA=FOLDER" in err
+        assert "good: done" in err
+        assert str(tmp_path / "out" / "good.json") in out
+
+    def test_a_quick_run_writes_no_result(self, bench, monkeypatch, tmp_path, capfd):
+        arguments = ["bench.py", "--work", str(tmp_path / "work"), "--quick", "--only", "good"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        monkeypatch.setattr(bench, "README", tmp_path / "missing")  # reading it would fail
+        assert bench.main() == 0
+        out, _ = capfd.readouterr()
+        assert "--quick" in out
+        assert "results" not in out
+
+
+def test_a_machine_has_one_name():
+    name = load("peers.results").machine_name
+    assert name({"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2}) == "amd-epyc-2-cores"
+    assert name({"cpu": "Cortex-A76 + Cortex-A55", "machine": "aarch64", "cores": 8}) == "cortex-a76-cortex-a55-8-cores"
+    assert name({"cpu": None, "machine": "armv7l", "cores": None}) == "armv7l-1-cores"

@@ -1,0 +1,211 @@
+"""What the rows of a table run: checkpoints as bundles of each precision, and OpenVINO's own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from peers.engines import Input, feeds
+from peers.measure import Contender
+from saten_exporters.cost import KERNELS
+from saten_exporters.targets import TARGETS
+from saten_runtime.errors import SatenError
+from saten_runtime.files import new_folder
+from saten_runtime.kernels import SWITCH, Kernels, probe
+
+__all__ = [
+    "DENSE",
+    "Maker",
+    "Row",
+    "build",
+    "chosen",
+    "compress",
+    "export",
+    "once",
+    "python",
+    "saten_edge",
+    "saten_rows",
+    "target",
+]
+
+OPENVINO_INT8 = "openvino-int8"
+# The ONNX Runtime precision that does the same arithmetic: what a row's floor is computed from.
+ARITHMETIC = {"torch": "fp32", OPENVINO_INT8: "int8"}
+MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch_eager": "torch", "torch_compiled": "torch"}
+SLOW_STARTS = {"torch_eager": 3, "torch_compiled": 3}  # rounds of which they take part in one
+
+
+@dataclass(frozen=True)
+class Row:
+    """model: whose checkpoint; precision: of the artifact; kernels: None where they change nothing."""
+
+    name: str
+    engine: str
+    model: str
+    precision: str
+    kernels: bool | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is what Saten is compared with."""
+        return self.model == "dense"
+
+
+DENSE = (
+    Row("ORT dense fp32", "onnxruntime", "dense", "fp32"),
+    Row("ORT dense int8", "onnxruntime", "dense", "int8"),
+    Row("ORT dense int8-block", "onnxruntime", "dense", "int8-block"),
+    Row("ORT dense int4", "onnxruntime", "dense", "int4"),
+    Row("OpenVINO fp32", "openvino", "dense", "fp32"),
+    Row("OpenVINO int8", "openvino", "dense", OPENVINO_INT8),
+    Row("PyTorch eager", "torch_eager", "dense", "torch"),
+    Row("PyTorch compiled", "torch_compiled", "dense", "torch"),
+)
+
+
+# What a quick table has.
+QUICK = ("ORT dense fp32", "ORT dense int8", "OpenVINO fp32", "saten-grouped")
+
+
+def chosen(rows: Sequence[Row], only: str, *, quick: bool) -> list[Row]:
+    """Rows whose name contains one of `only`, with commas between; of `QUICK` by default where there is little time."""
+    parts = only.split(",") if only or not quick else QUICK
+    return [row for row in rows if any(part in row.name for part in parts)]
+
+
+def saten_rows(model: str, precisions: Sequence[str], kernels: Sequence[bool]) -> tuple[Row, ...]:
+    """Bundles of a compressed model, with and without the native kernels."""
+    return tuple(
+        Row(f"{model} {precision}{' + kernels' * with_kernels}", "onnxruntime", model, precision, with_kernels)
+        for precision in precisions
+        for with_kernels in kernels
+    )
+
+
+@dataclass(frozen=True)
+class Maker:
+    """checkpoint: a model's name → its Hugging Face folder, made if need be; work: folder for what is made;
+    calibration: inputs to quantize by, where an engine needs some.
+    """
+
+    checkpoint: Callable[[str], Path]
+    work: Path
+    calibration: Callable[[], Sequence[Input]]
+
+    def artifact(self, row: Row) -> Path:
+        """What the row's engine reads."""
+        if row.precision == "torch":
+            return self.checkpoint(row.model)
+        if row.precision == OPENVINO_INT8:
+            return once(self.work / OPENVINO_INT8, self._openvino_int8)
+        return self.bundle(row.model, row.precision, bool(row.kernels))
+
+    def bundle(self, model: str, precision: str, kernels: bool = False) -> Path:
+        """The model as ONNX, in the forms that are fastest with or without the kernels."""
+        name = "-".join((*model.replace(":", "").split(), precision, *["kernels"] * kernels))
+        return once(self.work / name, lambda out: export(self.checkpoint(model), out, precision, kernels))
+
+    def _openvino_int8(self, out: Path) -> None:
+        """Post-training quantization with NNCF, as its documentation does it for transformers."""
+        import nncf
+        import openvino as ov
+
+        model = ov.Core().read_model(self.bundle("dense", "fp32") / "model.onnx")
+        names = [port.get_any_name() for port in model.inputs]
+        inputs = self.calibration()
+        dataset = nncf.Dataset(inputs, lambda x: feeds(x, names))
+        quantized = nncf.quantize(model, dataset, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(inputs))
+        with new_folder(out) as aside:
+            ov.save_model(quantized, aside / "openvino.xml", compress_to_fp16=False)
+
+
+def build(rows: Sequence[Row], maker: Maker) -> tuple[dict[Row, Contender], dict[Row, str]]:
+    """Every row's contender, and why there is none for the others."""
+    active = probe()
+    built, faults = {}, {}
+    bundles = {(row.model, row.precision, row.kernels): row for row in rows if row.precision not in ARITHMETIC}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own, on one thread
+        wait([pool.submit(maker.checkpoint, model) for model in {row.model for row in rows}])
+        wait([pool.submit(maker.artifact, row) for row in bundles.values() if _runs(row, active)])
+    for row in rows:
+        try:
+            if not _runs(row, active):
+                raise RuntimeError(f"saten-kernels is {active.words}")
+            built[row] = _contender(row, maker)
+        except (RuntimeError, ImportError, OSError, SatenError) as error:
+            faults[row] = str(error)
+    return built, faults
+
+
+def _runs(row: Row, kernels: Kernels) -> bool:
+    return not row.kernels or kernels.state == "active"
+
+
+def _contender(row: Row, maker: Maker) -> Contender:
+    if find_spec(MODULES[row.engine]) is None:
+        raise ImportError(f"{MODULES[row.engine]} is not installed")
+    artifact = maker.artifact(row)
+    switch = {} if row.kernels is None else {SWITCH: str(int(row.kernels))}
+    return Contender(
+        row.name, row.engine, artifact, stored_bytes(artifact), switch, every=SLOW_STARTS.get(row.engine, 1)
+    )
+
+
+def once(out: Path, make: Callable[[Path], Any]) -> Path:
+    """`out`, made if it is not there."""
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        make(out)
+    return out
+
+
+def stored_bytes(artifact: Path) -> int:
+    """Graph and weights of an artifact, indices included."""
+    suffixes = (".onnx", ".data", ".bin", ".xml", ".safetensors", ".gguf")
+    return sum(path.stat().st_size for path in artifact.iterdir() if path.name.endswith(suffixes))
+
+
+def target(kernels: bool = False) -> str:
+    """The exporter's target for this machine."""
+    name = "arm64" if platform.machine() in ("aarch64", "arm64") else "x86-64"
+    return name + KERNELS if kernels and name + KERNELS in TARGETS else name
+
+
+def export(checkpoint: Path, out: Path, precision: str, kernels: bool = False) -> None:
+    """As the user would."""
+    saten_edge("export", checkpoint, "-o", out, "--precision", precision, "--target", target(kernels), threads=1)
+
+
+def compress(dense: Path, out: Path, *options: object) -> None:
+    """As the user would, but in one round at one split, which changes numbers and no speed."""
+    saten_edge("compress", dense, "-o", out, "--rounds", 1, "--share", 0.8, *options, threads=1)
+
+
+def saten_edge(*arguments: object, threads: int | None = None) -> None:
+    """Run a command of ours in a process of its own; threads: for what runs beside others.
+
+    Raises:
+        RuntimeError: it failed; what it said last.
+    """
+    python("-m", "saten_edge.cli", *arguments, "--quiet", threads=threads)
+
+
+def python(*arguments: object, threads: int | None = None) -> None:
+    """Run a program in this interpreter's environment.
+
+    Raises:
+        RuntimeError: it failed; what it said last.
+    """
+    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limit})
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-300:])
