@@ -58,7 +58,7 @@ EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belon
     "trace": "trace",
     "run_passes": "lower",
     "_save_graph": "write",
-    "write_cases": "verify",
+    "write_cases": "cases",
     "_compare": "verify",
 }
 MOST_EXPORT_BYTES = 1.5  # of the model as fp32
