@@ -64,7 +64,7 @@ def check_checkpoint(state: State) -> None:
 
 
 def finetune(state: State) -> None:
-    """A training that was prepared already, saved after each of its steps; it goes on where one before was cut short."""
+    """A training that is prepared, saved after each of its steps; it goes on where the one before was cut short."""
     import saten_edge.finetune
     from saten_edge.console import Talk
     from saten_edge.stages import finetune_stage

@@ -16,9 +16,11 @@ from hostile.folders import (
     WEIGHTS,
     Runs,
     bring_in,
+    claiming,
     config,
     config_text,
     content,
+    crash,
     entries,
     export,
     header,
@@ -207,6 +209,36 @@ CASES = [
         run=bring_in,
     ),
     refused("K9", "a zip bomb", state("state.pt", zipped), r"state\.pt: unpacks to \d+ bytes", run=bring_in),
+    refused(
+        "K9",
+        "a short pickle that claims two billion values",
+        state("state.pt", claiming),
+        r"state\.pt: cannot be read as a state dict \(.*allocate",
+        run=bring_in,
+    ),
+    refused(
+        "K9",
+        "a hundred names for the same values",
+        state(
+            "state.pt", lambda path: torch.save(dict.fromkeys((f"a{k}" for k in range(100)), torch.ones(9**6)), path)
+        ),
+        r"state\.pt: its tensors have \d+ bytes, more than 4 of such files",
+        run=bring_in,
+    ),
+    refused(
+        "K9",
+        "a pickle that takes its reader down",
+        state("state.pt", lambda path: torch.save({"a.weight": torch.ones(1)}, path)),
+        r"state\.pt: the process that read it did not survive it \(worker killed by SIGSEGV\)",
+        run=crash,
+    ),
+    refused(
+        "K9",
+        "a pipe among state dicts",
+        state("state", lambda path: (path.mkdir(), os.mkfifo(path / "model.bin"))),
+        r"state/model\.bin: is no regular file",
+        run=bring_in,
+    ),
     refused(
         "K9",
         "no pickle at all",
