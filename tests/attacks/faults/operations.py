@@ -53,10 +53,10 @@ def compress(state: State) -> None:
 
 
 def check_checkpoint(state: State) -> None:
-    from saten_edge.checkpoint import verify_config, verify_files
+    from saten_edge.checkpoint import verify_files, verify_folder
     from saten_edge.folder import read_headers
 
-    verify_config(state.out, read_headers(state.out))
+    verify_folder(state.out, read_headers(state.out))
     config = json.loads((state.out / "config.json").read_text())
     verify_files(config["quantization_config"]["files"], list(state.out.glob("*.safetensors")))
     for name in ("tokenizer.json", "tokenizer_config.json", "saten_layers.json", "modules.json"):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -270,6 +271,18 @@ CASES = [
         config_text('"layer_norm_eps"', '"layer_norm_epS"', "saten"),
         r"config\.json: is not the one that was sealed",
     ),
+    refused(
+        "K10",
+        "an edited tokenizer",
+        lambda place: _swap(place.copy("saten") / "tokenizer.json", b'"[PAD]"', b'"[pad]"'),
+        r"tokenizer\.json: its sha256 is not the one in config\.json",
+    ),
+    refused(
+        "K10",
+        "a hash for a file outside",
+        config(lambda data: data["quantization_config"]["files"].update({"../bert/vocab.txt": "0" * 64})),
+        r"config\.json: lists '\.\./bert/vocab\.txt', which is no file of the folder",
+    ),
     refused("K10", "of the next version", config(saten(version=99)), "saten format version 99"),
     refused("K10", "of no version", config(saten(version="2")), "saten format version '2'"),
     refused(
@@ -413,6 +426,12 @@ CASES = [
         r"gone\.json: is no regular file",
     ),
 ]
+
+
+def _swap(path: Path, old: bytes, new: bytes) -> None:
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
 
 
 def _rewrite_header(place: Place, name: str, shape: list[int]) -> int:
