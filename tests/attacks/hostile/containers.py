@@ -27,6 +27,7 @@ from hostile.folders import (
     header,
     instead,
     load,
+    numpy_objects,
     refused,
     saten,
     sharded,
@@ -238,6 +239,17 @@ CASES = [
         "a pipe among state dicts",
         state("state", lambda path: (path.mkdir(), os.mkfifo(path / "model.bin"))),
         r"state/model\.bin: is no regular file",
+        run=bring_in,
+    ),
+    *(
+        refused("K9", f"an archive of numpy, {suffix}", state(f"state.{suffix}", numpy_objects), words, run=bring_in)
+        for suffix, words in {"npy": r"state\.npy: \d+ bytes with a header", "npz": r"state\.npz: \d+ bytes"}.items()
+    ),
+    refused(
+        "K9",
+        "an archive of numpy as a pickle",
+        state("state.bin", numpy_objects),
+        r"state\.bin: ",
         run=bring_in,
     ),
     refused(
