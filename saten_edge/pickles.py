@@ -61,9 +61,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not be taken for an answer
     request = json.loads(sys.stdin.readline())
+    answer: dict[str, object] = {"ok": {}}
     try:
         _convert(Path(request["source"]), Path(request["target"]))
-        answer = {"ok": {}}
     except SatenError as error:
         answer = {"error": str(error)}
     answers.write(json.dumps(answer) + "\n")
