@@ -195,10 +195,20 @@ def test_a_demo(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
         json.loads(config.read_text())
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that can be served: it carries what its page compares with."""
+    from saten_edge.models import load_model
+    from saten_exporters import export
+
+    return export(load_model(tiny_bert), tmp_path_factory.mktemp("exported") / "bundle").path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(4)])
-def test_a_server(moment: float, lookup_bundle: Path, tmp_path: Path) -> None:
-    arguments = ("serve", lookup_bundle, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
+def test_a_server(moment: float, exported: Path, tmp_path: Path) -> None:
+    """Before a page was opened; what came from one is kept, see tests/saten_edge/serve/test_server.py."""
+    arguments = ("serve", exported, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
     with started("saten_edge", *arguments) as process:
         wait_for(lambda: is_running(process), process)
         with contextlib.suppress(subprocess.TimeoutExpired):
