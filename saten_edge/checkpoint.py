@@ -1,7 +1,7 @@
 """Saten checkpoints are Hugging Face folders.
 
 `config.json` carries `quantization_config: {"quant_method": "saten", …}` with one `LayerSpec` per compressed layer and
-the sha256 of every weight file; `model.safetensors`, or its shards, hold `<layer>.cores.{k}`,
+the sha256 of every file; `model.safetensors`, or its shards, hold `<layer>.cores.{k}`,
 `<layer>.residual.{values,indices,indptr}` and everything dense. Importing this module registers the method
 with transformers, so that a plain `AutoModel.from_pretrained(folder)` builds the Saten layers.
 """
@@ -21,7 +21,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saten_edge.architectures import architecture
-from saten_edge.folder import read_header, refuse_bomb
+from saten_edge.folder import files_read, read_header, refuse_bomb
 from saten_edge.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
 from saten_edge.residual import VALUE_BYTES
 from saten_edge.tt import contraction_peak
@@ -36,8 +36,8 @@ __all__ = [
     "find_layer",
     "seal",
     "share_heads",
-    "verify_config",
     "verify_files",
+    "verify_folder",
 ]
 
 FORMAT_VERSION = 2
@@ -163,20 +163,27 @@ def share_heads(model: Any, heads: Mapping[str, str]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the sha256 of every weight file of a saved Saten checkpoint into its config, and that of the config."""
+    """Write the sha256 of every file of a saved Saten checkpoint into its config, and that of the config.
+
+    To be called when everything is written.
+    """
     path = folder / CONFIG_FILE
     config = read_json(path, CheckpointError)
-    digests = {file.name: sha256_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    others = (file for file in files_read(folder) if file.is_file() and file != path)
+    digests = {file.relative_to(folder).as_posix(): sha256_file(file) for file in others}
     config["quantization_config"]["files"] = digests
     digests[CONFIG_FILE] = digest_of(config)
     write_json(path, config)
 
 
-def verify_config(folder: Path, tensors: Collection[str]) -> None:
-    """Compare a config with the digest in it; one that transformers wrote has none. tensors: in the weight files.
+def verify_folder(folder: Path, tensors: Collection[str]) -> None:
+    """Compare config, tokenizer and side files with the digests in the config; one that transformers wrote has none.
+
+    tensors: in the weight files, which `verify_files` compares when they are loaded.
 
     Raises:
-        CheckpointError: it was changed since it was sealed, or it does not say that the tensors are a Saten model's.
+        CheckpointError: one was changed since it was sealed, or the config does not say that the tensors are a Saten
+            model's.
     """
     path = folder / CONFIG_FILE
     config = read_regular_json(path.resolve(), CheckpointError)
@@ -194,6 +201,15 @@ def verify_config(folder: Path, tensors: Collection[str]) -> None:
             f"{path}: is not the one that was sealed; it is damaged, or edited: then take {CONFIG_FILE} off the files "
             "in its quantization_config"
         )
+    there = {file.relative_to(folder).as_posix(): file for file in files_read(folder) if file.is_file()}
+    for name in sorted(digests.keys() - _weight_names(digests)):
+        if name not in there:
+            raise CheckpointError(f"{path}: lists {name!r:.80}, which is no file of the folder; download it again")
+        if sha256_file(there[name]) != digests[name]:
+            raise CheckpointError(
+                f"{there[name]}: its sha256 is not the one in {CONFIG_FILE}; it is damaged, or edited: then take it "
+                f"and {CONFIG_FILE} off the files in quantization_config"
+            )
 
 
 def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
@@ -202,7 +218,7 @@ def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
     Raises:
         CheckpointError: a file differs, or there are others than those listed.
     """
-    listed = digests.keys() - {CONFIG_FILE}
+    listed = _weight_names(digests)
     if not listed:
         return
     found = {file.name for file in files}
@@ -213,6 +229,10 @@ def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
     for file in files:
         if sha256_file(file) != digests[file.name]:
             raise CheckpointError(f"{file}: its sha256 is not the one in config.json; it is damaged, download it again")
+
+
+def _weight_names(digests: Mapping[str, str]) -> set[str]:
+    return {name for name in digests if name.endswith(".safetensors")}
 
 
 def find_layer(model: Any, saved_name: str) -> str | None:

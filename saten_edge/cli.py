@@ -20,14 +20,13 @@ from saten_edge.console import Talk
 from saten_edge.devices.commands import app as devices_app
 from saten_edge.tables import evaluation_table, layers_table, metrics_table, run_tables
 from saten_runtime.errors import DataError, InvalidRun, SatenError
+from saten_runtime.start import INTERRUPTED
 from saten_runtime.tables import printable
 
 if TYPE_CHECKING:
     from saten_edge.devices.jobs import Job
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -7,12 +7,15 @@ answer. That makes a documentation search task with no download: find the rest, 
 from __future__ import annotations
 
 import ast
+import contextlib
+import gc
 import hashlib
 import inspect
 import itertools
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +58,8 @@ def search_task(held_out: int = 1000, at_least: int = 5000, at_most: int = 10000
         DataError: fewer than `at_least` usable docstrings.
     """
     roots = (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib")))
-    found = itertools.islice(_distinct(read_docstrings(roots)), held_out + at_most)
+    with _uncollected():
+        found = list(itertools.islice(_distinct(read_docstrings(roots)), held_out + at_most))
     passages = sorted(found, key=lambda passage: _digest(passage.query))
     if len(passages) < at_least:
         raise DataError(
@@ -63,6 +67,18 @@ def search_task(held_out: int = 1000, at_least: int = 5000, at_most: int = 10000
             f"{at_least}; install more packages into this environment"
         )
     return SearchTask(train=passages[held_out:], held_out=passages[:held_out])
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: syntax trees hold no cycles, and looking for some takes as long as parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_docstrings(roots: Iterable[Path]) -> Iterator[Passage]:
@@ -80,11 +96,21 @@ def _passages_of(path: Path) -> Iterator[Passage]:
             tree = ast.parse(path.read_text("utf-8"))
     except (SyntaxError, ValueError, OSError, RecursionError):
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             passage = _passage(ast.get_docstring(node, clean=False))
             if passage is not None:
                 yield passage
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes of `ast.walk` but for expressions, which are most of them and define nothing."""
+    ahead: deque[ast.AST] = deque([tree])
+    while ahead:
+        node = ahead.popleft()
+        yield node
+        children = ast.iter_child_nodes(node)
+        ahead.extend(child for child in children if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case))
 
 
 def _passage(docstring: str | None) -> Passage | None:

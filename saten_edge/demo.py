@@ -6,7 +6,10 @@ to a sentence.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +56,28 @@ def run_demo(out: Path, settings: DemoSettings, talk: Talk, *, model: Path | Non
     source = model or _packaged_model()
     task = _read_corpus(talk)
     texts = [text for passage in task.train for text in (passage.query, passage.answer)]
-    _compress(out, source, texts, settings, talk)  # the first to write, after it found model and settings usable
-    for stale in ("summary.json", "report.html"):
-        (out / stale).unlink(missing_ok=True)
-    write_json(out / MARKER_FILE, dataclasses.asdict(settings))
+    with _claiming(out):
+        _compress(out, source, texts, settings, talk)  # the first to write, after it found model and settings usable
+        for stale in ("summary.json", "report.html"):
+            (out / stale).unlink(missing_ok=True)
+        write_json(out / MARKER_FILE, dataclasses.asdict(settings))
     for name, passages in (("train", task.train), ("held_out", task.held_out)):
         write_lines(out / f"{name}.jsonl", map(dataclasses.asdict, passages))
     history = _finetune(out, source, texts, settings, talk)
     bundles = _export_all(out, source, talk)
     return _measure(out, bundles, history, settings, talk)
+
+
+@contextlib.contextmanager
+def _claiming(out: Path) -> Iterator[None]:
+    """Remove what was begun in a new folder that got no marker; the next demo would refuse it as somebody else's."""
+    begun = not out.exists()
+    try:
+        yield
+    except BaseException:
+        if begun and not (out / MARKER_FILE).is_file():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _packaged_model() -> Path:

@@ -27,7 +27,7 @@ from typing import Any
 from saten_runtime.errors import CheckpointError
 from saten_runtime.files import open_regular, parse_object, read_regular_json
 
-__all__ = ["TENSOR_NAME", "Entry", "read_header", "read_headers", "refuse_bomb", "refuse_odd_files"]
+__all__ = ["TENSOR_NAME", "Entry", "files_read", "read_header", "read_headers", "refuse_bomb", "refuse_odd_files"]
 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 INDEX_FILE = "model.safetensors.index.json"
@@ -86,6 +86,11 @@ def read_headers(folder: Path) -> dict[str, Entry]:
     return found
 
 
+def files_read(folder: Path) -> list[Path]:
+    """The files of a model folder that anything is read from, sorted."""
+    return sorted({path for pattern in READ_FILES for path in folder.glob(pattern)})
+
+
 def refuse_odd_files(folder: Path) -> None:
     """Refuse a folder in which a file that is read is no file of its own.
 
@@ -95,7 +100,7 @@ def refuse_odd_files(folder: Path) -> None:
         CheckpointError: naming the file.
     """
     store = folder.resolve().parent.parent / "blobs"
-    for path in sorted({path for pattern in READ_FILES for path in folder.glob(pattern)}):
+    for path in files_read(folder):
         target = path.resolve()
         if path.is_symlink() and not target.is_relative_to(folder.resolve()) and target.parent != store:
             raise CheckpointError(f"{path}: is a link that leads out of the folder; copy the file instead")

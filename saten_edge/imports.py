@@ -12,12 +12,9 @@ and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without fac
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-import warnings
-import zipfile
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +28,13 @@ from saten_edge.architectures import Architecture, architecture
 from saten_edge.checkpoint import attach_config, find_layer, share_heads
 from saten_edge.compress import CompressedLayer, matrices, replace_layer, tied_head
 from saten_edge.decompose import Decomposition
-from saten_edge.folder import TENSOR_NAME, read_header
+from saten_edge.folder import read_header
 from saten_edge.models import LoadedModel, load_model, resolve_model
+from saten_edge.pickles import convert_pickle
 from saten_edge.residual import VALUE_BYTES, NoResidual, Residual, Unstructured, pattern_named, scatter
 from saten_edge.tt import TensorTrain
 from saten_runtime.errors import CheckpointError, SatenError
-from saten_runtime.files import open_regular, read_json
+from saten_runtime.files import read_json
 
 __all__ = ["best_pattern", "import_checkpoint", "read_state"]
 
@@ -90,7 +88,7 @@ def import_checkpoint(
 
 
 def read_state(src: Path) -> dict[str, Tensor]:
-    """The state dict in a file or a folder of files, safetensors or, loaded without running code, pickled by torch.
+    """The state dict in a file or a folder of files, safetensors or pickled by torch; see `saten_edge.pickles`.
 
     Raises:
         CheckpointError: there is none, or one cannot be read.
@@ -153,53 +151,25 @@ def _weight_files(src: Path) -> list[Path]:
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
+    if file.suffix not in PICKLES:
+        return _read_safetensors(file)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "state.safetensors"
+        convert_pickle(file, target)
+        return _read_safetensors(target)
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    read_header(file)
     try:
-        if file.suffix in PICKLES:
-            _refuse_zip_bomb(file)
-            with _strict_torch():
-                state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            read_header(file)
-            state = load_file(file)
-    except SatenError:
-        raise
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as cause:
+        return load_file(file)
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as cause:
         raise CheckpointError(
             f"{file}: cannot be read as a state dict ({' '.join(str(cause).split())[:120]})"
         ) from None
-    except Exception as cause:  # a pickle that wants more than tensors ends in an error class of its own
-        raise CheckpointError(f"{file}: refused, it holds more than tensors ({type(cause).__name__})") from None
-    if not isinstance(state, Mapping) or not all(_is_plain(key, value) for key, value in state.items()):
-        raise CheckpointError(f"{file}: is no state dict; expected names and dense tensors")
-    return dict(state)
-
-
-@contextlib.contextmanager
-def _strict_torch() -> Iterator[None]:
-    """Let torch check the indices of sparse tensors, and keep its advice on pickles to itself."""
-    with torch.sparse.check_sparse_tensor_invariants(), warnings.catch_warnings():  # type: ignore[no-untyped-call]
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _refuse_zip_bomb(file: Path) -> None:
-    """Refuse an archive that holds more than its bytes; torch stores tensors as they are."""
-    with open_regular(file.resolve(), CheckpointError) as opened:
-        if zipfile.is_zipfile(opened):
-            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(opened).infolist())
-            if unpacked > os.fstat(opened.fileno()).st_size:
-                raise CheckpointError(f"{file}: unpacks to {unpacked} bytes, more than it has; torch packs nothing")
-
-
-def _is_plain(key: object, value: object) -> bool:
-    """Whether a name stands for a dense tensor all of whose values are stored."""
-    named = isinstance(key, str) and TENSOR_NAME.fullmatch(key) is not None
-    if not named or not isinstance(value, Tensor) or value.layout != torch.strided:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _grouped(src: Path, state: Mapping[str, Tensor]) -> dict[str, ForeignLayer]:

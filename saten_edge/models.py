@@ -17,7 +17,7 @@ from saten_edge.architectures import TASKS, Architecture, architecture, task_of
 from saten_edge.checkpoint import (  # importing it registers the "saten" method with transformers
     SatenConfig,
     seal,
-    verify_config,
+    verify_folder,
 )
 from saten_edge.folder import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.modules import saten_layers
@@ -102,7 +102,7 @@ def load_model(
     """
     folder = resolve_model(str(name))
     tensors = read_headers(folder)
-    verify_config(folder, tensors)
+    verify_folder(folder, tensors)
     row, task = _family_and_task(folder, task)
     try:
         model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
@@ -143,8 +143,6 @@ def save_model(
     with new_folder(path, overwrite=overwrite) as folder:
         with silent_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
-        if saten_layers(loaded.model):
-            seal(folder)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
         for name in SIDE_FILES if loaded.task == "feature-extraction" else ():
             if (loaded.folder / name).is_file():
@@ -152,6 +150,8 @@ def save_model(
                 shutil.copyfile(loaded.folder / name, folder / name)
         for name, data in (extra or {}).items():
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if saten_layers(loaded.model):
+            seal(folder)
 
 
 def resolve_model(name: str) -> Path:

@@ -6,12 +6,16 @@ vectors = runner.predict(["first text", "second text"])
 
 from __future__ import annotations
 
-from saten_runtime.bundle import Bundle
-from saten_runtime.errors import SatenError
-from saten_runtime.generation import Sampling
-from saten_runtime.manifest import Manifest
-from saten_runtime.runner import Runner
-from saten_runtime.tasks import Answer, Classification, Completion, Word
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saten_runtime.bundle import Bundle
+    from saten_runtime.errors import SatenError
+    from saten_runtime.generation import Sampling
+    from saten_runtime.manifest import Manifest
+    from saten_runtime.runner import Runner
+    from saten_runtime.tasks import Answer, Classification, Completion, Word
 
 __all__ = [
     "Answer",
@@ -27,3 +31,16 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), "tasks"),
+    **{"Bundle": "bundle", "Manifest": "manifest", "Runner": "runner", "Sampling": "generation"},
+    "SatenError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is asked for: commands that only print need no numpy, and Ctrl-C is heard before it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -13,11 +13,10 @@ from typing import Any
 from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError
 from saten_runtime.files import refuse_existing, write_json
 from saten_runtime.options import PROGRAM, make_parser
+from saten_runtime.start import INTERRUPTED
 from saten_runtime.tables import align, printable
 
 __all__ = ["main"]
-
-_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SatenError.exit_code
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -100,7 +99,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         )
         code = 0 if result.verdict.valid else InvalidRun.exit_code
     except Interrupted as interrupt:
-        result, code = interrupt.result, _INTERRUPTED
+        result, code = interrupt.result, INTERRUPTED
     print(json.dumps(result.to_json(), indent=2) if arguments.json else table(result))
     return code
 

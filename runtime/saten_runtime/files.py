@@ -36,6 +36,7 @@ __all__ = [
     "sha256_file",
     "sha256_of",
     "sync_folder",
+    "system_errors",
     "write_json",
 ]
 
@@ -183,7 +184,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     aside = _aside(path)
     aside.mkdir()
     try:
-        with _system_errors(path):
+        with system_errors(path):
             yield aside
         _sync_tree(aside)
         _move_into_place(aside, path)
@@ -192,8 +193,11 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _system_errors(path: Path) -> Iterator[None]:
-    """Errors of libraries written in Rust, which have the system's number in their words, as `OSError`."""
+def system_errors(path: Path) -> Iterator[None]:
+    """Errors of libraries written in Rust, which have the system's number in their words, as `OSError`.
+
+    path: what the block writes, for the error.
+    """
     try:
         yield
     except (OSError, SatenError):

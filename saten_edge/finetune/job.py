@@ -57,10 +57,10 @@ class Job:
             UsageError: there is one of an interrupted training, and neither `resume` nor `overwrite`, or of another.
         """
         folder = out.with_name(f".{out.name}.training")
-        if self.writes:
-            self._claim(folder, resume=resume, overwrite=overwrite)
-        _processes().wait_for_everyone()
         try:
+            if self.writes:
+                self._claim(folder, resume=resume, overwrite=overwrite)
+            _processes().wait_for_everyone()
             yield folder
         except BaseException:
             if self.writes and last_checkpoint(folder) is None:

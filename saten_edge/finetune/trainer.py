@@ -7,6 +7,7 @@ or replaces what a table of ours decides.
 from __future__ import annotations
 
 import contextlib
+import errno
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from saten_edge.finetune.losses import Fraction, Sides
 from saten_edge.finetune.schedule import Clock, Progress, Schedule, rate
 from saten_edge.finetune.tasks import Distillation, Loss, Task
 from saten_edge.models import LoadedModel
+from saten_runtime.files import system_errors
 
 __all__ = ["Interrupt", "Objective", "SatenTrainer", "interruptible", "multiplies_bf16", "training_arguments"]
 
@@ -160,6 +162,15 @@ class SatenTrainer(Trainer):  # type: ignore[misc]
         """Weights and config only: Trainer would pickle its arguments beside them."""
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's, with what safetensors and torch could not write as `OSError`."""
+        folder = self.args.output_dir
+        with system_errors(Path(folder)):
+            try:
+                super()._save_checkpoint(model, trial)
+            except RuntimeError as cause:  # torch's archives say where they stopped, not why
+                raise OSError(errno.EIO, "a checkpoint cannot be written, is the disk full?", folder) from cause
 
     def _rate(self, step: int) -> float:
         self.done = self.clock.done(step) if step else 0.0

@@ -11,15 +11,33 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 from hostile.sound import safetensors, seal_bundle
 
-from saten_edge.checkpoint import seal, verify_config, verify_files
+from saten_edge.checkpoint import seal, verify_files, verify_folder
 from saten_edge.folder import read_header, read_headers
 from saten_runtime.bundle import Bundle
 from saten_runtime.errors import SatenError
 
 BODY_BYTES = 4 * (8 + 3)
+WORDS = json.dumps({"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}})
+# Beside weights, graph, config and manifest, which are made from scratch.
+CHECKPOINT_SIDE = {
+    "tokenizer.json": WORDS,
+    "tokenizer_config.json": '{"model_max_length": 16}',
+    "modules.json": "[]",
+    "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+    "sentence_bert_config.json": '{"max_seq_length": 16}',
+    "saten_layers.json": '{"layers": [], "dense": []}',
+    "metrics.json": '{"steps": 1}',
+    "vocab.txt": "[UNK]\na\n",
+}
+BUNDLE_SIDE = {
+    "config.json": '{"model_type": "bert"}',
+    "export.json": '{"task": "feature-extraction"}',
+    "README.md": "# lookup\n",
+    "validation/input_ids.npy": "numbers",
+    "validation/report.json": "{}",
+}
 Reader = Callable[[Path], object]
 
 
@@ -27,18 +45,29 @@ def checkpoint(folder: Path) -> Reader:
     """Two tensors and a config, and what is looked at before transformers sees them."""
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(safetensors({"a.cores.0": ("F32", (1, 4, 2)), "a.bias": ("F32", (3,))}))
+    put(folder, CHECKPOINT_SIDE)
     config = {"model_type": "bert", "layer_norm_eps": 1e-12, "quantization_config": {"quant_method": "saten"}}
     (folder / "config.json").write_text(json.dumps(config))
     seal(folder)
 
     def read(path: Path) -> object:
         headers = read_headers(path)
-        verify_config(path, headers)
+        verify_folder(path, headers)
         config = json.loads((path / "config.json").read_text())
         verify_files(config["quantization_config"]["files"], [path / "model.safetensors"])
         return headers, config
 
     return read
+
+
+def put(folder: Path, contents: dict[str, str]) -> None:
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def bundle(folder: Path) -> Reader:
@@ -69,22 +98,24 @@ def taken(folder: Path, read: Reader, name: str) -> tuple[int, list[bytes]]:
     return count, wrong
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_checkpoint(name: str, tmp_path: Path) -> None:
-    read = checkpoint(tmp_path / "small")
-    count, wrong = taken(tmp_path / "small", read, name)
-    assert count >= 1700
-    assert wrong == []
+def test_every_file_of_a_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    read = checkpoint(folder)
+    tried = {name: taken(folder, read, name) for name in names(folder)}
+    assert tried.keys() == {"model.safetensors", "config.json", *CHECKPOINT_SIDE}
+    assert sum(count for count, _ in tried.values()) >= 10_000
+    assert {name: wrong for name, (_, wrong) in tried.items() if wrong} == {}
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "saten_edge.json"])
-def test_bundle(name: str, lookup_bundle: Path, tmp_path: Path) -> None:
+def test_every_file_of_a_bundle(lookup_bundle: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(lookup_bundle, tmp_path / "small")
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(WORDS)
+    put(folder, BUNDLE_SIDE)
     seal_bundle(folder)
-    count, wrong = taken(folder, bundle(folder), name)
-    assert count >= 2000
-    assert wrong == []
+    tried = {name: taken(folder, bundle(folder), name) for name in names(folder)}
+    assert tried.keys() == {"model.onnx", "model.onnx.data", "saten_edge.json", "tokenizer.json", *BUNDLE_SIDE}
+    assert sum(count for count, _ in tried.values()) >= 10_000
+    assert {name: wrong for name, (_, wrong) in tried.items() if wrong} == {}
 
 
 def test_without_hashes_some_would_be_taken(tmp_path: Path) -> None:

@@ -45,6 +45,22 @@ def test_a_threat_has_a_case_or_a_test(threat: str) -> None:
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
+FAULTS = [
+    line.split("|") for line in PAGE.partition("## Faults")[2].partition("## Fuzzing")[0].splitlines() if "`" in line
+]
+
+
+@pytest.mark.parametrize("cells", FAULTS, ids=lambda cells: cells[1].strip())
+def test_a_fault_has_a_test(cells: list[str]) -> None:
+    files = re.findall(r"`(tests/[^`]+)`", cells[3])
+    assert files
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+
+
+def test_no_fault_was_dropped() -> None:
+    assert len(FAULTS) >= 15
+
+
 def test_every_place_the_page_names_exists() -> None:
     paths = re.findall(r"`((?:tests|saten_edge|docs)/[\w/.]+)`", PAGE)
     assert len(paths) > 20

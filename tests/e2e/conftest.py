@@ -24,7 +24,7 @@ def run(module: str, arguments: Sequence[object], **options: Any) -> Done:
 @pytest.fixture(scope="session")
 def saten_edge() -> Callable[..., Done]:
     """saten_edge(*arguments, env=…, cwd=…) -> the finished command."""
-    return lambda *arguments, **options: run("saten_edge.cli", arguments, **options)
+    return lambda *arguments, **options: run("saten_edge", arguments, **options)
 
 
 @pytest.fixture(scope="session")

@@ -257,7 +257,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
 @contextlib.contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """A running `saten-edge` in a process group of its own, as a shell starts it; none is left behind."""
-    command = [sys.executable, "-m", "saten_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "saten_edge", *map(str, arguments)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_exporters"]):
-    from saten_edge.checkpoint import verify_config
+    from saten_edge.checkpoint import verify_folder
     from saten_edge.folder import read_headers
     from saten_edge.report.schema import read_bench, read_evaluation, read_profile
     from saten_edge.serve.schema import Answer, Bench, End, parse_post
@@ -40,7 +40,7 @@ def checkpoint(content: bytes) -> None:
     index.unlink(missing_ok=True)
     if content[:1] == b"i":
         index.write_bytes(content[1:])
-    verify_config(FOLDER, read_headers(FOLDER))
+    verify_folder(FOLDER, read_headers(FOLDER))
 
 
 def bundle(content: bytes) -> None:

@@ -28,7 +28,7 @@ def saten_edge_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "saten_edge.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "saten_edge", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
 
     return run

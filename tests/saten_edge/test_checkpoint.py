@@ -282,12 +282,13 @@ class TestRefusals:
         folder = damaged()
         modes = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+        seal(folder)
         with pytest.raises(CheckpointError, match=r"pooling by .*max_tokens"):
             load_model(folder)
 
 
 class TestDigests:
-    """Every weight file is what was written, also for plain transformers."""
+    """Every file is what was written, weights also for plain transformers."""
 
     @pytest.fixture
     def small(self, tiny_saten: Path, tmp_path: Path) -> Path:
@@ -308,6 +309,27 @@ class TestDigests:
                 transformers.AutoModel.from_pretrained(small)
         path.write_bytes(whole)
         load_model(small)
+
+    def test_every_file_that_is_read_is_listed(self, small):
+        listed = json.loads((small / "config.json").read_text())["quantization_config"]["files"]
+        assert listed.keys() == {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()}
+        assert {"tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"} < listed.keys()
+
+    def test_a_tokenizer_of_another_model(self, small):
+        path = small / "tokenizer.json"
+        path.write_text(path.read_text().replace('"[PAD]"', '"[pad]"'))
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: its sha256 .* take it and config\.json off"):
+            load_model(small)
+        config = json.loads((small / "config.json").read_text())
+        for name in ("tokenizer.json", "config.json"):
+            del config["quantization_config"]["files"][name]
+        (small / "config.json").write_text(json.dumps(config))
+        load_model(small)  # as the message says
+
+    def test_a_side_file_that_is_gone(self, small):
+        (small / "modules.json").unlink()
+        with pytest.raises(CheckpointError, match=r"lists 'modules\.json', which is no file of the folder"):
+            load_model(small)
 
     def test_a_file_more_or_less_than_listed(self, small):
         config = json.loads((small / "config.json").read_text())
@@ -346,7 +368,7 @@ class TestTransformers:
         files = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
         assert len(files) > 2
         listed = json.loads((tmp_path / "sharded" / "config.json").read_text())["quantization_config"]["files"]
-        assert sorted(listed) == ["config.json", *files]
+        assert sorted(name for name in listed if name.endswith(".safetensors")) == files
         assert torch.equal(hidden(load_model(tmp_path / "sharded"), texts[:4]), hidden(loaded, texts[:4]))
         (tmp_path / "sharded" / files[1]).write_bytes((tmp_path / "sharded" / files[0]).read_bytes())
         with pytest.raises(CheckpointError, match=f"is not in {files[1]}"):

@@ -225,7 +225,7 @@ class TestHelp:
         assert run("--version") == (0, "saten-edge 0.1.0\n", "")
 
     def test_it_answers_at_once(self):
-        command = [sys.executable, "-m", "saten_edge.cli", "--help"]
+        command = [sys.executable, "-m", "saten_edge", "--help"]
         assert processor_seconds(command) < 0.3
         slow = [sys.executable, "-c", "import runpy, torch; runpy.run_module('saten_edge.cli')"]
         assert processor_seconds(slow) > 0.3

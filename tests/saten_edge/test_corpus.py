@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import sysconfig
 from pathlib import Path
 
 import pytest
 
+from saten_edge import corpus
 from saten_edge.corpus import SearchTask, read_docstrings, search_task
 from saten_runtime.errors import DataError
 
@@ -101,6 +104,27 @@ class TestSplit:
     def test_too_few_docstrings_are_refused(self, of, tmp_path):
         with pytest.raises(DataError, match=r"found 30 usable docstrings under .*, expected at least 50"):
             of(installation(tmp_path / "a", 30))
+
+
+def test_a_docstring_is_found_wherever_a_definition_may_stand(tmp_path):
+    """In every kind of statement that holds statements, in the order of `ast.walk`; the source is this test."""
+    places = ("if 1:", "for x in y:", "while 1:", "with y:", "match y:\n  case 1:", "async def f():", "class C:")
+    blocks = [f"{place}\n    def f(): '{QUERY[:-1]} {k}. {ANSWER}'\n" for k, place in enumerate(places)]
+    handled = [f"    def f(): '{QUERY[:-1]} {k}. {ANSWER}'\n" for k in range(len(blocks), len(blocks) + 4)]
+    text = "".join(blocks) + "try:\n{}except E:\n{}else:\n{}finally:\n{}".format(*handled)
+    (tmp_path / "a.py").write_text(text)
+    tree = ast.parse(text)
+    wanted = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    found = [f"{passage.query} {passage.answer}" for passage in read_docstrings([tmp_path])]
+    assert found == wanted
+    assert len(found) == len(places) + 4
+
+
+def test_garbage_is_collected_again(monkeypatch):
+    monkeypatch.setattr(corpus, "read_docstrings", lambda roots: iter(()))
+    with pytest.raises(DataError):
+        search_task()
+    assert gc.isenabled()
 
 
 class TestCleaning:

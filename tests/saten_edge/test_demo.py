@@ -78,6 +78,30 @@ def test_without_its_model_it_says_what_to_install(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("earlier", [False, True])
+def test_one_that_was_interrupted_before_its_marker_can_be_repeated(earlier, monkeypatch, tiny_bert, tmp_path):
+    """Ctrl-C between the first folder and the marker; an earlier demo's marker and report stay."""
+    out = tmp_path / "out"
+    if earlier:
+        out.mkdir()
+        (out / "demo.json").write_text("{}")
+        (out / "report.html").write_text("of the earlier demo")
+
+    def interrupted(out: Path, *_: object) -> None:
+        (out / "compressed").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(demo, "_compress", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(out, FEW, QUIET, model=tiny_bert)
+    assert out.exists() == earlier
+    assert (out / "report.html").exists() == earlier
+    monkeypatch.setattr(demo, "_finetune", lambda *_: pytest.fail("far enough", pytrace=False))
+    with pytest.raises(pytest.fail.Exception, match="far enough"):
+        run_demo(out, FEW, QUIET, model=tiny_bert)
+
+
 def test_an_earlier_demo_is_replaced_and_its_report_does_not_outlive_its_numbers(
     monkeypatch, tiny_bert, tmp_path, few_passages
 ):

@@ -65,7 +65,7 @@ def arguments(student: Path, dense: Path, data: Path, out: Path, *options: objec
 
 def start(words: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "saten_edge.cli", *words],
+        [sys.executable, "-m", "saten_edge", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +151,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(student, dense, data, t
         "--rdzv-endpoint",
         "localhost:0",
         "-m",
-        "saten_edge.cli",
+        "saten_edge",
         *map(str, command),
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OPERATIONS", "Operation", "State"]
+__all__ = ["FIRST", "OPERATIONS", "Operation", "State"]
+
+FIRST = "first"  # beside the bundle: the weights that a training gives without a fault
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class State:
     work: Path
     loaded: Any  # a Saten model
     traced: Any  # what `trace` makes of it
+    job: Any  # a fine-tuning of it
     report: Any  # of the bundle
     bundle: Path
 
@@ -31,30 +34,58 @@ class State:
 class Operation:
     """run: does it, replacing what is there. check: raises unless `out` is whole, old or new.
 
-    child: the faults are a child process's, not its own.
+    child: the faults are a child process's, not its own. anew: in `work`, removed before each fault, so that
+    everything is done again. keeps: in `work`, may stay after a fault for the next run to go on from.
     """
 
     run: Callable[[State], Any]
     check: Callable[[State], Any]
     child: bool = False
+    anew: str | None = None
+    keeps: str | None = None
 
 
 def compress(state: State) -> None:
-    """The writing of a compressed model; `finetune` and `import` end in the same."""
+    """The writing of a compressed model; `import` ends in the same."""
     from saten_edge.stages import _save_compressed
 
     _save_compressed(state.loaded, [], state.out, overwrite=True)
 
 
 def check_checkpoint(state: State) -> None:
-    from saten_edge.checkpoint import verify_config, verify_files
+    from saten_edge.checkpoint import verify_files, verify_folder
     from saten_edge.folder import read_headers
 
-    verify_config(state.out, read_headers(state.out))
+    verify_folder(state.out, read_headers(state.out))
     config = json.loads((state.out / "config.json").read_text())
     verify_files(config["quantization_config"]["files"], list(state.out.glob("*.safetensors")))
     for name in ("tokenizer.json", "tokenizer_config.json", "saten_layers.json", "modules.json"):
         json.loads((state.out / name).read_text())
+
+
+def finetune(state: State) -> None:
+    """A training that is prepared, saved after each of its steps; it goes on where the one before was cut short."""
+    import saten_edge.finetune
+    from saten_edge.console import Talk
+    from saten_edge.stages import finetune_stage
+
+    job, quiet = state.job, Talk(quiet=True)
+    saten_edge.finetune.prepare = lambda *_: job
+    finetune_stage(
+        job.student.folder, state.out, data="", schedule=job.schedule, resume=True, talk=quiet, overwrite=True
+    )
+
+
+def check_finetune(state: State) -> None:
+    """Whole, after all steps, and the same weights however often it was interrupted."""
+    check_checkpoint(state)
+    metrics = json.loads((state.out / "metrics.json").read_text())
+    assert [step["step"] for step in metrics["history"]] == list(range(1, metrics["steps"] + 1))
+    trained = (state.out / "model.safetensors").read_bytes()
+    first = state.bundle.with_name(FIRST)
+    if not first.exists():
+        first.write_bytes(trained)
+    assert trained == first.read_bytes()
 
 
 def export(state: State) -> None:
@@ -146,8 +177,9 @@ def check_deploy(state: State) -> None:
 
 OPERATIONS = {
     "compress": Operation(compress, check_checkpoint),
+    "finetune": Operation(finetune, check_finetune, anew=".out.training", keeps=".out.training"),
     "export": Operation(export, check_bundle),
     "bench": Operation(bench, check_bench),
     "report": Operation(report, check_report),
-    "deploy": Operation(deploy, check_deploy, child=True),
+    "deploy": Operation(deploy, check_deploy, child=True, anew="out"),
 }

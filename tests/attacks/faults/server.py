@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ def main() -> None:
     """Serve until stdin ends."""
     sound = {name: Path(path) for name, path in json.loads(sys.argv[1]).items()}
     state = _state(sound, Path(sys.argv[2]))
+    gc.freeze()  # the forked ones need not look at all of this again
     for line in sys.stdin:
         request = json.loads(line)
         there = dataclasses.replace(state, work=Path(request["work"]))
@@ -60,7 +62,21 @@ def _state(sound: dict[str, Path], work: Path) -> State:
     loaded = load_model(sound["saten"])
     report = build_report([Bundle.open(sound["bundle"])], RESULT)
     html_page(report)  # once, for what it imports
-    return State(work, loaded, trace(loaded, TARGETS[DEFAULT_TARGET]), report, sound["bundle"])
+    return State(work, loaded, trace(loaded, TARGETS[DEFAULT_TARGET]), _job(sound), report, sound["bundle"])
+
+
+def _job(sound: dict[str, Path]) -> Any:
+    """Two steps towards the dense model, a checkpoint after each."""
+    from saten_edge.finetune import Examples, Schedule, finetune, prepare
+    from saten_edge.models import load_model
+
+    examples = Examples("here", [(text,) for text in ("a file", "the path", "of a number", "it reads")])
+    schedule = Schedule(steps=2, batch_size=2, max_length=8, bf16=False, save_every=1)
+    job = prepare(sound["saten"], examples, "feature-extraction", "train", sound["bert"], None, "", schedule, None)
+    finetune(
+        job.student, job.task, examples, dataclasses.replace(job.schedule, steps=1), teacher=job.teacher
+    )  # imports
+    return dataclasses.replace(job, student=load_model(sound["saten"]))
 
 
 def _in_child(operation: Operation, state: State, kind: str, nth: int, error: int) -> Outcome:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ from hostile.folders import (
     WEIGHTS,
     Runs,
     bring_in,
+    claiming,
     config,
     config_text,
     content,
+    crash,
     entries,
     export,
     header,
     instead,
     load,
+    numpy_objects,
     refused,
     saten,
     sharded,
@@ -209,6 +213,47 @@ CASES = [
     refused("K9", "a zip bomb", state("state.pt", zipped), r"state\.pt: unpacks to \d+ bytes", run=bring_in),
     refused(
         "K9",
+        "a short pickle that claims two billion values",
+        state("state.pt", claiming),
+        r"state\.pt: cannot be read as a state dict \(.*allocate",
+        run=bring_in,
+    ),
+    refused(
+        "K9",
+        "a hundred names for the same values",
+        state(
+            "state.pt", lambda path: torch.save(dict.fromkeys((f"a{k}" for k in range(100)), torch.ones(9**6)), path)
+        ),
+        r"state\.pt: its tensors have \d+ bytes, more than 4 of such files",
+        run=bring_in,
+    ),
+    refused(
+        "K9",
+        "a pickle that takes its reader down",
+        state("state.pt", lambda path: torch.save({"a.weight": torch.ones(1)}, path)),
+        r"state\.pt: the process that read it did not survive it \(worker killed by SIGSEGV\)",
+        run=crash,
+    ),
+    refused(
+        "K9",
+        "a pipe among state dicts",
+        state("state", lambda path: (path.mkdir(), os.mkfifo(path / "model.bin"))),
+        r"state/model\.bin: is no regular file",
+        run=bring_in,
+    ),
+    *(
+        refused("K9", f"an archive of numpy, {suffix}", state(f"state.{suffix}", numpy_objects), words, run=bring_in)
+        for suffix, words in {"npy": r"state\.npy: \d+ bytes with a header", "npz": r"state\.npz: \d+ bytes"}.items()
+    ),
+    refused(
+        "K9",
+        "an archive of numpy as a pickle",
+        state("state.bin", numpy_objects),
+        r"state\.bin: ",
+        run=bring_in,
+    ),
+    refused(
+        "K9",
         "no pickle at all",
         state("state.pt", lambda path: path.write_bytes(os.urandom(1000))),
         r"state\.pt: ",
@@ -237,6 +282,18 @@ CASES = [
         "an edited config",
         config_text('"layer_norm_eps"', '"layer_norm_epS"', "saten"),
         r"config\.json: is not the one that was sealed",
+    ),
+    refused(
+        "K10",
+        "an edited tokenizer",
+        lambda place: _swap(place.copy("saten") / "tokenizer.json", b'"[PAD]"', b'"[pad]"'),
+        r"tokenizer\.json: its sha256 is not the one in config\.json",
+    ),
+    refused(
+        "K10",
+        "a hash for a file outside",
+        config(lambda data: data["quantization_config"]["files"].update({"../bert/vocab.txt": "0" * 64})),
+        r"config\.json: lists '\.\./bert/vocab\.txt', which is no file of the folder",
     ),
     refused("K10", "of the next version", config(saten(version=99)), "saten format version 99"),
     refused("K10", "of no version", config(saten(version="2")), "saten format version '2'"),
@@ -381,6 +438,12 @@ CASES = [
         r"gone\.json: is no regular file",
     ),
 ]
+
+
+def _swap(path: Path, old: bytes, new: bytes) -> None:
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
 
 
 def _rewrite_header(place: Place, name: str, shape: list[int]) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,14 +27,17 @@ __all__ = [
     "Make",
     "Runs",
     "bring_in",
+    "claiming",
     "config",
     "config_text",
     "content",
+    "crash",
     "entries",
     "export",
     "header",
     "instead",
     "load",
+    "numpy_objects",
     "put",
     "refused",
     "replaced",
@@ -70,6 +75,14 @@ def bring_in(place: Place) -> int:
     """Import what lies at `state.*`."""
     (state,) = place.folder.glob("state*")
     return saten_edge("import", state, "--base", place.sound["bert"], "-o", place.out, "--quiet")
+
+
+def crash(place: Place) -> int:
+    """Import it with a reader that a bug of torch would end."""
+    from saten_edge import pickles
+
+    pickles._CONVERTER = "import os; os.kill(os.getpid(), 11)"
+    return bring_in(place)
 
 
 def refused(threat: str, name: str, make: Make, words: str, *, run: Make = export, **options: Any) -> Case:
@@ -207,6 +220,22 @@ def zipped(path: Path) -> None:
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
             target.writestr(entry.filename, source.read(entry))
+
+
+def numpy_objects(path: Path) -> None:
+    """What numpy stores of objects: a pickle, of which it says so."""
+    with path.open("wb") as file:
+        save = np.savez if path.suffix == ".npz" else np.save
+        save(file, np.array([Runs()], dtype=object), allow_pickle=True)
+
+
+def claiming(path: Path) -> None:
+    """A pickle in torch's old format, whose storage says that it has 2³¹ - 1 values."""
+    torch.save({"a.weight": torch.zeros(70_000)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    said = b"J" + struct.pack("<i", 70_000)  # BININT
+    assert said in whole
+    path.write_bytes(whole.replace(said, b"J" + struct.pack("<i", 2**31 - 1)))
 
 
 def unchecked(index: int) -> torch.Tensor:

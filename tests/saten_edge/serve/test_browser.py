@@ -198,7 +198,7 @@ def test_pooling_is_that_of_saten_runtime(phone, served, how):
 def test_the_command_ends_after_one_run_and_the_report_takes_its_files(phone, dense, saten, pairs, tmp_path):
     """The whole way as a person goes it: serve, scan, report."""
     out = tmp_path / "phone"
-    command = [sys.executable, "-m", "saten_edge.cli"]
+    command = [sys.executable, "-m", "saten_edge"]
     options = ["--host", "127.0.0.1", "--once", "--tokens", "8", "--rounds", "2", "--min-time", "0", "--data", pairs]
     with subprocess.Popen(
         [*command, "serve", dense, saten, "-o", out, "--baseline", dense, *options],
