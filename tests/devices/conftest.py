@@ -41,7 +41,7 @@ class Userland:
         return [str(SCRIPT), "run", str(self.root), *map(str, command)]
 
     def run(
-        self, *command: object, bind: Sequence[Path] = (), timeout: float = 900
+        self, *command: object, bind: Sequence[Path] = (), timeout: float = 1800
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, with folders of this machine at the paths they have here."""
         environment = {**os.environ, "BIND": ":".join(map(str, bind))}

@@ -7,7 +7,14 @@ import json
 import pytest
 
 # Tests that judge latencies, which an emulator has none of, or that start processes by the dozen with a time limit.
-TIMED = ("test_bench.py", "test_cli.py", "test_doctor.py", "test_isolation.py")
+TIMED = (
+    "test_bench.py",
+    "test_cli.py",
+    "test_doctor.py",
+    "test_independent.py",
+    "test_isolation.py",
+    "test_resume.py",
+)
 
 
 def test_the_tests_of_the_runtime_pass(arm_python):

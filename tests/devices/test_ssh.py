@@ -313,7 +313,7 @@ def test_ctrl_c_stops_the_board_and_keeps_what_was_measured(url, saten_bundle, t
     command += ["--min-time", "0", "--device", url, "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     (folder,) = (tmp_path / "out" / device.label for device in parse_devices([url]))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (folder / "samples.jsonl").is_file() or len(kinds(folder)) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.2)
