@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-calibration kernels kernels-aarch64 test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -16,7 +16,7 @@ help:
 	@echo "make check   lint, types, test"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
 	@echo "make fuzz    5 000 examples of every property, ten minutes of each fuzz target (needs atheris)"
-	@echo "make test-arm      the runtime in an emulated arm64 user land; needs root, apt and a network"
+	@echo "make test-arm      the runtime and its kernels in an emulated arm64 user land; needs root, apt and a network"
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
 	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
 	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
+	@echo "make kernels-aarch64  their wheel for 64-bit ARM boards in dist/ (needs g++-aarch64-linux-gnu, CMake and ninja)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
@@ -69,7 +70,7 @@ fuzz: $(INSTALLED)
 # The arm64 user land is built once, from Debian packages, and kept here. Timings in it are the emulator's.
 ARM_ROOT ?= $(HOME)/.cache/saten-edge/arm64
 test-arm: $(INSTALLED)
-	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_arm.py
+	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_arm.py tests/devices/test_arm_kernels.py
 
 test-devices: $(INSTALLED)
 	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_ssh.py
@@ -102,6 +103,10 @@ bench-calibration: $(INSTALLED)
 kernels: $(INSTALLED)
 	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)
 	$(BIN)/saten-run doctor | grep kernels
+
+kernels-aarch64: $(INSTALLED)
+	mkdir -p dist
+	PYTHON="$(abspath $(BIN))/python" $(KERNELS)/scripts/aarch64_wheel.sh dist
 
 # Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.
 test-kernels: $(INSTALLED)

@@ -300,6 +300,12 @@ def minilm() -> Path:
     return Path(package.MODEL_DIR)
 
 
+@pytest.fixture(scope="session")
+def minilm_saten(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`minilm` compressed with grouped residuals, without texts to calibrate on: seconds. Read-only."""
+    return compressed(minilm, tmp_path_factory.mktemp("models") / "minilm-saten", "grouped", ())
+
+
 @pytest.fixture
 def talk() -> Any:
     """Talk that is kept in `.said`."""

@@ -68,13 +68,20 @@ def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job
         "--rounds": (plan.rounds,),
         "--generate": plan.generate,
         "--depth": plan.depths,
+        "--timeout": (plan.timeout_s,),
     }
     arguments = ["bench", *map(_there, opened), "-o", "out", "--quiet"]
     arguments += [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
     arguments += [part for bundle in other for part in ("--baseline", _there(bundle))]
-    a_round = 1 + max(len(plan.sizes(bundle.manifest.task)) for bundle in opened)
-    steps = 1 + len(list(plan.setups)) * len(cargo.bundles) * (1 + a_round * plan.rounds)
-    return Job("bench", cargo, arguments, steps)
+    arguments += [] if plan.floor else ["--no-floor"]
+    return Job("bench", cargo, arguments, _journal_lines(plan, cargo.bundles))
+
+
+def _journal_lines(plan: Plan, bundles: Sequence[Bundle]) -> int:
+    """Environment and rates; for each setup, memory, and in each round starts, sizes and the state of the machine."""
+    sizes = max(len(plan.sizes(bundle.manifest.task)) for bundle in bundles)
+    a_round = len(bundles) * (1 + sizes) + 1
+    return 1 + plan.floor * len(plan.threads) + len(plan.setups) * (len(bundles) + a_round * plan.rounds)
 
 
 def eval_job(bundles: Sequence[Path], data: Path, *, reference: Path | None, threads: int) -> Job:

@@ -28,6 +28,8 @@ SCRIPT = Path(__file__).with_name("userland.sh")
 CANNOT = 77
 PYTHON = "3.11"  # Debian 12's
 
+ArmPython = Callable[..., subprocess.CompletedProcess[str]]
+
 
 @dataclass(frozen=True)
 class Userland:
@@ -39,7 +41,7 @@ class Userland:
         return [str(SCRIPT), "run", str(self.root), *map(str, command)]
 
     def run(
-        self, *command: object, bind: Sequence[Path] = (), timeout: float = 900
+        self, *command: object, bind: Sequence[Path] = (), timeout: float = 1800
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, with folders of this machine at the paths they have here."""
         environment = {**os.environ, "BIND": ":".join(map(str, bind))}
@@ -89,9 +91,21 @@ def saten_bundle(tiny_saten: Path, exported: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def saten_int8_bundle(tiny_saten: Path, exported: Callable[..., Path]) -> Path:
+    """`saten_bundle` in 8 bits."""
+    return exported(tiny_saten, "saten-tiny-int8", "int8")
+
+
+@pytest.fixture(scope="session")
 def minilm_bundle(minilm: Path, exported: Callable[..., Path]) -> Path:
     """The real all-MiniLM-L6-v2, dense, fp32."""
     return exported(minilm, "minilm")
+
+
+@pytest.fixture(scope="session")
+def minilm_saten_bundles(minilm_saten: Path, exported: Callable[..., Path]) -> list[Path]:
+    """The real all-MiniLM-L6-v2, compressed, fp32 and int8."""
+    return [exported(minilm_saten, f"minilm-saten-{precision}", precision) for precision in ("fp32", "int8")]
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +185,31 @@ def arm_packages(userland: Userland) -> Path:
         command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", PYTHON]
         command += [part for tag in tags for part in ("--platform", tag)]
         done = subprocess.run([*command, "-c", str(constraints), *wanted], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        if done.returncode:
+            pytest.skip(f"no wheels for aarch64: {done.stderr.strip().splitlines()[-1]}")
         stamp.write_text(constraints.read_text())
     return folder
+
+
+@pytest.fixture(scope="session")
+def arm_python(userland: Userland, arm_packages: Path) -> ArmPython:
+    """arm_python(*arguments, bind=[…], site=…, **environment) -> the finished python3 of the user land.
+
+    It has this runtime, its packages, and what is installed in the folder `site`.
+    """
+
+    def run(
+        *arguments: object, bind: Sequence[Path] = (), site: Path | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        places = [*([site] if site else []), arm_packages, REPOSITORY / "runtime"]
+        settings = {
+            "PYTHONPATH": os.pathsep.join(map(str, places)),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        words = [f"{name}={value}" for name, value in settings.items()]
+        folders = [*places[:-1], REPOSITORY, *bind]
+        return userland.run("env", "-C", REPOSITORY, *words, "python3", *arguments, bind=folders)
+
+    return run

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-ArmPython = Callable[..., subprocess.CompletedProcess[str]]
-
-
 # Tests that judge latencies, which an emulator has none of, or that start processes by the dozen with a time limit.
-TIMED = ("test_bench.py", "test_cli.py", "test_doctor.py", "test_isolation.py")
-
-
-@pytest.fixture(scope="session")
-def arm_python(userland: Any, arm_packages: Path) -> ArmPython:
-    """arm_python(*arguments, bind=[…]) -> the finished python3 of the user land, with this runtime."""
-
-    def run(*arguments: object, bind: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(map(str, (arm_packages, REPOSITORY / "runtime")))
-        settings = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        environment = [f"{name}={value}" for name, value in settings.items()]
-        folders = [arm_packages, REPOSITORY, *bind]
-        return userland.run("env", "-C", REPOSITORY, *environment, "python3", *arguments, bind=folders)
-
-    return run
+TIMED = (
+    "test_bench.py",
+    "test_cli.py",
+    "test_doctor.py",
+    "test_independent.py",
+    "test_isolation.py",
+    "test_resume.py",
+)
 
 
 def test_the_tests_of_the_runtime_pass(arm_python):

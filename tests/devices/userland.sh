@@ -24,18 +24,22 @@ register() {
   [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] && return
   # F opens the emulator now, so that it is found inside the user land too.
   printf '%s' ':qemu-aarch64:M::\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:F' \
-    >/proc/sys/fs/binfmt_misc/register
+    >/proc/sys/fs/binfmt_misc/register || cannot "binfmt_misc takes no emulator here"
 }
 
 build() {
   [ "$(id -u)" = 0 ] || cannot "needs root, for chroot and binfmt_misc"
   command -v apt-get >/dev/null || cannot "needs apt, for debootstrap and qemu-user-static"
-  if ! command -v debootstrap qemu-aarch64-static >/dev/null; then
+  if ! { command -v debootstrap && command -v qemu-aarch64-static; } >/dev/null; then
     { apt-get update -q && apt-get install -y -q --no-install-recommends debootstrap qemu-user-static debian-archive-keyring; } \
       >/dev/null || cannot "apt cannot install debootstrap and qemu-user-static"
   fi
   register
-  [ -e "$root/.complete" ] && [ "$(cat "$root/.complete")" = "$packages" ] && return
+  [ "$(cat "$root/.complete" 2>/dev/null)" = "$packages" ] || bootstrap
+  "$script" run "$root" true || cannot "a program of it cannot be started here"
+}
+
+bootstrap() {
   rm -rf "$root"
   mkdir -p "$root"
   debootstrap --arch=arm64 --variant=minbase --foreign --include="$packages" bookworm "$root" >"$root.log" 2>&1 ||

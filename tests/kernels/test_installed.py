@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import saten_runtime
+from saten_edge.models import load_model
+from saten_exporters import export
 from saten_runtime.bundle import Bundle
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -79,19 +81,32 @@ def test_a_bundle_gives_the_same_with_and_without(
     texts: list[str],
     tmp_path: Path,
 ) -> None:
-    def vectors(precision: str, place: Path | None) -> np.ndarray:
-        out = str(tmp_path / "vectors.npy")
-        path = str(bundle_of(model, precision).path)
-        done = run_python(PREDICT.format(bundle=path, texts=texts[:12], out=out), place)
+    expect_the_same(bundle_of(model, "fp32"), bundle_of(model, "int8"), site, run_python, texts[:12], tmp_path)
+
+
+def test_the_real_model_gives_the_same_with_and_without(
+    minilm_saten: Path, site: Path, run_python: RunPython, texts: list[str], tmp_path: Path
+) -> None:
+    loaded = load_model(minilm_saten)
+    fp32, int8 = (export(loaded, tmp_path / precision, precision=precision) for precision in ("fp32", "int8"))
+    expect_the_same(fp32, int8, site, run_python, texts[:12], tmp_path)
+
+
+def expect_the_same(
+    fp32: Bundle, int8: Bundle, site: Path, run_python: RunPython, texts: list[str], folder: Path
+) -> None:
+    def vectors(bundle: Bundle, place: Path | None) -> np.ndarray:
+        out = str(folder / "vectors.npy")
+        done = run_python(PREDICT.format(bundle=str(bundle.path), texts=texts, out=out), place)
         assert (done.returncode, done.stderr) == (0, "")
         return np.load(out)
 
-    exact, close = vectors("fp32", None), vectors("fp32", site)
+    exact, close = vectors(fp32, None), vectors(fp32, site)
     # Both lie within the bundle's bound of the same exact vectors, which have length 1.
-    bound = 2 * bundle_of(model, "fp32").manifest.tolerance["relative"]
+    bound = 2 * fp32.manifest.tolerance["relative"]
     assert np.linalg.norm(close - exact) <= bound * np.linalg.norm(exact)
     # A row's own range is no wider than the tensor's: the kernels' 8-bit steps are no larger than the bodies'.
-    coarse, fine = (np.linalg.norm(vectors("int8", place) - exact) for place in (None, site))
+    coarse, fine = (np.linalg.norm(vectors(int8, place) - exact) for place in (None, site))
     assert 0 < fine <= 1.25 * coarse
     assert fine != coarse  # the kernels ran
 

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 from saten_edge.devices import agent, jobs, tables
 from saten_edge.devices.board import Board
 from saten_edge.devices.jobs import bench_job, eval_job, run_job, run_jobs
+from saten_edge.models import load_model
+from saten_exporters import export
+from saten_runtime.bench import bench as measure
 from saten_runtime.errors import BundleError, DataError, DeviceError, SatenError, UsageError
 from saten_runtime.plan import Plan
 
@@ -87,12 +90,22 @@ class TestBench:
         from saten_runtime import cli
         from saten_runtime.options import make_parser
 
-        job = bench_job([bundle], Plan((1, 2), (1,), (8, 16), ("fast", "small"), 0.5, 3), bundle)
+        job = bench_job(
+            [bundle], Plan((1, 2), (1,), (8, 16), ("fast", "small"), 0.5, 3, timeout_s=7.0, floor=False), bundle
+        )
         arguments = make_parser(cli._COMMANDS).parse_args(job.arguments)
         assert (arguments.threads, arguments.tokens, arguments.memory) == ((1, 2), (8, 16), ("fast", "small"))
         assert (arguments.min_time, arguments.rounds) == (0.5, 3)
+        assert (arguments.timeout, arguments.no_floor) == (7.0, True)
         assert arguments.baseline in arguments.bundles
-        assert job.steps == 1 + 4 * 1 * (1 + 3 * (1 + 2))
+
+    def test_its_steps_are_the_lines_of_the_journal(self, tiny_bert, tmp_path):
+        bundle = export(load_model(tiny_bert), tmp_path / "dense").path
+        for floor in (True, False):
+            plan = Plan((1,), (1,), (4, 8), ("fast", "small"), min_time_s=0.0, rounds=2, floor=floor)
+            measure([bundle], plan, output=tmp_path / f"out-{floor}")
+            lines = (tmp_path / f"out-{floor}" / "samples.jsonl").read_text().splitlines()
+            assert bench_job([bundle], plan, None).steps == len(lines)
 
     def test_progress_counts_lines_of_the_journal(self, stand, runtime, bench, talk, monkeypatch):
         seen: list[tuple[float, float]] = []

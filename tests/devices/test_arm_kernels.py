@@ -1,0 +1,122 @@
+"""The native kernels on another processor: the wheel that is cross-compiled here, in the real aarch64 ONNX Runtime."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from saten_runtime.bundle import Bundle
+from saten_runtime.kernels import Kernels, probe
+
+KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
+CANNOT = 77
+# Instruction set → an emulated processor that has it.
+PROCESSORS = {"scalar": "cortex-a76", "neon": "cortex-a76", "neondot": "cortex-a76", "neoni8mm": "max"}
+PROBE = "import json, dataclasses, saten_runtime.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
+HIDDEN_STATES = """
+import sys, numpy
+from saten_runtime.bundle import Bundle
+from saten_runtime.runner import Runner
+from saten_runtime.text import Encoder
+bundle = Bundle.open(sys.argv[1])
+runner, encoder = Runner.load(bundle), Encoder(bundle)
+states = [runner.run(encoder.feeds([ids]))["last_hidden_state"][0] for ids in encoder.encode(sys.argv[3:])]
+numpy.save(sys.argv[2], numpy.concatenate(states))
+"""
+
+HiddenStates = Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def kernels_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [str(KERNELS / "scripts" / "aarch64_wheel.sh"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    if done.returncode == CANNOT:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def site(kernels_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as pip installs it there. Read-only."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    command += ["--only-binary=:all:", "--platform", "linux_aarch64", "--python-version", "3.10"]
+    subprocess.run([*command, "--target", str(folder), str(kernels_wheel)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hidden_states(
+    arm_python: Callable[..., subprocess.CompletedProcess[str]], texts: list[str], tmp_path_factory: Any
+) -> HiddenStates:
+    """hidden_states(bundle, site=…, **environment) -> (tokens, width), of all texts, computed in the user land."""
+    folder = tmp_path_factory.mktemp("states")
+
+    @functools.cache
+    def run(bundle: Path, **options: Any) -> np.ndarray:
+        out = folder / "states.npy"
+        done = arm_python("-c", HIDDEN_STATES, bundle, out, *texts[:6], bind=[bundle.parent, folder], **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        return np.load(out)
+
+    return run
+
+
+def test_the_wheel_serves_every_python_of_that_machine(kernels_wheel: Path) -> None:
+    name, version, *tags = kernels_wheel.stem.split("-")
+    assert (name, tags) == ("saten_kernels", ["py3", "none", "linux_aarch64"])
+    assert f'version = "{version}"' in (KERNELS / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("isa", PROCESSORS)
+def test_every_instruction_set_gives_what_the_bodies_give(isa, site, saten_bundle, saten_int8_bundle, hidden_states):
+    kernels = {"site": site, "SATEN_KERNELS_ISA": isa, "QEMU_CPU": PROCESSORS[isa]}
+    expect_the_same(saten_bundle, saten_int8_bundle, hidden_states, kernels)
+
+
+def test_the_real_model_gives_the_same_with_and_without(site, arm_python, minilm_saten_bundles, hidden_states):
+    found = Kernels(**json.loads(arm_python("-c", PROBE, site=site).stdout))
+    assert (found.state, found.isa) == ("active", "neondot")
+    expect_the_same(*minilm_saten_bundles, hidden_states, {"site": site})
+
+
+def expect_the_same(fp32: Path, int8: Path, hidden_states: HiddenStates, kernels: dict[str, Any]) -> None:
+    exact, close = hidden_states(fp32), hidden_states(fp32, **kernels)
+    # Bodies and kernels each lie within the bundle's bound of what torch computes.
+    bound = 2 * Bundle.open(fp32).manifest.tolerance["relative"]
+    assert np.linalg.norm(close - exact) <= bound * np.linalg.norm(exact)
+    # A row's own range is no wider than the tensor's: the kernels' 8-bit steps are no larger than the bodies'.
+    coarse, fine = (np.linalg.norm(hidden_states(int8, **options) - exact) for options in ({}, kernels))
+    assert 0 < fine <= 1.25 * coarse
+    assert fine != coarse  # the kernels ran
+
+
+def test_the_library_of_another_machine_is_one_line(site, arm_python, saten_bundle, tmp_path, monkeypatch):
+    """Each way round: the aarch64 library here, and this machine's program there."""
+    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    words = f"was built for aarch64, this is {os.uname().machine}; install the saten-kernels of this machine"
+    assert probe() == Kernels("unusable", fault=f"{site}/saten_kernels/libsaten_kernels.so: {words}")
+    library = tmp_path / "saten_kernels" / "libsaten_kernels.so"
+    library.parent.mkdir()
+    library.with_name("__init__.py").touch()
+    library.write_bytes(Path(sys.executable).resolve().read_bytes())
+    code = "import sys, saten_runtime; saten_runtime.Runner.load(sys.argv[1]).predict(['a']); print('done')"
+    done = arm_python("-c", code, saten_bundle, bind=[saten_bundle.parent], site=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert done.stderr == (
+        f"native kernels: {library}: was built for {os.uname().machine}, this is aarch64; "
+        "install the saten-kernels of this machine; the function bodies run instead\n"
+    )
