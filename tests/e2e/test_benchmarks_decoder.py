@@ -195,6 +195,61 @@ def test_passages_are_python_s_own_text_and_none_is_on_both_sides(decoder):
     assert any("lambda" in text for text in found.train)
 
 
+class Bigrams:
+    """A model that looks at the last token only, and writes down what it reads."""
+
+    def __init__(self):
+        self.table = np.random.default_rng(1).standard_normal((1000, 1000)).astype(np.float32)
+        self.reads = []
+
+    def reset(self):
+        self.reads.append("reset")
+
+    def read(self, ids, *, every=False):
+        self.reads.append(len(ids))
+        return self.table[ids] if every else self.table[ids[-1:]]
+
+
+@pytest.fixture
+def bigrams(decoder):
+    from peers.decoder_worker import DecoderWorker
+
+    worker = DecoderWorker()
+    worker.decode, worker._load_ns, worker._fresh = Bigrams(), 10**12, True
+    return worker
+
+
+def test_a_score_is_the_negative_log_likelihood_of_every_token_but_the_first(bigrams):
+    pairs = ((1, 2), (2, 3), (4, 5))
+    table = bigrams.decode.table.astype(np.float64)
+    nats = sum(np.log(np.exp(table[before]).sum()) - table[before, after] for before, after in pairs)
+    found = bigrams.score([[1, 2, 3], [4, 5]])
+    assert found["nats"] == pytest.approx(nats, rel=1e-12)
+    assert found["tokens"] == 3
+    assert found["likeliest"] == [table[before].argmax() for before, _ in pairs]
+
+
+def test_a_prompt_is_one_read_and_generation_a_read_for_each_token(bigrams):
+    from peers.decoder_worker import NEW_TOKENS
+
+    first = bigrams.run(tokens=128, iterations=2, min_ns=0)
+    assert set(bigrams.decode.reads) == {"reset", 128}
+    assert len(first["samples_ns"]) == 2
+    assert len(first["first_ns"]) == 1
+    assert first["first_ns"][0] > 10**12  # loading is in it
+    bigrams.decode.reads.clear()
+    second = bigrams.run(tokens=1, iterations=2, min_ns=0)
+    assert second["first_ns"] == []
+    runs = bigrams.decode.reads.count("reset")
+    assert bigrams.decode.reads == ["reset", *[1] * NEW_TOKENS] * runs
+
+
+def test_logits_are_read_at_once_and_then_token_by_token(bigrams, tmp_path):
+    bigrams.logits([[1, 2, 3, 4, 5]], str(tmp_path / "logits.npy"))
+    assert bigrams.decode.reads == ["reset", 2, 1, 1, 1]
+    assert np.array_equal(np.load(tmp_path / "logits.npy"), bigrams.decode.table[1:6])
+
+
 def test_a_table_is_written_with_a_row_for_each_engine(decoder, tmp_path):
     """Random and tiny, so that nothing has to be trained."""
     program = (
