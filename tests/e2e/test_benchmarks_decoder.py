@@ -232,13 +232,13 @@ def test_a_score_is_the_negative_log_likelihood_of_every_token_but_the_first(big
 def test_a_prompt_is_one_read_and_generation_a_read_for_each_token(bigrams):
     from peers.decoder_worker import NEW_TOKENS
 
-    first = bigrams.run(tokens=128, iterations=2, min_ns=0)
+    first = bigrams.run(shape=(1, 128), iterations=2, min_ns=0)
     assert set(bigrams.decode.reads) == {"reset", 128}
     assert len(first["samples_ns"]) == 2
     assert len(first["first_ns"]) == 1
     assert first["first_ns"][0] > 10**12  # loading is in it
     bigrams.decode.reads.clear()
-    second = bigrams.run(tokens=1, iterations=2, min_ns=0)
+    second = bigrams.run(shape=(1, 1), iterations=2, min_ns=0)
     assert second["first_ns"] == []
     runs = bigrams.decode.reads.count("reset")
     assert bigrams.decode.reads == ["reset", *[1] * NEW_TOKENS] * runs
