@@ -15,10 +15,12 @@ TIMED = (
     "test_isolation.py",
     "test_resume.py",
 )
+TIMED_TEST = "tests/runtime/test_floor.py::test_rates_are_of_this_world"
 
 
 def test_the_tests_of_the_runtime_pass(arm_python):
-    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", *(f"--ignore=tests/runtime/{name}" for name in TIMED)]
+    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", f"--deselect={TIMED_TEST}"]
+    options += [f"--ignore=tests/runtime/{name}" for name in TIMED]
     done = arm_python("-m", "pytest", "tests/runtime", *options)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout.splitlines()[-1]

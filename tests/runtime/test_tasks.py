@@ -104,9 +104,8 @@ def test_pictures(task_bundle: TaskBundle, tmp_path: Path) -> None:
     assert found.labels.tolist() == [logits.argmax()] * 2
     np.save(tmp_path / "p.npy", picture)
     (tmp_path / "p.ppm").write_bytes(b"P6 6 4 255\n" + picture.tobytes())
-    np.testing.assert_array_equal(
-        runner.predict([tmp_path / "p.npy", str(tmp_path / "p.ppm")]).probabilities, found.probabilities
-    )
+    files, arrays = [tmp_path / "p.npy", str(tmp_path / "p.ppm")], [picture, picture]
+    np.testing.assert_array_equal(runner.predict(files).probabilities, runner.predict(arrays).probabilities)
     assert runner.predict([]).labels.shape == (0,)
 
 
