@@ -73,7 +73,7 @@ KEPT = 0.99
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, help="folder of accuracy.py's checkpoints")
-    parser.add_argument("--data", type=Path, help="folder of sst2, with train.jsonl and validation.jsonl")
+    parser.add_argument("--data", type=Path, help="folder with sst2/train.jsonl and sst2/validation.jsonl")
     parser.add_argument("--random", action="store_true", help="BERT-base's shape with random weights")
     parser.add_argument("--quick", action="store_true", help="two rounds at two lengths; with --random a small model")
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
