@@ -175,7 +175,7 @@ class Bench:
         self._saten_edge("finetune", model, *out, *options, *length, *more)
 
     def _saten_edge(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "saten_edge.cli", *map(str, arguments), "--quiet"]
+        command = [sys.executable, "-m", "saten_edge", *map(str, arguments), "--quiet"]
         done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
         if done.returncode:
             raise SystemExit(f"{' '.join(map(str, arguments[:2]))}: {done.stderr.strip()[-2000:]}")

@@ -195,7 +195,7 @@ def saten_edge(*arguments: object, threads: int | None = None) -> None:
     Raises:
         RuntimeError: it failed; what it said last.
     """
-    python("-m", "saten_edge.cli", *arguments, "--quiet", threads=threads)
+    python("-m", "saten_edge", *arguments, "--quiet", threads=threads)
 
 
 def python(*arguments: object, threads: int | None = None) -> None:

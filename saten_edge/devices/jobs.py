@@ -28,7 +28,6 @@ _RUN_LIMIT_S = 24 * 3600.0
 _MOST_RESULT_BYTES = 16 << 20
 _MOST_JOURNAL_BYTES = 1 << 30
 _MOST_WORDS_BYTES = 1 << 20
-_INTERRUPTED = 130
 _JOURNAL = "samples.jsonl"
 # From the folder of a run to the one that holds everything.
 _UP = "../../.."

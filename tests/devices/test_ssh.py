@@ -301,7 +301,7 @@ class TestWhoIsThere:
         "host", ["-oProxyCommand=touch pwned", "-oProxyCommand=touch${IFS}pwned", "a;touch pwned", "$(touch pwned)"]
     )
     def test_a_hostile_name_runs_nothing(self, host, ssh_setup, saten_bundle, tmp_path):
-        command = [sys.executable, "-m", "saten_edge.cli", "bench", str(saten_bundle), "--device", f"ssh://{host}"]
+        command = [sys.executable, "-m", "saten_edge", "bench", str(saten_bundle), "--device", f"ssh://{host}"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
         assert done.returncode == 2
         assert "expected ssh://[user@]host[:port][/folder]" in done.stderr
@@ -309,7 +309,7 @@ class TestWhoIsThere:
 
 
 def test_ctrl_c_stops_the_board_and_keeps_what_was_measured(url, saten_bundle, tmp_path):
-    command = [sys.executable, "-m", "saten_edge.cli", "bench", str(saten_bundle), "-s", "8", "--rounds", "50"]
+    command = [sys.executable, "-m", "saten_edge", "bench", str(saten_bundle), "-s", "8", "--rounds", "50"]
     command += ["--min-time", "0", "--device", url, "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     (folder,) = (tmp_path / "out" / device.label for device in parse_devices([url]))

@@ -103,7 +103,7 @@ def test_without_adb(monkeypatch):
 def test_the_real_adb_without_a_phone_is_one_clear_line(tmp_path):
     # A server of its own, ended here, so that none that somebody uses is touched.
     environment = {**os.environ, "ANDROID_ADB_SERVER_PORT": "5999", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "saten_edge.cli", "devices", "doctor", "adb:NOPHONE", "--quiet"]
+    command = [sys.executable, "-m", "saten_edge", "devices", "doctor", "adb:NOPHONE", "--quiet"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     finally:

@@ -142,7 +142,7 @@ def command(dense, saten, tmp_path) -> Iterator[subprocess.Popen[str]]:
     """`saten-edge serve` on 127.0.0.1, writing to `tmp_path`/out."""
     options = ["-o", tmp_path / "out", "--host", "127.0.0.1", "--tokens", "8,16", "--rounds", "2", "--min-time", "0"]
     with subprocess.Popen(
-        [sys.executable, "-m", "saten_edge.cli", "serve", dense, saten, "--baseline", dense, *options],
+        [sys.executable, "-m", "saten_edge", "serve", dense, saten, "--baseline", dense, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
