@@ -15,7 +15,7 @@ from saten_exporters.card import model_card
 from saten_exporters.choices import Choices
 from saten_exporters.parts import Exportable
 from saten_exporters.passes import run_passes
-from saten_exporters.preparation import generation_of, image_of, labels_of, save_tokenizer
+from saten_exporters.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.tasks import kind_of, name_on_the_device, name_on_the_hub, task_of
 from saten_exporters.trace import forget_graphs, trace
@@ -92,6 +92,7 @@ def _write_model(
     check_operators(exported.program, target)
     _save_graph(exported, folder, target)
     graph = exported.program.graph
+    save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
     return _manifest(source, folder, name, choices, target, graph, layers)
 

@@ -9,10 +9,11 @@ from typing import Any
 import onnx_ir as ir
 
 from saten_exporters.parts import Exportable
+from saten_exporters.tasks import kind_of
 from saten_runtime.errors import ExportError
 from saten_runtime.manifest import CacheEntry, Generation, Image, Tokenizer
 
-__all__ = ["generation_of", "image_of", "labels_of", "save_tokenizer"]
+__all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_tokenizer"]
 
 # Steps of an image processor that a device does, too; any other that is switched on is refused.
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
@@ -34,6 +35,14 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
         )
     source.tokenizer.save_pretrained(folder)
     return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
+
+
+def save_settings(source: Exportable, folder: Path) -> None:
+    """Write what transformers and transformers.js read beside a graph of pictures, and of one that generates."""
+    if source.processor is not None:
+        source.processor.to_json_file(folder / "preprocessor_config.json")
+    if kind_of(source).cached:
+        source.model.generation_config.to_json_file(folder / "generation_config.json")
 
 
 def image_of(source: Exportable) -> Image:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 import transformers
 
-from saten_exporters.preparation import generation_of, image_of, labels_of
+from saten_exporters.preparation import generation_of, image_of, labels_of, save_settings
 from saten_exporters.tasks import TASKS, kind_of, task_of
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.image import pixel_values
@@ -54,6 +54,22 @@ def test_a_device_prepares_pictures_as_transformers_does(name: str, images: list
     assert levels.max() < 1.01
     assert (levels > 0.01).mean() < 0.1
     assert np.abs(got[:, ::-1] - wanted).max() > 10 * level.max()  # channels in another order would be seen
+
+
+def test_transformers_reads_the_settings_beside_a_graph(tmp_path: Path) -> None:
+    processor = PROCESSORS["shorter side and crop"]()
+    save_settings(source(task="image-classification", processor=processor), tmp_path)
+    assert transformers.CLIPImageProcessorPil.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    assert [path.name for path in tmp_path.iterdir()] == ["preprocessor_config.json"]
+    generation = transformers.GenerationConfig(eos_token_id=[3, 4], max_new_tokens=7)
+    save_settings(source(task="text-generation", generation_config=generation), tmp_path)
+    found = transformers.GenerationConfig.from_pretrained(tmp_path)
+    assert (found.eos_token_id, found.max_new_tokens) == ([3, 4], 7)
+
+
+def test_a_graph_of_texts_needs_no_other_settings(tmp_path: Path) -> None:
+    save_settings(source(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
