@@ -109,7 +109,7 @@ LLAMA_1B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
-TRAINED = Shape(SMALL, steps=600, finetuning_steps=150, texts=200)
+TRAINED = Shape(SMALL, steps=400, finetuning_steps=80, texts=200)
 QUICKLY = Shape(TINY, steps=40, finetuning_steps=10, texts=20, docstrings=False)
 
 
