@@ -87,8 +87,8 @@ class Form:
         return (*called, *((self.precision, step) for step in self.work(parts)))
 
     def macs(self, parts: LayerParts) -> int:
-        """Multiply-accumulates for one row of x, as the function body computes it."""
-        return sum(step.macs for _, step in self.steps(parts))
+        """Multiply-accumulates for one row of x, by the function's body or by the kernel, whichever needs fewer."""
+        return min(sum(step.macs for _, step in self.steps(parts, native=native)) for native in (False, True))
 
     def functions(self, opset: int) -> list[ir.Function]:
         """The function of this form and of every form its body calls."""
