@@ -39,11 +39,18 @@ ENTRY_BYTES = {"grouped": 4, "csr": 6}  # of a stored entry at fp32; two are its
 GROUPS = (8, 16, 32, 64)
 BASELINE = "dense fp32"
 TURN_S = 0.01
+
+
+def has_residual(row: dict[str, Any]) -> bool:
+    """Whether a row's form stores more than a train."""
+    return any(part in row["form"] for part in ("+ blocks", "+ CSR"))
+
+
 KINDS = {
     "dense, any precision": ("dense-0", lambda row: row["form"].startswith("dense")),
     "low rank": ("saten-2", lambda row: row["form"].startswith("low rank ") and "+" not in row["form"]),
-    "with residual, standard operators": ("saten-0", lambda row: "+" in row["form"] and not row["kernels"]),
-    "with residual, native kernels": ("saten-1", lambda row: "+" in row["form"] and row["kernels"]),
+    "with residual, standard operators": ("saten-0", lambda row: has_residual(row) and not row["kernels"]),
+    "with residual, native kernels": ("saten-1", lambda row: has_residual(row) and row["kernels"]),
 }
 
 
