@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from corpus_python import python_corpus
-from peers.artifacts import Row, once, python, saten_edge, saten_rows, stored_bytes, target
+from peers.artifacts import ORT_DENSE, Row, once, python, saten_edge, saten_rows, stored_bytes, target
 from peers.comparison import numbers, say
 from peers.decoder_worker import NEW_TOKENS
 from peers.decoders import CONTEXT
@@ -55,10 +55,7 @@ Texts = list[list[int]]
 
 
 DENSE = (
-    Row("ORT dense fp32", "onnxruntime", "dense", "fp32"),
-    Row("ORT dense int8", "onnxruntime", "dense", "int8"),
-    Row("ORT dense int8-block", "onnxruntime", "dense", "int8-block"),
-    Row("ORT dense int4", "onnxruntime", "dense", "int4"),
+    *ORT_DENSE,
     Row("genai fp32", "genai", "dense", "fp32"),
     Row("genai int8", "genai", "dense", "int8-block"),
     Row("genai int4", "genai", "dense", "int4"),

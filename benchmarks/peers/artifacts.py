@@ -59,11 +59,12 @@ class Row:
         return self.model == "dense"
 
 
+ORT_DENSE = tuple(
+    Row(f"ORT dense {precision}", "onnxruntime", "dense", precision)
+    for precision in ("fp32", "int8", "int8-block", "int4")
+)
 DENSE = (
-    Row("ORT dense fp32", "onnxruntime", "dense", "fp32"),
-    Row("ORT dense int8", "onnxruntime", "dense", "int8"),
-    Row("ORT dense int8-block", "onnxruntime", "dense", "int8-block"),
-    Row("ORT dense int4", "onnxruntime", "dense", "int4"),
+    *ORT_DENSE,
     Row("OpenVINO fp32", "openvino", "dense", "fp32"),
     Row("OpenVINO int8", "openvino", "dense", OPENVINO_INT8),
     Row("PyTorch eager", "torch_eager", "dense", "torch"),

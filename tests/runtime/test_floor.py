@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saten_runtime import Bundle
-from saten_runtime.floor import Rates, floor_of, measure_rates, moved_bytes
+from saten_runtime.floor import Floor, Rates, floor_of, floor_of_work, measure_rates, moved_bytes
 from saten_runtime.graph import Node
 from saten_runtime.layers import layers_of
 from saten_runtime.plan import Setup, Size
@@ -34,6 +34,17 @@ def test_floor_is_the_larger_of_the_two(slow: Path) -> None:
     many = floor_of(bundle, Size(1, 5, "generate"), rates(1e6, 1e12))
     assert many is not None
     assert many.ms == pytest.approx(1000 * 2 * MACS * 5 / 1e6)
+
+
+def test_the_faster_of_two_measurements_is_so_rate_by_rate() -> None:
+    one, other = Rates(1, {"fp32": 2.0, "int8": 5.0}, [(8, 3.0)]), Rates(1, {"fp32": 4.0, "int8": 1.0}, [(8, 2.0)])
+    assert one.faster(other) == other.faster(one) == Rates(1, {"fp32": 4.0, "int8": 5.0}, [(8, 3.0)])
+
+
+def test_the_floor_of_work_is_at_the_rate_of_its_precision() -> None:
+    assert floor_of_work(4e6, 1, "fp32", rates(1e6, 1e12)) == Floor(4000.0, "compute")
+    assert floor_of_work(4e6, 1, "int8", rates(1e6, 1e12)) == Floor(1000.0, "compute")
+    assert floor_of_work(1.0, 2_000_000, "fp32", rates(1e12, 1e6)) == Floor(2000.0, "memory")
 
 
 def test_rates_are_of_this_world() -> None:
