@@ -24,6 +24,9 @@
 namespace saten {
 namespace {
 
+// Single outputs whose sums stay near while the strips of inputs pass by.
+constexpr size_t kSingleOutputs = 64;
+
 // How many of `left` panels to take at a time, at most `most`: 4 panels are two twos, not three and one.
 constexpr size_t even_share(size_t left, size_t most) {
   const size_t times = (left + most - 1) / most;
@@ -95,7 +98,7 @@ void row_step(const BlockCall& call, size_t row) {
   const I* const indices = static_cast<const I*>(call.indices);
   const V* const values = static_cast<const V*>(call.values);
   const float *const tile = call.x + row, *const scales = call.scale;
-  const uint32_t *const starts = call.starts, *const ends = call.ends;
+  const uint32_t *const starts = call.splits, *const ends = starts + call.strips * call.panels;
   const size_t x_stride = call.x_stride, first = call.first, last = call.last;
   const size_t rows = call.rows - row < M * R ? call.rows - row : M * R;
   const Target to = Target{call.y, call.y_stride, call.addend, call.addend_stride}.at(row, 0);
@@ -157,9 +160,10 @@ void one_row(const BlockCall& call) {
   constexpr size_t kChains = N >= 4 ? 1 : 4 / N;
   const I* indices = static_cast<const I*>(call.indices);
   const V* values = static_cast<const V*>(call.values);
+  const uint32_t *const starts = call.splits, *const ends = starts + call.strips * call.panels;
   for (size_t panel = call.first; panel < call.last; ++panel) {
-    size_t block = call.starts[panel];
-    const size_t end = call.ends[panel];
+    size_t block = starts[panel];
+    const size_t end = ends[panel];
     F sum[kChains][N];
     for (auto& chain : sum)
       for (auto& each : chain) each = S::zero();
@@ -191,23 +195,22 @@ void one_row(const BlockCall& call) {
   }
 }
 
-// M row vectors of up to `width` single outputs, through a buffer that is transposed into y.
+// Adds the entries of one strip to M row vectors of sums, (outputs, M · width), or begins them.
 template <class S, class V, class I, size_t M>
-void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
+void add_singles(const BlockCall& call, const uint32_t* starts, const uint32_t* ends, size_t row, size_t outputs, bool begin, float* sums) {
   using F = typename S::F;
-  constexpr size_t W = S::width;
-  constexpr size_t kChains = M >= 8 ? 1 : 8 / M;
-  const I* indices = static_cast<const I*>(call.indices);
-  const V* values = static_cast<const V*>(call.values);
-  const float* x = call.x + row;
+  constexpr size_t W = S::width, kChains = M >= 8 ? 1 : M == 1 ? 8 : 4;
+  const I* const indices = static_cast<const I*>(call.indices);
+  const V* const values = static_cast<const V*>(call.values);
+  const float* const x = call.x + row;
   const size_t x_stride = call.x_stride;
-  alignas(64) float buffer[W][M * W];
-  for (size_t output = first; output < last; ++output) {
+  for (size_t output = 0; output < outputs; ++output, sums += M * W) {
     F sum[kChains][M];
-    SATEN_UNROLL for (size_t c = 0; c < kChains; ++c)
+    SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[0][m] = begin ? S::zero() : S::load(sums + m * W);
+    SATEN_UNROLL for (size_t c = 1; c < kChains; ++c)
       SATEN_UNROLL for (size_t m = 0; m < M; ++m) sum[c][m] = S::zero();
-    size_t block = call.starts[output];
-    const size_t end = call.ends[output];
+    size_t block = starts[output];
+    const size_t end = ends[output];
     for (; block + kChains <= end; block += kChains) {
       F weights[kChains];
       if constexpr (S::kPermuted > 0 && kChains > 1) {
@@ -229,31 +232,47 @@ void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
     SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
       F total = sum[0][m];
       SATEN_UNROLL for (size_t c = 1; c < kChains; ++c) total = S::add(total, sum[c][m]);
-      if (call.scale) total = S::mul(total, S::template spread<W>(call.scale + output));
-      S::store(buffer[output - first] + m * W, total);
+      S::store(sums + m * W, total);
     }
   }
+}
+
+// M row vectors of the single outputs [first, last): strip by strip to a buffer, which is transposed into y. Few rows
+// fit the nearest cache whole.
+template <class S, class V, class I, size_t M>
+void single_step(const BlockCall& call, size_t first, size_t last, size_t row) {
+  constexpr size_t W = S::width;
+  const size_t at_once = M == S::kSingleVectors ? 1 : call.strips;
+  alignas(64) float sums[kSingleOutputs][M * W];
+  for (size_t strip = 0; strip < call.strips; strip += at_once) {
+    const uint32_t* const starts = call.splits + strip * call.panels + first;
+    add_singles<S, V, I, M>(call, starts, starts + at_once * call.panels, row, last - first, strip == 0, sums[0]);
+  }
+  for (size_t k = 0; call.scale && k < last - first; ++k)
+    for (size_t m = 0; m < M; ++m)
+      S::store(sums[k] + m * W, S::mul(S::load(sums[k] + m * W), S::template spread<W>(call.scale + first + k)));
+  const size_t outputs = last - first, whole = outputs / W * W;
   for (size_t m = 0; m < M; ++m) {
-    alignas(64) float turned[W][W];
-    for (size_t k = 0; k < W; k += S::kTurn)
-      for (size_t r = 0; r < W; r += S::kTurn) S::transpose(&buffer[k][m * W + r], M * W, &turned[r][k], W);
+    alignas(64) float turned[W][kSingleOutputs];
+    for (size_t k = 0; k < outputs; k += S::kTurn)
+      for (size_t r = 0; r < W; r += S::kTurn) S::transpose(&sums[k][m * W + r], M * W, &turned[r][k], kSingleOutputs);
     for (size_t r = 0; r < W && row + m * W + r < call.rows; ++r) {
       const Target to = Target{call.y, call.y_stride, call.addend, call.addend_stride}.at(row + m * W + r, first - call.first);
-      if (last - first == W)
-        S::store(to.y, to.addend ? S::add(S::load(to.addend), S::load(turned[r])) : S::load(turned[r]));
-      else
-        for (size_t k = 0; k < last - first; ++k) to.y[k] = to.addend ? to.addend[k] + turned[r][k] : turned[r][k];
+      for (size_t k = 0; k < whole; k += W)
+        S::store(to.y + k, to.addend ? S::add(S::load(to.addend + k), S::load(turned[r] + k)) : S::load(turned[r] + k));
+      for (size_t k = whole; k < outputs; ++k) to.y[k] = to.addend ? to.addend[k] + turned[r][k] : turned[r][k];
     }
   }
 }
 
 template <class S, class V, class I>
 void many_rows_of_singles(const BlockCall& call) {
-  constexpr size_t W = S::width, kMost = S::kSingleVectors;
-  for (size_t first = call.first; first < call.last; first += W) {
-    const size_t last = first + W < call.last ? first + W : call.last;
+  constexpr size_t W = S::width, kMost = S::kSingleVectors, kHalf = kMost / 2;
+  for (size_t first = call.first; first < call.last; first += kSingleOutputs) {
+    const size_t last = first + kSingleOutputs < call.last ? first + kSingleOutputs : call.last;
     size_t row = 0;
     for (; row + (kMost - 1) * W < call.rows; row += kMost * W) single_step<S, V, I, kMost>(call, first, last, row);
+    for (; row + (kHalf - 1) * W < call.rows; row += kHalf * W) single_step<S, V, I, kHalf>(call, first, last, row);
     for (; row < call.rows; row += W) single_step<S, V, I, 1>(call, first, last, row);
   }
 }

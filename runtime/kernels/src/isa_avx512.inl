@@ -10,7 +10,7 @@ namespace {
 
 struct Avx512 {
   using F = __m512;
-  static constexpr size_t width = 16, kAccumulators = 24, kSingleVectors = 2, kTurn = 8, kPermuted = 3;
+  static constexpr size_t width = 16, kAccumulators = 24, kSingleVectors = 4, kTurn = 8, kPermuted = 3;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F load(const float* p) { return _mm512_loadu_ps(p); }

@@ -29,7 +29,8 @@ enum class Value { f32, f16, s8 };
 enum class Index { u16, u32 };
 
 // y (rows, …) = addend + x times the panels [first, last) of a block matrix.
-// A panel is `group` consecutive outputs; its blocks are starts[panel] … ends[panel] - 1.
+// A panel is `group` consecutive outputs. Its blocks lie together, and those of strip s of the inputs begin at
+// splits[s * panels + panel].
 struct BlockCall {
   const float* x;          // tile (inputs, x_stride): input k of row r at x[k * x_stride + r]; one row: x_stride = 1
   size_t x_stride;         // a multiple of `row_quantum`, the rows beyond `rows` hold zeros
@@ -39,8 +40,8 @@ struct BlockCall {
   const float* addend;     // (rows, addend_stride), as y, and perhaps y itself; or null
   size_t addend_stride;
   size_t first, last;      // panels
-  const uint32_t* starts;  // (panels)
-  const uint32_t* ends;    // (panels)
+  const uint32_t* splits;  // (strips + 1, panels)
+  size_t strips, panels;
   const void* indices;     // (blocks), the input of each block
   const void* values;      // (blocks, group)
   const float* scale;      // (outputs), or null for 1

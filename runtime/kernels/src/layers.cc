@@ -1,7 +1,9 @@
 #include "layers.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <thread>
 
 namespace saten {
 namespace {
@@ -130,16 +132,27 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
   std::vector<Tile> made;
   for (size_t t = 0; t < tiles; ++t) made.push_back(tile_at(room + t * tile_bytes, tile_bytes));
 
-  parallel(tiles, [&](size_t t) {
+  // Whichever task comes first fills a tile, and another that needs it meanwhile waits: a round of its own for the tiles
+  // would cost the threads one more meeting.
+  enum Progress { kEmpty, kBegun, kFilled };
+  std::vector<std::atomic<Progress>> progress(tiles);
+  const auto filled = [&](size_t t) -> const Tile& {
     Tile& tile = made[t];
-    tile.x.fill(kernels, x + t * tile_rows * columns, columns, std::min(tile_rows, rows - t * tile_rows));
-    if (!train_) return;
-    train_->a.multiply(kernels, tile.x, tile.products, rank_stride, 0, rank);
-    tile.inner.fill(kernels, tile.products, rank_stride, tile.x.rows);
-  });
+    Progress before = kEmpty;
+    if (progress[t].compare_exchange_strong(before, kBegun, std::memory_order_acquire)) {
+      tile.x.fill(kernels, x + t * tile_rows * columns, columns, std::min(tile_rows, rows - t * tile_rows));
+      if (train_) {
+        train_->a.multiply(kernels, tile.x, tile.products, rank_stride, 0, rank);
+        tile.inner.fill(kernels, tile.products, rank_stride, tile.x.rows);
+      }
+      progress[t].store(kFilled, std::memory_order_release);
+    }
+    while (progress[t].load(std::memory_order_acquire) != kFilled) std::this_thread::yield();
+    return tile;
+  };
 
   // A task is some tiles times some outputs, whose weights stay in the second-level cache while the tiles pass by; each
-  // tile stays in the nearest one meanwhile.
+  // tile stays in the nearest one meanwhile. Tasks of the same tiles follow each other, as a thread takes consecutive ones.
   const size_t stored = residual_ ? residual_->stored() : 0, bytes = residual_ ? residual_->bytes() : 0;
   const size_t macs = rows * (stored + rank * outputs_), weights = bytes + (train_ ? train_->b.bytes() : 0);
   const size_t steps = ceil_div(outputs_, kStepOutputs);
@@ -149,11 +162,12 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
   const size_t batches = ceil_div(tiles, together);
   const size_t chunk = kStepOutputs * ceil_div(steps, std::min(steps, std::max(near_chunks, ceil_div(wanted, batches))));
   const bool direct = residual_ && kernels.direct[slot];
-  parallel(batches * ceil_div(outputs_, chunk), [&](size_t task) {
-    const size_t first = task / batches * chunk, last = std::min(first + chunk, outputs_);
-    const size_t first_tile = task % batches * together, last_tile = std::min(first_tile + together, tiles);
+  const size_t chunks = ceil_div(outputs_, chunk);
+  parallel(batches * chunks, [&](size_t task) {
+    const size_t batch = task / chunks, first = task % chunks * chunk, last = std::min(first + chunk, outputs_);
+    const size_t first_tile = batch * together, last_tile = std::min(first_tile + together, tiles);
     for (size_t t = first_tile; t < last_tile; ++t) {
-      const Tile& tile = made[t];
+      const Tile& tile = filled(t);
       for (size_t from = first; from < last; from += kStepOutputs) {
         const size_t end = std::min(from + kStepOutputs, last);
         float* const to = y + t * tile_rows * outputs_ + from;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 constexpr size_t kNearestBytes = 1 << 15;  // the first-level cache of most processors
-constexpr size_t kSecondBytes = 1 << 17;   // a quarter of the second-level cache of a small core
+constexpr size_t kSinglesBytes = 1 << 16;  // the same for single entries, see pack
 
 size_t value_bytes(Value value) { return value == Value::f32 ? 4 : value == Value::f16 ? 2 : 1; }
 
@@ -165,8 +165,8 @@ void BlockMatrix::pack(const std::vector<uint32_t>& starts, const std::vector<ui
     std::copy(indices.begin(), indices.end(), static_cast<uint32_t*>(indices_.data()));
 
   // Strips of inputs, so that what a tile of x holds of one stays in the nearest cache while panels pass by. Single
-  // entries are so few per output that beginning with another one costs more than the farther cache.
-  const size_t strip_inputs = (group_ == 1 ? kSecondBytes : kNearestBytes) / (kernels_->tile_rows[group_slot(group_)] * sizeof(float));
+  // entries are so few per output that narrow strips cost more than they save.
+  const size_t strip_inputs = (group_ == 1 ? kSinglesBytes : kNearestBytes) / (kernels_->tile_rows[group_slot(group_)] * sizeof(float));
   const size_t strips = std::max<size_t>(1, (inputs_ + strip_inputs - 1) / strip_inputs);
   splits_.resize((strips + 1) * panels_);
   for (size_t panel = 0; panel < panels_; ++panel) {
@@ -190,12 +190,12 @@ void BlockMatrix::multiply(const float* x, size_t x_stride, size_t rows, const f
                            float* y, size_t y_stride, size_t first, size_t last) const {
   if (first == last) return;
   const BlockKernel kernel = kernels_->blocks[int(value_)][group_slot(group_)][int(index_)];
-  const size_t strips = splits_.size() / panels_ - 1, at_once = x_stride == 1 ? strips : 1;  // one row fits any cache
+  // One row fits any cache; of single entries, the kernel itself goes through the strips.
+  const size_t strips = splits_.size() / panels_ - 1, at_once = x_stride == 1 || group_ == 1 ? strips : 1;
   BlockCall call{x, x_stride, rows, y, y_stride, addend, addend_stride, first / group_, (last + group_ - 1) / group_,
-                 nullptr, nullptr, indices_.data(), values_.data(), scale_.empty() ? nullptr : scale_.data()};
+                 nullptr, at_once, panels_, indices_.data(), values_.data(), scale_.empty() ? nullptr : scale_.data()};
   for (size_t strip = 0; strip < strips; strip += at_once) {
-    call.starts = splits_.data() + strip * panels_;
-    call.ends = splits_.data() + (strip + at_once) * panels_;
+    call.splits = splits_.data() + strip * panels_;
     kernel(call);
     call.addend = y;
     call.addend_stride = y_stride;
