@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import onnxruntime
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.forms import ENDINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of
 from saten_exporters.forms.form import NATIVE
 
 MakeParts = Callable[..., LayerParts]
@@ -23,11 +24,17 @@ Array = np.ndarray
 
 PARTS = [row for row in (*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS) if row[-1] in NATIVE]
 NODES = [(row, whole) for row in PARTS for whole in ((False, True) if row[0] else (False,))]
-NAMES = ["-".join(map(str, row)) + ("-whole" if whole else "") for row, whole in NODES]
+LINEAR = [(row, whole) for row, whole in NODES if row[1] == "linear"]
+UNIT = float(np.finfo(np.float32).eps) / 2
 ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm")
 SHAPES = ((1, 1), (2, 7), (1, 33), (0, 3))
 
-every_node = pytest.mark.parametrize(("row", "whole"), NODES, ids=NAMES)
+
+def named(nodes: list[tuple[tuple[str | None, str, str], bool]]) -> list[str]:
+    return ["-".join(map(str, row)) + ("-whole" if whole else "") for row, whole in nodes]
+
+
+every_node = pytest.mark.parametrize(("row", "whole"), NODES, ids=named(NODES))
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +113,57 @@ def test_a_node(
                 continue
             bound = forms.allowed(x, parts, forms.forms_at(pattern, kind, precision, whole=whole))
             assert forms.same(got, expected, bound), (size, shape, np.abs(got - expected).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(("row", "whole"), LINEAR, ids=named(LINEAR))
+def test_a_node_with_its_ending(
+    row: tuple[str | None, str, str],
+    whole: bool,
+    ending: str,
+    isa: str,
+    forms: ModuleType,
+    make_parts: MakeParts,
+    one_form: OneForm,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pattern, kind, _ = row
+    parts = make_parts(kind, pattern)
+    bias = np.random.default_rng(3).standard_normal(parts.shape[1]).astype(np.float32)
+    layer = form_at(row, whole, parts)
+    form = dataclasses.replace(followed_by(layer, ending), pack=lambda parts: {**layer.pack(parts), "bias": bias})
+    x = forms.make_x(parts, (2, 7))
+    plain = forms.wanted(x, parts, train=whole or pattern is None, residual=pattern is not None)
+    expected, bound = ended(plain, bias, forms.allowed(x, parts, forms.forms_at(*row, whole=whole)), ending)
+    native = without_meaning(one_form(form, parts))
+    (got,) = use(monkeypatch, isa, lambda: session(native, threads=2)).run(None, {"x": x})
+    assert forms.same(got, expected, bound), np.abs(got - expected).max()
+    body = onnxruntime.InferenceSession(ir.to_proto(one_form(form, parts)).SerializeToString())
+    assert forms.same(body.run(None, {"x": x})[0], expected, bound)
+    assert not forms.same(got, ended(plain, np.roll(bias, 1), bound, ending)[0], bound)
+
+
+def ended(y: Array, bias: Array, bound: Array, ending: str) -> tuple[Array, Array]:
+    """What an ending makes of y in float64, and of its bound: gelu' is at most 1.13, its own error 8 units of its x."""
+    y = y + bias.astype(np.float64)
+    bound = bound + UNIT * (np.abs(y) + bound)
+    if ending == "Bias":
+        return y, bound
+    erf = np.vectorize(math.erf)
+    return y * (1 + erf(y / math.sqrt(2))) / 2, 1.13 * bound + 8 * UNIT * (np.abs(y) + bound)
+
+
+def test_a_bias_of_another_size_is_refused(make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+    parts = make_parts("linear", "grouped")
+    layer = form_of(parts, "fp32")
+    short = np.zeros(parts.shape[1] - 1, np.float32)
+    form = dataclasses.replace(followed_by(layer, "Bias"), pack=lambda parts: {**layer.pack(parts), "bias": short})
+    with pytest.raises(
+        Exception, match=rf"LowRankGroupedLinearBias: bias has {len(short)} elements, expected {len(short) + 1}"
+    ):
+        session(without_meaning(one_form(form, parts)))
 
 
 def test_without_a_kernel_the_emptied_body_would_show(

@@ -9,7 +9,7 @@ from math import prod
 
 from saten_exporters.forms.csr import csr_linear
 from saten_exporters.forms.dense import dense_embedding, dense_linear
-from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, Form, Weights, Work, sum_of
+from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, ENDINGS, Form, Weights, Work, followed_by, sum_of
 from saten_exporters.forms.grouped import grouped_linear
 from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
@@ -23,6 +23,7 @@ __all__ = [
     "DENSE_FORMS",
     "DOMAIN",
     "DOMAIN_VERSION",
+    "ENDINGS",
     "LOWERINGS",
     "RESIDUAL_FORMS",
     "STORAGES",
@@ -32,6 +33,7 @@ __all__ = [
     "Storage",
     "Weights",
     "Work",
+    "followed_by",
     "form_of",
     "head_of",
 ]

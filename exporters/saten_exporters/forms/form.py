@@ -8,7 +8,7 @@ under the function's name instead. Data flows x → y; every other input is a co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx.parser
@@ -18,11 +18,30 @@ from numpy.typing import NDArray
 from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
 
-__all__ = ["DOMAIN", "DOMAIN_VERSION", "NATIVE", "Form", "Weights", "Work", "product", "sum_of"]
+__all__ = [
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "ENDINGS",
+    "NATIVE",
+    "Form",
+    "Weights",
+    "Work",
+    "followed_by",
+    "product",
+    "sum_of",
+]
 
 DOMAIN = "saten"
 DOMAIN_VERSION = 1
 NATIVE = ("fp32", "int8")  # precisions that the native library has kernels for
+
+# What may follow a linear layer in the same node, by the end of its name → the text of y from what the layer makes.
+ENDINGS: Mapping[str, str] = {
+    "Bias": """
+        y = Add (product, bias)""",
+    "BiasGelu": """
+        y = com.microsoft.BiasGelu (product, bias)""",
+}
 
 Weights = Mapping[str, NDArray[np.generic]]
 
@@ -60,6 +79,7 @@ class Form:
     pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
     steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
     to; sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
+    ending: what follows in the same node, one of `ENDINGS` or nothing.
     """
 
     stem: str
@@ -73,11 +93,12 @@ class Form:
     attributes: tuple[str, ...] = ()
     sizes: Callable[[LayerParts, int], Mapping[str, int]] = _no_sizes
     parts: tuple[Form, ...] = ()
+    ending: str = ""
 
     @property
     def op_type(self) -> str:
-        """E.g. "LowRankGroupedLinear", "LowRankLinearInt8"."""
-        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}"
+        """E.g. "LowRankGroupedLinear", "LowRankLinearInt8BiasGelu"."""
+        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}{self.ending}"
 
     def steps(self, parts: LayerParts, *, native: bool = False) -> tuple[tuple[str, Work], ...]:
         """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""
@@ -130,6 +151,17 @@ def sum_of(train: Form, residual: Form) -> Form:
         attributes=tuple(dict.fromkeys(name for form in both for name in form.attributes)),
         sizes=lambda parts, rows: {**train.sizes(parts, rows), **residual.sizes(parts, rows)},
         parts=both,
+    )
+
+
+def followed_by(form: Form, ending: str) -> Form:
+    """The form of a layer and of what follows it: y = ending(layer(x), bias), with bias (outputs) as the last input."""
+    return replace(
+        form,
+        inputs=(*form.inputs, "bias"),
+        body=form.call("product") + ENDINGS[ending],
+        parts=(form,),
+        ending=ending,
     )
 
 

@@ -13,6 +13,7 @@ from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
+from saten_exporters.passes.used_opsets import UsedOpsetsPass
 from saten_runtime.manifest import Layer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "SplitGemmPass",
     "SplitSkipNormPass",
     "TidyPass",
+    "UsedOpsetsPass",
     "run_passes",
 ]
 
@@ -38,7 +40,7 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
         QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedOpsetsPass(),
+        UsedOpsetsPass(),
     )
     for step in ordered:
         step(model)

@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from saten_exporters.choices import Choices, lowerings_of
 from saten_exporters.cost import Candidate, choose
-from saten_exporters.forms import DOMAIN, head_of
+from saten_exporters.forms import DOMAIN, Form, followed_by, head_of
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.calls import add_functions, call, expand_dense
+from saten_exporters.passes.endings import following
 from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.targets import TARGETS
 from saten_runtime.errors import ExportError
 from saten_runtime.manifest import Layer, Rejected
 
@@ -55,12 +57,29 @@ class LowerPass(ir.passes.InPlacePass):
                 lowered[parts.name] = self._add(model, parts, asked.get(parts.name), with_head=parts.name in headed)
             chosen, weights = lowered[parts.name]
             form = head_of(chosen.form) if node.op_type == "Head" else chosen.form
-            add_functions(model, form)
             calls[parts.name] += 1  # a shared layer is called from several places; node names must differ
             name = parts.name if calls[parts.name] == 1 else f"{parts.name}#{calls[parts.name]}"
-            call(model, node, form, [node.inputs[0], *weights], form.sizes(parts, self.choices.rows), name)
+            whole = self._call(model, node, form, parts, weights, name)
+            if calls[parts.name] == 1:
+                self.layers[-1] = dataclasses.replace(self.layers[-1], form=whole.op_type)
         expand_dense(model)
         return ir.passes.PassResult(model, modified=bool(found))
+
+    def _call(
+        self, model: ir.Model, node: ir.Node, form: Form, parts: LayerParts, weights: list[ir.Value], name: str
+    ) -> Form:
+        """Put a call of the form in the place of a placeholder, and of what follows it where a kernel does both.
+
+        Returns the form of both.
+        """
+        after = following(model, node, split=TARGETS[self.choices.target].kernels) if _ends(form) else None
+        inputs = [node.inputs[0], *weights, *([after.bias] if after else [])]
+        whole = followed_by(form, after.ending) if after else form
+        add_functions(model, whole)
+        call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.choices.rows), name)
+        if after:
+            model.graph.remove(node, safe=True)
+        return whole
 
     def _add(
         self, model: ir.Model, parts: LayerParts, asked: str | None, *, with_head: bool
@@ -73,6 +92,11 @@ class LowerPass(ir.passes.InPlacePass):
             row = dataclasses.replace(row, macs_per_row=row.macs_per_row + head_of(chosen.form).macs(parts))
         self.layers.append(row)
         return chosen, [new_initializer(model, f"{parts.name}.{name}", weights[name]) for name in chosen.form.inputs]
+
+
+def _ends(form: Form) -> bool:
+    """Whether a form has a kernel that may go on with what follows."""
+    return form.kind == "linear" and form.native is not None
 
 
 def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts, size_bytes: int) -> Layer:

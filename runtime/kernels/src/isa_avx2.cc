@@ -18,6 +18,7 @@ struct Avx2 {
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F smaller(F a, F b) { return _mm256_min_ps(b, a); }  // the first where b is NaN
   static F larger(F a, F b) { return _mm256_max_ps(b, a); }
   static float least(F f) {

@@ -18,6 +18,7 @@ struct Avx512 {
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F smaller(F a, F b) { return _mm512_min_ps(b, a); }  // the first where b is NaN
   static F larger(F a, F b) { return _mm512_max_ps(b, a); }
   static float least(F f) { return _mm512_reduce_min_ps(f); }

@@ -18,6 +18,7 @@ struct Neon {
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F add(F a, F b) { return vaddq_f32(a, b); }
+  static F div(F a, F b) { return vdivq_f32(a, b); }
   static F smaller(F a, F b) { return vminnmq_f32(a, b); }  // the other where one is NaN
   static F larger(F a, F b) { return vmaxnmq_f32(a, b); }
   static float least(F f) { return vminnmvq_f32(f); }

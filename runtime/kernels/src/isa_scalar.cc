@@ -16,6 +16,7 @@ struct Scalar {
   static F fma(F a, F b, F c) { return a * b + c; }
   static F mul(F a, F b) { return a * b; }
   static F add(F a, F b) { return a + b; }
+  static F div(F a, F b) { return a / b; }
   static F smaller(F a, F b) { return b < a ? b : a; }
   static F larger(F a, F b) { return b > a ? b : a; }
   static float least(F f) { return f; }

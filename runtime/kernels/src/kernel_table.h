@@ -77,6 +77,9 @@ struct QuantizedCall {
 
 using BlockKernel = void (*)(const BlockCall&);
 
+// What is done to x (A B + S) + bias; gelu is the exact one, by erf.
+enum class Activation { none, gelu };
+
 // What one instruction set offers.
 struct Kernels {
   const char* isa;
@@ -91,6 +94,8 @@ struct Kernels {
   void (*quantize)(const float* x, size_t columns, uint8_t* codes, float* scale, int32_t* zero);
   void (*floats)(const FloatCall&);
   void (*quantized)(const QuantizedCall&);
+  // y (rows, columns) = activation(y + bias)
+  void (*finish)(float* y, size_t y_stride, size_t rows, size_t columns, const float* bias, Activation activation);
 };
 
 constexpr size_t kGroups[] = {1, 4, 8, 16, 32};

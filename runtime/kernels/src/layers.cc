@@ -87,12 +87,14 @@ void Factor::multiply(const Kernels& kernels, const Activations& x, float* y, si
     floats_->multiply(kernels, x.tile, x.stride, x.rows, y, y_stride, first, last);
 }
 
-Linear::Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual)
-    : train_(std::move(train)), residual_(std::move(residual)) {
+Linear::Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual, Ending ending)
+    : train_(std::move(train)), residual_(std::move(residual)), ending_(std::move(ending)) {
   if (!train_ && !residual_) throw Refusal("a layer needs factors or a residual");
   inputs_ = train_ ? train_->a.inputs() : residual_->inputs();
   outputs_ = train_ ? train_->b.outputs() : residual_->outputs();
   if (train_ && train_->a.outputs() != train_->b.inputs()) throw Refusal("a and b differ in rank");
+  if (!ending_.bias.empty() && ending_.bias.size() != outputs_)
+    throw Refusal("bias has " + std::to_string(ending_.bias.size()) + " elements, expected " + std::to_string(outputs_));
   if (train_ && residual_ && (residual_->inputs() > inputs_ || residual_->outputs() != outputs_))
     throw Refusal("the residual does not fit the factors, which are " + std::to_string(inputs_) + " × " +
                   std::to_string(outputs_));
@@ -172,10 +174,14 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
         const size_t end = std::min(from + kStepOutputs, last);
         float* const to = y + t * tile_rows * outputs_ + from;
         NearResult near;
+        float* const result = direct ? to : near.y;
+        const size_t stride = direct ? outputs_ : NearResult::stride;
         if (train_) train_->b.multiply(kernels, tile.inner, near.y, NearResult::stride, from, end);
         if (residual_)
           residual_->multiply(tile.x.tile, tile.x.stride, tile.x.rows, train_ ? near.y : nullptr, NearResult::stride,
-                              direct ? to : near.y, direct ? outputs_ : NearResult::stride, from, end);
+                              result, stride, from, end);
+        if (!ending_.bias.empty())
+          kernels.finish(result, stride, tile.x.rows, end - from, ending_.bias.data() + from, ending_.activation);
         if (!direct) near.copy_to(to, outputs_, tile.x.rows, end - from);
       }
     }

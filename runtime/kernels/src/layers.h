@@ -43,11 +43,17 @@ struct LowRank {
   Factor a, b;
 };
 
-// y = x (A B + S); either part may be missing.
+// What follows a product: a bias (outputs) and an activation, or nothing where there is no bias.
+struct Ending {
+  std::vector<float> bias;
+  Activation activation = Activation::none;
+};
+
+// y = ending(x (A B + S)); either part may be missing.
 class Linear {
  public:
   // Throws Refusal: parts of different sizes, or neither.
-  Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual);
+  Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual, Ending ending = {});
 
   size_t outputs() const { return outputs_; }
   // Throws Refusal: x has not as many columns as the weights have inputs.
@@ -60,6 +66,7 @@ class Linear {
  private:
   std::optional<LowRank> train_;
   std::optional<BlockMatrix> residual_;
+  Ending ending_;
   size_t inputs_, outputs_;
 };
 

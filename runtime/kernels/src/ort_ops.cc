@@ -14,7 +14,7 @@ namespace {
 // The oldest that has ParallelFor; ONNX Runtime 1.17 brought it, and every later one still offers it.
 constexpr uint32_t kApiVersion = 17;
 constexpr char kOldest[] = "1.23";
-constexpr size_t kMostInputs = 10;
+constexpr size_t kMostInputs = 11;
 
 // A layer is a train, a residual, or the sum of both: the forms of saten_exporters, with their inputs in order.
 struct Part {
@@ -33,6 +33,18 @@ constexpr Part kEmbeddingResiduals[] = {
     kNothing,
     {"Rows", {"slots", "rows"}, {"slots", "codes", "scale"}},
     {"Sparse", {"columns", "entries", "width"}, {"columns", "codes", "scale", "width"}},
+};
+
+// What may follow a linear layer in the same node.
+struct EndingOfName {
+  const char* suffix;
+  bool with_bias;
+  Activation activation;
+};
+constexpr EndingOfName kEndings[] = {
+    {"", false, Activation::none},
+    {"Bias", true, Activation::none},
+    {"BiasGelu", true, Activation::gelu},
 };
 
 struct Failure : std::runtime_error {
@@ -101,10 +113,11 @@ Tensor tensor_of(const Api& ort, const char* name, const OrtValue* value) {
 
 // One operator: its name and inputs, and how its kernel is made.
 struct Op : OrtCustomOp {
-  Op(const Part& train, const Part& residual, bool linear, bool quantized);
+  Op(const Part& train, const Part& residual, bool linear, bool quantized, const EndingOfName& ending);
 
   const Part* train;
   const Part* residual;
+  const EndingOfName* ending;
   bool linear, quantized;
   std::string name;
   std::array<const char*, kMostInputs> inputs{};
@@ -151,6 +164,15 @@ std::optional<BlockMatrix> make_residual(const Op& op, const Weights& w) {
   if (outputs < 0 || inputs < 0 || inputs > INT32_MAX || outputs > INT32_MAX) throw Refusal("shape is out of range");
   return BlockMatrix::from_rows(kernels(), w["indptr"], w["indices"], w["stored"], scale, static_cast<size_t>(inputs),
                                 static_cast<size_t>(outputs));
+}
+
+Ending make_ending(const Op& op, const Weights& w) {
+  if (!op.ending->with_bias) return {};
+  const Tensor& bias = w["bias"];
+  bias.expect_axes(1);
+  bias.expect_type({Type::f32});
+  const float* const values = static_cast<const float*>(bias.data);
+  return {{values, values + bias.size()}, op.ending->activation};
 }
 
 size_t table_width(const Op& op, const Weights& w) {
@@ -227,7 +249,7 @@ struct Kernel {
   Kernel(const Op& op, const OrtApi* c_api, const OrtKernelInfo* info) : op(op), ort(c_api), isa(kernels()) {
     const Weights weights(op, ort, info);
     if (op.linear)
-      layer.emplace<Linear>(make_train(op, weights), make_residual(op, weights));
+      layer.emplace<Linear>(make_train(op, weights), make_residual(op, weights), make_ending(op, weights));
     else
       layer.emplace<Embedding>(make_embedding(op, weights));
     ort.check(ort.api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
@@ -326,13 +348,14 @@ void Kernel::compute(OrtKernelContext* context) const {
   embedding.run(isa, table, static_cast<const int64_t*>(x.data), x.size(), output(shape), scratch, parallel);
 }
 
-Op::Op(const Part& train, const Part& residual, bool linear, bool quantized)
-    : OrtCustomOp{}, train(&train), residual(&residual), linear(linear), quantized(quantized) {
-  name = std::string(train.stem) + residual.stem + (linear ? "Linear" : "Embedding") + (quantized ? "Int8" : "");
+Op::Op(const Part& train, const Part& residual, bool linear, bool quantized, const EndingOfName& ending)
+    : OrtCustomOp{}, train(&train), residual(&residual), ending(&ending), linear(linear), quantized(quantized) {
+  name = std::string(train.stem) + residual.stem + (linear ? "Linear" : "Embedding") + (quantized ? "Int8" : "") + ending.suffix;
   inputs[input_count++] = "x";
   for (const Part* part : {&train, &residual})
     for (const char* input : quantized ? part->codes : part->floats)
       if (input) inputs[input_count++] = input;
+  if (ending.with_bias) inputs[input_count++] = "bias";
 
   version = kApiVersion;
   GetName = [](const OrtCustomOp* op) { return static_cast<const Op*>(op)->name.c_str(); };
@@ -373,7 +396,8 @@ struct Ops {
           for (const Part& residual : linear ? kLinearResiduals : kEmbeddingResiduals)
             if (*train->stem || *residual.stem) {
               const Part& own = *residual.stem ? residual : kNothing;
-              all.push_back(std::make_unique<Op>(*train, own, linear, quantized));
+              for (const EndingOfName& ending : kEndings)
+                if (linear || !*ending.suffix) all.push_back(std::make_unique<Op>(*train, own, linear, quantized, ending));
             }
   }
 };
