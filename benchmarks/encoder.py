@@ -49,7 +49,7 @@ TRAINED = (
     *saten_rows("saten-grouped 0.25", ("fp32", "int8"), BOTH),
     *saten_rows("saten-u 0.25", ("fp32", "int8"), BOTH),
     *saten_rows("saten-2:4 0.25", ("fp32", "int8"), BOTH),
-    *saten_rows("saten-2:4-long 0.25", ("int8",), BOTH),
+    *saten_rows("saten-2:4-long 0.25", ("fp32", "int8"), BOTH),
     *saten_rows("svd 0.40", ("fp32", "int8"), WITHOUT),
     *saten_rows("saten-grouped 0.40", ("fp32", "int8"), BOTH),
 )

@@ -120,8 +120,9 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
 
     def build(form: Form, parts: LayerParts, rows: int = 128) -> ir.Model:
         opset = TARGETS["x86-64"].opset
-        kind = ir.DataType.FLOAT if form.kind == "linear" else ir.DataType.INT64
-        shape = ["batch", "sequence", parts.shape[0]] if form.kind == "linear" else ["batch", "sequence"]
+        kind = ir.DataType.INT64 if form.kind == "embedding" else ir.DataType.FLOAT
+        taken, made = parts.shape[::-1] if form.kind == "head" else parts.shape
+        shape = ["batch", "sequence", *([] if form.kind == "embedding" else [taken])]
         x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
         packed = form.pack(parts)
         weights = [_constant(name, packed[name]) for name in form.inputs]
@@ -129,7 +130,7 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
         node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
         y = node.outputs[0]
         y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
-        y.shape = ir.Shape(["batch", "sequence", parts.shape[1]])
+        y.shape = ir.Shape(["batch", "sequence", made])
         imports = {"": opset, "com.microsoft": 1, DOMAIN: DOMAIN_VERSION}
         graph = ir.Graph([x], [y], nodes=[node], initializers=weights, opset_imports=imports, name="g")
         return ir.Model(graph, ir_version=TARGETS["x86-64"].ir_version, functions=form.functions(opset))

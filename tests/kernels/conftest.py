@@ -40,6 +40,12 @@ def forms() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def heads() -> ModuleType:
+    """The float64 oracle and the bounds of `tests/exporters/test_head.py`."""
+    return load(TESTS / "exporters" / "test_head.py")
+
+
+@pytest.fixture(scope="session")
 def build() -> Callable[[str], Path]:
     """build(preset) -> its folder, brought up to date. Skips where tools or headers cannot be had."""
 

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.forms import ENDINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of
+from saten_exporters.forms import ENDINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of, head_of
 from saten_exporters.forms.form import NATIVE
 
 MakeParts = Callable[..., LayerParts]
@@ -153,6 +153,46 @@ def ended(y: Array, bias: Array, bound: Array, ending: str) -> tuple[Array, Arra
         return y, bound
     erf = np.vectorize(math.erf)
     return y * (1 + erf(y / math.sqrt(2))) / 2, 1.13 * bound + 8 * UNIT * (np.abs(y) + bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", NATIVE)
+@pytest.mark.parametrize("part", ["train", "residual", "whole"])
+def test_a_head(
+    part: str,
+    precision: str,
+    isa: str,
+    heads: ModuleType,
+    make_parts: MakeParts,
+    one_form: OneForm,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = make_parts("embedding", None if part == "train" else "ell")
+    if part == "residual":
+        parts = dataclasses.replace(parts, a=parts.a[:, :0], b=parts.b[:0])
+    table = form_of(parts, precision)
+    model = without_meaning(one_form(dataclasses.replace(head_of(table), pack=table.pack), parts))
+    run = use(monkeypatch, isa, lambda: session(model, threads=2))
+    for shape in ((1, 1), (2, 7), (1, 33)):
+        x = heads.inputs(shape)["x"]
+        (got,) = run.run(None, {"x": x})
+        expected, bound = heads.wanted(x, parts), allowed_of_head(heads, x, parts, precision)
+        assert same(got, expected, bound), np.abs(got - expected).max()
+        assert not same(np.roll(got, 1, axis=-1), expected, bound)
+
+
+def allowed_of_head(heads: ModuleType, x: Array, parts: LayerParts, precision: str) -> Array:
+    """As a function body is allowed, whose activations are quantized by tensor, and so more coarsely than by row."""
+    if parts.a.shape[1]:
+        return heads.allowed(x, parts, precision)
+    s = np.abs(heads.residual(parts))
+    moved = heads.HALF * s.max(axis=1, keepdims=True) / 127 * (s > 0) * (precision == "int8")
+    return np.abs(x) @ moved.T + (parts.shape[1] + 4) * UNIT * (np.abs(x) @ (s + moved).T)
+
+
+def same(got: Array, expected: Array, bound: Array) -> bool:
+    return got.shape == expected.shape and bool((np.abs(got - expected) <= bound).all())
 
 
 def test_a_bias_of_another_size_is_refused(make_parts: MakeParts, one_form: OneForm, session: Session) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import reduce
 
 from saten_exporters.forms.dense import dense_embedding
-from saten_exporters.forms.form import Form, Work, product, sum_of
+from saten_exporters.forms.form import NATIVE, Form, Work, product, sum_of
 from saten_exporters.forms.low_rank import low_rank_embedding
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import STORAGES, Storage
@@ -24,14 +24,15 @@ def low_rank_head(storage: Storage) -> Form:
     """X (…, width) → (x Bᵀ) Aᵀ."""
     a, b = storage.names("a", "a_scale"), storage.names("b", "b_scale")
 
-    def work(parts: LayerParts) -> tuple[Work, ...]:
-        return product(parts.b.shape[::-1]), product(parts.a.shape[::-1])
+    def work(parts: LayerParts, family: str = "product") -> tuple[Work, ...]:
+        return product(parts.b.shape[::-1], family=family), product(parts.a.shape[::-1], family=family)
 
     return dataclasses.replace(
         low_rank_embedding(storage),
         kind="head",
         body=storage.multiply_turned("x", "inner", *b) + storage.multiply_table("inner", "y", *a),
         work=work,
+        native=(lambda parts: work(parts, "native-product")) if storage.precision.name in NATIVE else None,
         attributes=storage.attributes("a"),
         sizes=lambda parts, rows: storage.sizes({"a": (storage.whole_blocks(parts.a.shape[1]), len(parts.a))}, rows),
     )
@@ -71,6 +72,10 @@ def sparse_head(storage: Storage) -> Form:
         rows, kept = parts.values.shape
         return (Work("entries", macs=rows * kept, weights=rows * kept, moved=3 * rows * kept, calls=kept),)
 
+    def native(parts: LayerParts) -> tuple[Work, ...]:
+        values = parts.values.size
+        return (Work("native-blocks-1", values, values, sum(parts.shape)),)
+
     return dataclasses.replace(
         sparse_embedding(storage),
         kind="head",
@@ -98,6 +103,7 @@ def sparse_head(storage: Storage) -> Form:
         shape = Concat <axis = 0> (lead, rest)
         y = Reshape (flat, shape)""",
         work=work,
+        native=native if storage.precision.name in NATIVE else None,
     )
 
 

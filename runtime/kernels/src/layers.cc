@@ -110,11 +110,13 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
                  const Scratch& scratch, const ParallelFor& parallel) const {
   if (rows == 0 || outputs_ == 0) return;
   const size_t rank = train_ ? train_->a.outputs() : 0, rank_stride = round_up(rank, kPanel);
-  const bool quantized = train_ && train_->b.quantized();
+  // Of the tiles that a factor multiplies; codes take none, residuals the same as floats.
+  const auto turn_of = [&](const Factor& factor) { return factor.quantized() ? 0 : kernels.turn; };
+  const size_t of_outer = train_ ? turn_of(train_->a) : kernels.turn, of_inner = train_ ? turn_of(train_->b) : 0;
   const size_t slot = group_slot(residual_ ? residual_->group() : 1);
   const size_t tile_rows = std::min(rows, residual_ ? kernels.tile_rows[slot] : kernels.float_rows);
-  const size_t tiles = ceil_div(rows, tile_rows), of_factors = quantized ? 0 : kernels.turn;
-  const size_t row_quantum = std::max(residual_ ? kernels.row_quantum[slot] : 0, of_factors);
+  const size_t tiles = ceil_div(rows, tile_rows);
+  const size_t row_quantum = std::max(residual_ ? kernels.row_quantum[slot] : 0, of_outer);
 
   struct Tile {
     Activations x, inner;
@@ -124,7 +126,7 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
     Arena arena(base);
     Activations outer(arena, tile_rows, columns, row_quantum, train_ ? train_->a.row_bytes() : std::nullopt);
     float* products = arena.take<float>(tile_rows * rank_stride);
-    Activations inner(arena, tile_rows, rank, of_factors, train_ ? train_->b.row_bytes() : std::nullopt);
+    Activations inner(arena, tile_rows, rank, of_inner, train_ ? train_->b.row_bytes() : std::nullopt);
     bytes = arena.bytes;
     return Tile{outer, inner, products};
   };

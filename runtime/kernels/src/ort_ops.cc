@@ -35,6 +35,10 @@ constexpr Part kEmbeddingResiduals[] = {
     {"Sparse", {"columns", "entries", "width"}, {"columns", "codes", "scale", "width"}},
 };
 
+// What a node does with its weights. A head multiplies by the transpose of a table that an embedding looks up.
+enum class Kind { linear, embedding, head };
+constexpr const char* kKindNames[] = {"Linear", "Embedding", "Head"};
+
 // What may follow a linear layer in the same node.
 struct EndingOfName {
   const char* suffix;
@@ -113,12 +117,13 @@ Tensor tensor_of(const Api& ort, const char* name, const OrtValue* value) {
 
 // One operator: its name and inputs, and how its kernel is made.
 struct Op : OrtCustomOp {
-  Op(const Part& train, const Part& residual, bool linear, bool quantized, const EndingOfName& ending);
+  Op(const Part& train, const Part& residual, Kind kind, bool quantized, const EndingOfName& ending);
 
   const Part* train;
   const Part* residual;
   const EndingOfName* ending;
-  bool linear, quantized;
+  Kind kind;
+  bool quantized;
   std::string name;
   std::array<const char*, kMostInputs> inputs{};
   size_t input_count = 0;
@@ -244,11 +249,72 @@ Embedding make_embedding(const Op& op, const Weights& w) {
   return Embedding(rows, width, std::move(b), slots, stored, columns);
 }
 
+// (rows, columns) → (columns, rows)
+template <class T>
+std::vector<T> turned(const T* from, size_t rows, size_t columns) {
+  std::vector<T> made(rows * columns);
+  for (size_t row = 0; row < rows; ++row)
+    for (size_t column = 0; column < columns; ++column) made[column * rows + row] = from[row * columns + column];
+  return made;
+}
+
+// x (A B + S)ᵀ = (x Bᵀ) Aᵀ + x Sᵀ. The scales of B lie along the inputs of Bᵀ, which is small: it becomes floats.
+std::optional<LowRank> make_turned_train(const Op& op, const Weights& w) {
+  if (op.train == &kNothing) return {};
+  const Tensor &a = w["a"], &b = w["b"];
+  a.expect_axes(2);
+  b.expect_axes(2);
+  for (const Tensor* each : {&a, &b}) each->expect_type({op.quantized ? Type::s8 : Type::f32});
+  const size_t rows = a.axis(0), rank = a.axis(1), width = b.axis(1);
+  if (b.axis(0) != rank) throw Refusal("a and b differ in rank");
+  Tensor first, second;
+  first.name = "b", second.name = "a";
+  first.type = Type::f32, second.type = a.type;
+  first.shape = {static_cast<int64_t>(width), static_cast<int64_t>(rank)};
+  second.shape = {static_cast<int64_t>(rank), static_cast<int64_t>(rows)};
+  if (!op.quantized) {
+    const auto b_turned = turned(static_cast<const float*>(b.data), rank, width);
+    const auto a_turned = turned(static_cast<const float*>(a.data), rows, rank);
+    first.data = b_turned.data(), second.data = a_turned.data();
+    return LowRank{Factor(first), Factor(second)};
+  }
+  const Tensor& scale = w["b_scale"];
+  scale.expect_type({Type::f32});
+  scale.expect_size(width, "one for each column of the table");
+  std::vector<float> numbers(rank * width);
+  for (size_t k = 0; k < numbers.size(); ++k)
+    numbers[k] = static_cast<const int8_t*>(b.data)[k] * static_cast<const float*>(scale.data)[k % width];
+  const auto b_turned = turned(numbers.data(), rank, width);
+  const auto a_turned = turned(static_cast<const int8_t*>(a.data), rows, rank);
+  first.data = b_turned.data(), second.data = a_turned.data();
+  return LowRank{Factor(first), Factor(second, w["a_scale"])};
+}
+
+// The entries of each row of the table are those of one output.
+std::optional<BlockMatrix> make_turned_residual(const Op& op, const Weights& w) {
+  if (op.residual == &kNothing) return {};
+  const Tensor& columns = w["columns"];
+  columns.expect_axes(2);
+  const size_t rows = columns.axis(0), kept = columns.axis(1), width = table_width(op, w);
+  if (columns.size() > INT32_MAX) throw Refusal("columns has more than 2^31 elements");
+  std::vector<int32_t> starts(rows + 1);
+  for (size_t row = 0; row <= rows; ++row) starts[row] = static_cast<int32_t>(row * kept);
+  Tensor at;
+  at.name = "starts";
+  at.type = Type::s32;
+  at.shape = {static_cast<int64_t>(starts.size())};
+  at.data = starts.data();
+  const Tensor& stored = w[op.quantized ? "codes" : "entries"];
+  return BlockMatrix::from_rows(kernels(), at, columns, stored, op.quantized ? &w["scale"] : nullptr, width, rows);
+}
+
 // One node of one session.
 struct Kernel {
   Kernel(const Op& op, const OrtApi* c_api, const OrtKernelInfo* info) : op(op), ort(c_api), isa(kernels()) {
     const Weights weights(op, ort, info);
-    if (op.linear)
+    if (op.kind == Kind::head)
+      layer.emplace<Linear>(make_turned_train(op, weights), make_turned_residual(op, weights));
+    else if (op.kind == Kind::linear)
       layer.emplace<Linear>(make_train(op, weights), make_residual(op, weights), make_ending(op, weights));
     else
       layer.emplace<Embedding>(make_embedding(op, weights));
@@ -348,9 +414,9 @@ void Kernel::compute(OrtKernelContext* context) const {
   embedding.run(isa, table, static_cast<const int64_t*>(x.data), x.size(), output(shape), scratch, parallel);
 }
 
-Op::Op(const Part& train, const Part& residual, bool linear, bool quantized, const EndingOfName& ending)
-    : OrtCustomOp{}, train(&train), residual(&residual), ending(&ending), linear(linear), quantized(quantized) {
-  name = std::string(train.stem) + residual.stem + (linear ? "Linear" : "Embedding") + (quantized ? "Int8" : "") + ending.suffix;
+Op::Op(const Part& train, const Part& residual, Kind kind, bool quantized, const EndingOfName& ending)
+    : OrtCustomOp{}, train(&train), residual(&residual), ending(&ending), kind(kind), quantized(quantized) {
+  name = std::string(train.stem) + residual.stem + kKindNames[int(kind)] + (quantized ? "Int8" : "") + ending.suffix;
   inputs[input_count++] = "x";
   for (const Part* part : {&train, &residual})
     for (const char* input : quantized ? part->codes : part->floats)
@@ -364,7 +430,8 @@ Op::Op(const Part& train, const Part& residual, bool linear, bool quantized, con
   // Weights may come in several types; the kernel checks them when it is made.
   GetInputType = [](const OrtCustomOp* op, size_t index) {
     if (index > 0) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    return static_cast<const Op*>(op)->linear ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+    const bool ids = static_cast<const Op*>(op)->kind == Kind::embedding;
+    return ids ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
   GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
@@ -391,14 +458,17 @@ struct Ops {
   std::vector<std::unique_ptr<Op>> all;
   Ops() {
     for (bool quantized : {false, true})
-      for (bool linear : {true, false})
+      for (Kind kind : {Kind::linear, Kind::embedding, Kind::head})
         for (const Part* train : {&kNothing, &kLowRank})
-          for (const Part& residual : linear ? kLinearResiduals : kEmbeddingResiduals)
-            if (*train->stem || *residual.stem) {
-              const Part& own = *residual.stem ? residual : kNothing;
-              for (const EndingOfName& ending : kEndings)
-                if (linear || !*ending.suffix) all.push_back(std::make_unique<Op>(*train, own, linear, quantized, ending));
-            }
+          for (const Part& residual : kind == Kind::linear ? kLinearResiduals : kEmbeddingResiduals) {
+            const Part& own = *residual.stem ? residual : kNothing;
+            // Whole rows of a table are dense: their function body multiplies them as fast.
+            if (kind == Kind::head && &own == &kEmbeddingResiduals[1]) continue;
+            if (!*train->stem && !*own.stem) continue;
+            for (const EndingOfName& ending : kEndings)
+              if (kind == Kind::linear || !ending.with_bias)
+                all.push_back(std::make_unique<Op>(*train, own, kind, quantized, ending));
+          }
   }
 };
 
