@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from peers.artifacts import DENSE, Maker, Row, chosen, compress, once, saten_rows
-from peers.comparison import Examples, Timed, compare, numbers
+from peers.comparison import Examples, Timed, compare, numbers, options, turns
 from peers.engines import Input
-from peers.measure import Turns, tokens_columns
+from peers.measure import tokens_columns
 from peers.worker import IDS
 
 from saten_runtime.files import new_folder
@@ -71,29 +71,16 @@ KEPT = 0.99
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    random, quick = "BERT-base's shape with random weights", "two rounds at two lengths; with --random a small model"
+    parser = options(__doc__.splitlines()[0], random=random, quick=quick)
     parser.add_argument("--models", type=Path, help="folder of accuracy.py's checkpoints")
     parser.add_argument("--data", type=Path, help="folder with sst2/train.jsonl and sst2/validation.jsonl")
-    parser.add_argument("--random", action="store_true", help="BERT-base's shape with random weights")
-    parser.add_argument("--quick", action="store_true", help="two rounds at two lengths; with --random a small model")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file of the table")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --random 3, or 2 if --quick")
-    parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.5, or 0.1")
-    parser.add_argument("--tokens", help="default: 1,32,128,384, or 1,128")
-    parser.add_argument("--threads", help="default: 1,2, or 1")
-    parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
+    parser.add_argument("--tokens", help="with commas between; default: 1,32,128,384, or 1,128 if --quick")
     arguments = parser.parse_args()
     if not arguments.random and not (arguments.models and arguments.data):
         parser.error("--models and --data, or --random")
-    often = 3 if arguments.random else 5
-    rounds, min_time, tokens, threads = (
-        (2, 0.1, "1,128", "1") if arguments.quick else (often, 0.5, "1,32,128,384", "1,2")
-    )
-    columns = tokens_columns(numbers(arguments.tokens or tokens))
-    plan = Turns(
-        columns, numbers(arguments.threads or threads), arguments.rounds or rounds, arguments.min_time or min_time
-    )
+    columns = tokens_columns(numbers(arguments.tokens or ("1,128" if arguments.quick else "1,32,128,384")))
+    plan = turns(arguments, columns)
     names = [column.name for column in columns]
     timed = Timed("128 tokens" if "128 tokens" in names else names[-1], names[0])
     prepare = untrained if arguments.random else trained

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from peers.artifacts import DENSE, Maker, Row, chosen, compress, once, saten_edge, saten_rows
-from peers.comparison import Examples, Timed, compare, numbers
+from peers.comparison import Examples, Timed, compare, options, turns
 from peers.engines import Input
-from peers.measure import Column, Turns
+from peers.measure import Column
 from peers.worker import random_input
 
 from saten_edge.texts import write_lines
@@ -62,24 +62,12 @@ RANDOM = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--random", action="store_true", help="ViT-base's shape with random weights")
-    parser.add_argument("--quick", action="store_true", help="two rounds, less training; with --random a small model")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file of the table")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --random 3, or 2 if --quick")
-    parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.5, or 0.1")
-    parser.add_argument("--threads", help="default: 1,2, or 1 if --quick")
-    parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
-    arguments = parser.parse_args()
-    often = 3 if arguments.random else 5
-    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (often, 0.5, "1,2")
+    random, quick = "ViT-base's shape with random weights", "two rounds, less training; with --random a small model"
+    arguments = options(__doc__.splitlines()[0], random=random, quick=quick).parse_args()
     title, rows, maker, examples, sizes = (untrained if arguments.random else trained)(arguments)
     column = Column("1 image", examples.inputs[0].shape, (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1)
-    plan = Turns(
-        [column], numbers(arguments.threads or threads), arguments.rounds or rounds, arguments.min_time or min_time
-    )
     rows = chosen(rows, arguments.only, quick=arguments.quick)
+    plan = turns(arguments, [column])
     return compare(title, rows, maker, examples, plan, Timed(column.name, column.name), arguments.output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import defaultdict
@@ -15,7 +16,7 @@ import numpy as np
 
 from peers.artifacts import ARITHMETIC, Maker, Row, build
 from peers.engines import Input
-from peers.measure import Contender, Measured, Turns, measure, worker
+from peers.measure import Column, Contender, Measured, Turns, measure, worker
 from peers.plots import COLORS, bars
 from peers.results import markdown, publish, short
 from saten_runtime.bundle import Bundle
@@ -23,7 +24,7 @@ from saten_runtime.errors import SatenError
 from saten_runtime.floor import Rates, floor_of, measure_rates, moved_bytes
 from saten_runtime.plan import Size
 
-__all__ = ["Examples", "Timed", "check", "compare", "numbers", "say"]
+__all__ = ["Examples", "Timed", "check", "compare", "numbers", "options", "say", "turns"]
 
 # float32 in another order, relative to the largest logit.
 EXACT, BOUND = ("fp32", "torch"), 1e-3
@@ -51,6 +52,31 @@ class Timed:
     column: str
     also: str
     threads: int = 1
+
+
+def options(about: str, *, random: str, quick: str) -> argparse.ArgumentParser:
+    """What the command line of every comparison takes; random, quick: what these two make of it."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--random", action="store_true", help=random)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file of the table")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --random 3, or 2 if --quick")
+    parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.5, or 0.1")
+    parser.add_argument("--threads", help="with commas between; default: 1,2, or 1 if --quick")
+    parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
+    return parser
+
+
+def turns(arguments: argparse.Namespace, columns: Sequence[Column]) -> Turns:
+    """How often and how long the rows take turns, by those options."""
+    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (3 if arguments.random else 5, 0.5, "1,2")
+    return Turns(
+        columns,
+        numbers(arguments.threads or threads),
+        arguments.rounds or rounds,
+        arguments.min_time or min_time,
+    )
 
 
 def compare(
