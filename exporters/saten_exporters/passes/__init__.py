@@ -7,7 +7,9 @@ from onnx_ir.passes import common
 
 from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
+from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
+from saten_exporters.passes.fuse_attention import FuseAttentionPass
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
@@ -16,7 +18,9 @@ from saten_exporters.passes.tidy import TidyPass
 from saten_runtime.manifest import Layer
 
 __all__ = [
+    "CancelLayoutsPass",
     "ExpandRmsNormPass",
+    "FuseAttentionPass",
     "LowerPass",
     "QuantizeDensePass",
     "SplitGemmPass",
@@ -31,6 +35,8 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
     lower = LowerPass(parts, choices)
     ordered = (
         TidyPass(),
+        FuseAttentionPass(),
+        CancelLayoutsPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),
         SplitGemmPass(),
