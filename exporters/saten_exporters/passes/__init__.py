@@ -10,6 +10,7 @@ from saten_exporters.parts import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
 from saten_exporters.passes.fuse_attention import FuseAttentionPass
+from saten_exporters.passes.keep_axes import KeepAxesPass
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
@@ -21,6 +22,7 @@ __all__ = [
     "CancelLayoutsPass",
     "ExpandRmsNormPass",
     "FuseAttentionPass",
+    "KeepAxesPass",
     "LowerPass",
     "QuantizeDensePass",
     "SplitGemmPass",
@@ -36,10 +38,11 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
-        CancelLayoutsPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),
         SplitGemmPass(),
+        KeepAxesPass(),
+        CancelLayoutsPass(),
         lower,
         QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from saten_exporters.passes.shapes import same_shape
+
 __all__ = ["CancelLayoutsPass"]
 
 
@@ -34,16 +36,10 @@ def _reshaped(node: ir.Node) -> ir.Value | None:
     before: ir.Node | None = node
     while before is not None and (before.domain, before.op_type) == ("", "Reshape"):
         value = before.inputs[0]
-        if value is None or _same(value.shape, node.outputs[0].shape):
+        if value is None or same_shape(value.shape, node.outputs[0].shape):
             return value
         before = value.producer()
     return None
-
-
-def _same(one: ir.Shape | None, other: ir.Shape | None) -> bool:
-    if one is None or other is None or len(one) != len(other):
-        return False
-    return all(a == b and str(a) != "None" for a, b in zip(one, other, strict=True))
 
 
 def _transposed(node: ir.Node) -> ir.Value | None:
