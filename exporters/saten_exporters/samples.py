@@ -26,13 +26,15 @@ TEXTS = {
     "ragged": [(33, 33), (2, 33), (20, 33)],
 }
 PICTURES = {"one": 1, "two": 2, "three": 3}
-# As above, and the tokens read in each run, the first of them with an empty cache.
+# As above, and the tokens read in each run, the first of them with an empty cache; several after earlier ones only
+# where there is one row, which is all that GroupQueryAttention takes.
 PROMPTS = {
     "single": ([(1, 1)], (1,)),
     "prompt": ([(7, 7)], (7,)),
     "steps": ([(9, 9)], (6, 1, 1, 1)),
     "padded": ([(12, 12), (5, 12)], (10, 1, 1)),
-    "ragged": ([(21, 21), (3, 21), (14, 21)], (8, 12, 1)),
+    "pieces": ([(17, 21)], (8, 12, 1)),
+    "ragged": ([(21, 21), (3, 21), (14, 21)], (8, *[1] * 13)),
 }
 CONTINUED = 12  # tokens that torch adds, greedily, to the prompt of the case "greedy"
 

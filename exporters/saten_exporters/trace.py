@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from saten_exporters.attention import placeholders
 from saten_exporters.parts import Exportable
 from saten_exporters.targets import Target
 from saten_exporters.tasks import TASKS, kind_of
@@ -49,7 +50,7 @@ def trace(source: Exportable, target: Target) -> Any:
         inputs["use_cache"] = False
     where = f"{source.source['model']}: {source.source['architecture']}"
     try:
-        with _quiet():
+        with _quiet(), placeholders(source.model) if kind.cached else contextlib.nullcontext():
             exported = OnnxExporter().export(source.model, inputs, config=config)
     except Exception as cause:
         reason = " ".join(str(cause).split())[:300]

@@ -19,7 +19,8 @@ from saten_runtime.parity import READS, Comparison, compare_case, read_cases, wr
 
 __all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
 
-PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
+# operator → the products in it, one after the other
+PRODUCTS: Mapping[str, int] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "GroupQueryAttention": 2}
 
 # Precisions whose bound follows from the arithmetic → relative rounding of a stored weight. A range of 8-bit
 # activations is known only when they are, so below these the error is measured at export, and kept.
@@ -89,7 +90,8 @@ def rounding_bound(graph: ir.Graph, precision: str = "fp32") -> float:
     ]
     longest = max((max(weight.shape.numpy()) for weight in weights if len(weight.shape) == 2), default=1)
     unit = float(np.finfo(np.float32).eps) / 2
-    return len(products) * (math.sqrt(longest) * unit + DERIVED[precision])
+    count = sum(PRODUCTS.get(node.op_type, 1) for node in products)
+    return count * (math.sqrt(longest) * unit + DERIVED[precision])
 
 
 def measured_bound(name: str, precision: str, comparisons: list[Comparison]) -> float:

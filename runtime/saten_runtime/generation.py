@@ -84,12 +84,16 @@ class Decoder:
     def forward(self, ids: Ids) -> Array:
         """Read `ids` (batch, new) after what was read before; logits (batch, new, vocabulary).
 
+        GroupQueryAttention takes several tokens after earlier ones only of one sequence: a batch reads them one by one.
+
         Raises:
             UsageError: more tokens than the bundle takes.
         """
         batch, new = ids.shape
         if self.past + new > self.longest:
             raise UsageError(f"{self._name}: takes at most {self.longest} tokens, found {self.past + new}")
+        if batch > 1 and new > 1 and self.past:
+            return np.concatenate([self.forward(ids[:, [token]]) for token in range(new)], axis=1)
         feeds = {**self._feeds(ids), **(self._cache or self._empty(batch))}
         with ort_errors(f"{self._name}: run", UsageError):
             logits, *cache = self._session.run_with_ort_values(self._outputs, feeds)

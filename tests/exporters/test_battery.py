@@ -198,6 +198,8 @@ def test_a_cell(
     assert precision != "fp32" or bound < 1e-4
     assert [value.name for value in graph.inputs] == manifest.inputs
     onnx.checker.check_model(bundle.model)
+    blocks = source.model.config.num_hidden_layers if task == "text-generation" else 0
+    assert sum(node.op_type == "GroupQueryAttention" for node in graph) == blocks
     layers = {node.name.partition("#")[0] for node in graph if node.domain == DOMAIN}
     assert layers == {layer.name for layer in manifest.layers if layer.lowering != "dense"}
     assert {layer.name for layer in manifest.layers} == set(source.layer_parts())
@@ -250,7 +252,7 @@ def test_a_decoder_keeps_what_transformers_needs(precision: str, export_of: Expo
 def test_the_tokens_and_their_distribution_are_in_the_report(export_of: Export) -> None:
     _, bundle = export_of("qwen3", "text-generation", "saten", "fp32")
     rows = json.loads((bundle.path / "validation" / "report.json").read_text())["comparisons"]
-    assert {row["case"] for row in rows} == {"single", "prompt", "steps", "padded", "ragged", "greedy"}
+    assert {row["case"] for row in rows} == {"single", "prompt", "steps", "padded", "pieces", "ragged", "greedy"}
     for row in rows:
         assert row["same_token"] == 1
         assert 0 <= row["kl"] < 1e-9

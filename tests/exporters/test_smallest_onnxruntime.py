@@ -64,7 +64,10 @@ OPERATORS: dict[str, tuple[list[np.ndarray | None], dict[str, Any]]] = {
     ),
     "Gelu": ([normal(2, 8)], {}),
     "GroupQueryAttention": (
-        [normal(1, 4, 16), normal(1, 4, 8), normal(1, 4, 8), None, None, np.int32([3]), np.array(4, np.int32)],
+        [
+            *(normal(1, 4, 16), normal(1, 4, 8), normal(1, 4, 8), normal(1, 1, 3, 8), normal(1, 1, 3, 8)),
+            *(np.int32([6]), np.array(7, np.int32), None, None, None, normal(1, 1, 4, 7)),
+        ],
         {**HEADS, "kv_num_heads": 1},
     ),
     "MatMulNBits 4": blockwise(4),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from saten_runtime import Runner, Sampling
+from saten_runtime.bundle import Bundle
 from saten_runtime.cli import main
 from saten_runtime.errors import BundleError, DataError, UsageError
 from saten_runtime.evaluate import evaluate
-from saten_runtime.generation import choose
+from saten_runtime.generation import Decoder, choose
+from saten_runtime.session import make_session
 
 TaskBundle = Callable[..., Path]
 EPS = float(np.finfo(np.float32).eps)
@@ -147,6 +150,30 @@ def test_generation_ends_with_the_context(task_bundle: TaskBundle) -> None:
     entry = {"input": "past.key", "output": "present.key", "heads": 1, "width": 8, "dtype": "float32"}
     runner = Runner.load(task_bundle("text-generation", generation={"stop_ids": [], "cache": [entry]}))
     assert len(list(runner.generate_ids("w1", Sampling(max_tokens=500)))) == 48 - 3 + 1
+
+
+@pytest.mark.parametrize(("batch", "runs"), [(1, [(1, 4), (1, 5)]), (3, [(3, 4), *[(3, 1)] * 5])])
+def test_a_batch_reads_several_tokens_after_others_one_by_one(
+    batch: int, runs: list[tuple[int, int]], task_bundle: TaskBundle
+) -> None:
+    bundle = Bundle.open(task_bundle("text-generation"))
+    session, made = make_session(bundle), []
+
+    class Witness:
+        def run_with_ort_values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+            made.append(tuple(feeds["input_ids"].shape()))
+            return session.run_with_ort_values(names, feeds)
+
+    decoder = Decoder(bundle, Witness())
+    ids = np.random.default_rng(0).integers(4, 60, (batch, 9))
+    expected = np.stack([expected_logits(row) for row in ids.tolist()])
+    # Sums of 9 embeddings of products of 8, in float32.
+    bound = 9 * 16 * EPS * float(np.abs(expected).max())
+    got = np.concatenate([decoder.step(ids[:, :4]), decoder.step(ids[:, 4:])], axis=1)
+    assert made == runs
+    assert decoder.past == 9
+    assert np.abs(got - expected).max() <= bound
+    assert np.abs(got[:, ::-1] - expected).max() > bound
 
 
 def test_top_p_keeps_the_likeliest_tokens_only() -> None:

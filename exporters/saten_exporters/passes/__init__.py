@@ -7,7 +7,10 @@ from onnx_ir.passes import common
 
 from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
+from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
+from saten_exporters.passes.fuse_attention import FuseAttentionPass
+from saten_exporters.passes.keep_axes import KeepAxesPass
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
@@ -17,7 +20,10 @@ from saten_exporters.passes.used_opsets import UsedOpsetsPass
 from saten_runtime.manifest import Layer
 
 __all__ = [
+    "CancelLayoutsPass",
     "ExpandRmsNormPass",
+    "FuseAttentionPass",
+    "KeepAxesPass",
     "LowerPass",
     "QuantizeDensePass",
     "SplitGemmPass",
@@ -33,9 +39,12 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
     lower = LowerPass(parts, choices)
     ordered = (
         TidyPass(),
+        FuseAttentionPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),
         SplitGemmPass(),
+        KeepAxesPass(),
+        CancelLayoutsPass(),
         lower,
         QuantizeDensePass(choices),
         common.DeduplicateInitializersPass(),
