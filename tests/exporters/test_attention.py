@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -37,33 +38,36 @@ def states(width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return query, key, value
 
 
-def count(source: LoadedModel) -> int:
-    return sum(node.op_type == OP_TYPE for node in trace(source, TARGETS["x86-64"]).program.graph)
+def found(source: LoadedModel) -> list[ir.Node]:
+    return [node for node in trace(source, TARGETS["x86-64"]).program.graph if node.op_type == OP_TYPE]
 
 
 def test_a_decoder_has_a_placeholder_per_layer(make_tiny: MakeTiny) -> None:
-    """What becomes of them in every family is in `test_battery.py`."""
-    source = load_model(make_tiny("qwen2", "text-generation"), "text-generation")
-    assert count(source) == source.model.config.num_hidden_layers
+    """With the scale of each; what becomes of them in every family is in `test_battery.py`."""
+    options = {"scale_attn_by_inverse_layer_idx": True}
+    source = load_model(make_tiny("gpt2", "text-generation", **options), "text-generation")
+    width = source.model.config.hidden_size // source.model.config.num_attention_heads
+    scales = [node.attributes.get_float("scale", 0.0) for node in found(source)]
+    assert scales == pytest.approx([width**-0.5 / layer for layer in (1, 2)])
     assert source.model.config._attn_implementation == "sdpa"
 
 
 def test_what_is_no_decoder_has_none(make_tiny: MakeTiny) -> None:
-    assert count(load_model(make_tiny("mistral", "text-classification"), "text-classification")) == 0
+    assert not found(load_model(make_tiny("mistral", "text-classification"), "text-classification"))
 
 
 def test_other_heads_are_traced_as_they_are(make_tiny: MakeTiny, tmp_path: Path) -> None:
     """The exporter compares what it wrote with torch."""
     width = HEAD_MULTIPLE + HEAD_MULTIPLE // 2
     source = load_model(make_tiny("llama", "text-generation", head_dim=width), "text-generation")
-    assert count(source) == 0
+    assert not found(source)
     export(source, tmp_path / "bundle")
 
 
 def test_another_implementation_is_traced_as_it_is(make_tiny: MakeTiny) -> None:
     source = load_model(make_tiny("gpt2", "text-generation"), "text-generation")
     source.model.set_attn_implementation("eager")
-    assert count(source) == 0
+    assert not found(source)
     assert source.model.config._attn_implementation == "eager"
 
 

@@ -230,6 +230,8 @@ def test_the_bound_counts_products_and_the_longest(parse_model: Callable[..., ir
         }"""
     model = parse_model(text, w=np.ones((9, 25), np.float32), v=np.ones((25, 4), np.float32))
     assert rounding_bound(model.graph) == pytest.approx(2 * 5 * 2.0**-24)
+    model.graph.append(ir.Node("com.microsoft", "GroupQueryAttention", []))  # queries by keys, weights by values
+    assert rounding_bound(model.graph) == pytest.approx(4 * 5 * 2.0**-24)
 
 
 @pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])

@@ -53,6 +53,7 @@ KEPT = {
     "turned on": TURNED.replace("[0, 2, 1]", "[1, 2, 0]"),
     "turned once": text("b = Transpose <perm = [1, 0, 2]> (x) y = Neg (b)", "float[new, batch, 8] b"),
     "an output": text("a = Reshape (x, split) y = Reshape (a, flat)", f"{WIDE} a"),
+    "an output that is read": text("a = Reshape (x, split) y = Reshape (a, flat) z = Neg (y)", f"{WIDE} a"),
     "numbers that changed between": RESHAPED.replace("b = Reshape (a", "c = Relu (a) b = Reshape (c"),
     "none": text("y = Neg (x)", "float[1] unread"),
 }

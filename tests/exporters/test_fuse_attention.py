@@ -40,6 +40,7 @@ REFUSED = {
         "made = Neg (new_keys)", KEYS.replace("past_keys, new_keys", "made, past_keys"), VALUES, ATTEND
     ),
     "a cache read twice": text(KEYS, VALUES, ATTEND.replace("y =", "x ="), ATTEND.replace("queries", "x")),
+    "a cache that something else reads": text(KEYS, "z = Neg (keys)", VALUES, ATTEND),
     "a cache that stays inside": text(KEYS, VALUES, ATTEND, cache=CACHE.rpartition(", f")[0]),
     "keys from outside": text(KEYS, VALUES, ATTEND.replace("(queries, keys", "(queries, past_keys")),
 }

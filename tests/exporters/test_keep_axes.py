@@ -11,7 +11,7 @@ from saten_exporters.passes import CancelLayoutsPass, KeepAxesPass
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>'
 INPUTS = "float[batch, new, 8] x, float[8, 6] w, float[6] b"
-SHAPES = "float[rows, 8] flat, float[rows, 6] product, float[rows, 6] moved, float[batch, new, 6] back"
+SHAPES = "float[rows, 8] flat, float[rows, 6] moved, float[batch, new, 6] back"
 
 
 def text(*nodes: str, shapes: str = SHAPES, output: str = "float[batch, new, 6] y") -> str:
@@ -26,7 +26,7 @@ WITHOUT = BACK.replace("moved", "product")
 KEPT_AXES = {
     "with a bias": text(FLAT, PRODUCT, BIAS, BACK, LAST),
     "with a bias before": text(FLAT, PRODUCT, "moved = Add (b, product)", BACK, LAST),
-    "without": text(FLAT, PRODUCT, WITHOUT, LAST),
+    "without": text(FLAT, PRODUCT, WITHOUT, LAST, shapes=f"float[rows, 6] product, {SHAPES}"),
 }
 # Nothing may happen to these.
 KEPT = {
