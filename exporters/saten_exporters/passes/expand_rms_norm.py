@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.passes.initializers import constant
 
 __all__ = ["ExpandRmsNormPass"]
 
@@ -37,7 +37,7 @@ def _expand(model: ir.Model, node: ir.Node) -> None:
     x, scale = node.inputs
     epsilon = np.array(node.attributes.get_float("epsilon", 1e-5), np.float32)
     two, axes, small = (
-        _constant(model, name, value)
+        constant(model, name, value)
         for name, value in (
             ("rms_norm.exponent", np.array(2, np.float32)),
             ("rms_norm.axes", np.array([-1], np.int64)),
@@ -54,8 +54,3 @@ def _expand(model: ir.Model, node: ir.Node) -> None:
     new.name, new.shape, new.type = old.name, old.shape, old.type
     nodes = [square, mean, positive, root, unit, scaled]
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
-
-
-def _constant(model: ir.Model, name: str, value: np.ndarray) -> ir.Value:
-    known = model.graph.initializers
-    return known[name] if name in known else new_initializer(model, name, value)

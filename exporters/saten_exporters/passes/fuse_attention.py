@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from saten_exporters.attention import OP_TYPE
 from saten_exporters.forms import DOMAIN
-from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.passes.initializers import constant
 from saten_runtime.errors import ExportError
 
 __all__ = ["FuseAttentionPass"]
@@ -58,7 +58,7 @@ class FuseAttentionPass(ir.passes.InPlacePass):
 
 def _add_lengths(model: ir.Model, node: ir.Node, padding: ir.Value | None) -> _Lengths:
     """Computed from the shape of what is added to the scores, (batch, 1, new, total)."""
-    one = _constant(model, "attention.one", np.array([1], np.int32))
+    one = constant(model, "attention.one", np.array([1], np.int32))
     total = ir.Node("", "Shape", [padding], [ir.AttrInt64("start", 3)])
     narrow = ir.Node("", "Cast", total.outputs, [ir.AttrInt64("to", ir.DataType.INT32)])
     scalar = ir.Node("", "Squeeze", narrow.outputs)
@@ -118,12 +118,7 @@ def _rows(model: ir.Model, states: ir.Value) -> list[ir.Node]:
     """(batch, heads, new, width) → (batch, new, heads · width)."""
     batch, heads, new, width = list(states.shape or ())
     turned = ir.Node("", "Transpose", [states], [ir.AttrInt64s("perm", [0, 2, 1, 3])])
-    joined = ir.Node("", "Reshape", [turned.outputs[0], _constant(model, "attention.rows", np.array([0, 0, -1]))])
+    joined = ir.Node("", "Reshape", [turned.outputs[0], constant(model, "attention.rows", np.array([0, 0, -1]))])
     for each, shape in ((turned, [batch, new, heads, width]), (joined, [batch, new, heads * width])):
         each.outputs[0].shape, each.outputs[0].type = ir.Shape(shape), states.type
     return [turned, joined]
-
-
-def _constant(model: ir.Model, name: str, value: np.ndarray) -> ir.Value:
-    known = model.graph.initializers
-    return known[name] if name in known else new_initializer(model, name, value)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from saten_runtime.errors import ExportError
 
-__all__ = ["new_initializer"]
+__all__ = ["constant", "new_initializer"]
 
 
 def new_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
@@ -25,3 +25,9 @@ def new_initializer(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.register_initializer(value)
     return value
+
+
+def constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
+    """The main graph's initializer `name`, which is `array` wherever a pass asks for it."""
+    known = model.graph.initializers
+    return known[name] if name in known else new_initializer(model, name, array)
