@@ -68,6 +68,11 @@ METHODS: dict[str, tuple[object, ...]] = {
     "saten-u": ("--pattern", "unstructured"),
 }
 COMPRESSED = tuple(row for model in METHODS for row in saten_rows(model, ("fp32", "int8"), (False, True)))
+# Of a large model: what a device would run, and what it is compared with. Each row takes a minute to make.
+LARGE = (
+    *("ORT dense fp32", "ORT dense int8", "ORT dense int4", "genai int4", "llama.cpp Q8_0", "llama.cpp Q4_0"),
+    *("saten-grouped int8", "saten-grouped int8 + kernels"),
+)
 QUICK = ("ORT dense int8-block", "llama.cpp Q8_0", "saten-grouped int8")
 
 
@@ -133,6 +138,8 @@ def main() -> int:
     rounds, only = (2, ",".join(QUICK)) if arguments.quick else (arguments.rounds, arguments.only)
     plan = Turns(COLUMNS, numbers(arguments.threads), rounds, arguments.min_time)
     rows = [row for row in (*DENSE, *COMPRESSED) if any(part in row.name for part in only.split(","))]
+    if arguments.random:
+        rows = [row for row in rows if row.name in LARGE]
     with _folder(arguments.work) as work:
         maker = Maker(shape, work, arguments.budget)
         table, left_out = rows_of(rows, maker, plan)
