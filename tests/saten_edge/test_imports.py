@@ -143,8 +143,8 @@ class TestNumbers:
         assert bundle.manifest.task == "text-classification"
         assert {layer.name for layer in bundle.manifest.layers} == {row.name for row in rows}
         assert {layer.form for layer in bundle.manifest.layers} == {
-            "LowRankGroupedLinear",
-            "LowRankCsrLinear",
+            "LowRankGroupedLinearBias",
+            "LowRankCsrLinearBiasGelu",
             "LowRankLinear",
         }
         inputs = loaded.encode(["the file", "a number of path"])
