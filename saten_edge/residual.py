@@ -142,7 +142,10 @@ class Grouped(Pattern):
 
     def _groups(self, outputs: int) -> int:
         if outputs % self.size:
-            raise ShapeError(f"{outputs} outputs cannot be grouped by {self.size}; choose a --group that divides them")
+            raise ShapeError(
+                f"{outputs} outputs cannot be grouped by {self.size}; choose a --group that divides them, or leave "
+                "the layer out with --exclude"
+            )
         return outputs // self.size
 
 
