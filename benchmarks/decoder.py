@@ -138,7 +138,7 @@ def main() -> int:
     rounds, only = (2, ",".join(QUICK)) if arguments.quick else (arguments.rounds, arguments.only)
     plan = Turns(COLUMNS, numbers(arguments.threads), rounds, arguments.min_time)
     rows = [row for row in (*DENSE, *COMPRESSED) if any(part in row.name for part in only.split(","))]
-    if arguments.random:
+    if arguments.random and not only:
         rows = [row for row in rows if row.name in LARGE]
     with _folder(arguments.work) as work:
         maker = Maker(shape, work, arguments.budget)
