@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from corpus_python import python_corpus
-from peers.artifacts import ORT_DENSE, Row, once, python, saten_edge, saten_rows, stored_bytes, target
+from peers.artifacts import ORT_DENSE, Row, missing, once, prepare, python, saten_edge, saten_rows, stored_bytes, target
 from peers.comparison import numbers, say
 from peers.decoder_worker import NEW_TOKENS
 from peers.decoders import CONTEXT
@@ -38,7 +38,7 @@ from peers.results import markdown, publish, short
 
 from saten_runtime.errors import SatenError
 from saten_runtime.files import new_folder
-from saten_runtime.kernels import SWITCH, probe
+from saten_runtime.kernels import SWITCH
 
 PROMPT = 128
 # As `peers.decoder_worker` is asked for them.
@@ -156,6 +156,7 @@ def rows_of(rows: Sequence[Row], maker: Maker, plan: Turns) -> tuple[list[dict[s
     perplexities: dict[Row, float | None] = {}
     left_out: dict[str, str] = {}
     torch = functools.cache(lambda model: answers(reference(maker, model), maker))
+    prepare(rows, maker)
     for row in rows:
         try:
             contender = made(row, maker)
@@ -206,32 +207,34 @@ class Maker:
     def _trained(self, model: str, out: Path) -> None:
         if model in METHODS:
             options = ("--teacher", self.checkpoint("dense"), "--steps", self.shape.finetuning_steps)
-            return self._finetune(self._compressed(model), out, *options)
+            return self._finetune(self._compressed(model), out, *options, threads=1)
         rate = ("--steps", self.shape.steps, "--learning-rate", 3e-3)
         return self._finetune(self._begun(), out, *rate)
 
-    def _finetune(self, model: Path, out: Path, *options: object) -> None:
+    def _finetune(self, model: Path, out: Path, *options: object, threads: int | None = None) -> None:
         lengths = ("--max-length", PROMPT, "--batch-size", 16)
-        saten_edge(
-            "finetune", model, "-o", out, "--task", "text-generation", "--data", self._data(), *lengths, *options
-        )
+        recipe = ("--task", "text-generation", "--data", self._data(), *lengths, *options)
+        saten_edge("finetune", model, "-o", out, *recipe, threads=threads)
 
     def _compressed(self, model: str) -> Path:
         dense = self.checkpoint("dense")
         recipe = ("--calibration", self._data()) if self.shape.steps else ("--rounds", 1, "--share", 0.8)
         options = ("--budget", self.budget, *recipe, *METHODS[model])
-        return once(self.work / f"compressed-{model}", lambda out: saten_edge("compress", dense, "-o", out, *options))
+        return once(
+            self.work / f"compressed-{model}",
+            lambda out: saten_edge("compress", dense, "-o", out, *options, threads=1),
+        )
 
     def _export(self, row: Row, out: Path) -> None:
         options = ("--precision", row.precision, "--target", target(bool(row.kernels)))
-        saten_edge("export", self.checkpoint(row.model), "-o", out, *options)
+        saten_edge("export", self.checkpoint(row.model), "-o", out, *options, threads=1)
 
     def _genai(self, row: Row, out: Path) -> None:
         """As its model builder does it by default: in blocks, the head, too, the table in float32."""
         precision = row.precision.removesuffix("-block")
         with new_folder(out) as folder:
             options = ("-m", row.model, "-i", self.checkpoint(row.model), "-o", folder, "-c", self.work / "cache")
-            python("-m", "onnxruntime_genai.models.builder", *options, "-p", precision, "-e", "cpu")
+            python("-m", "onnxruntime_genai.models.builder", *options, "-p", precision, "-e", "cpu", threads=1)
 
     def _gguf(self, row: Row, out: Path) -> None:
         from peers.gguf_llama import write_gguf
@@ -274,10 +277,9 @@ def made(row: Row, maker: Maker) -> Contender:
     Raises:
         RuntimeError, ImportError: it cannot be made here.
     """
-    if row.kernels and probe().state != "active":
-        raise RuntimeError(f"saten-kernels is {probe().words}")
+    if why := missing(row):
+        raise RuntimeError(why)
     importlib.import_module(MODULES[row.engine])
-    say(f"{row.name}: make")
     artifact = maker.artifact(row)
     switch = {} if row.kernels is None else {SWITCH: str(int(row.kernels))}
     return Contender(row.name, row.engine, artifact, stored_bytes(artifact), switch, WORKER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from peers.engines import Input, feeds
 from peers.measure import Contender
@@ -29,7 +30,9 @@ __all__ = [
     "chosen",
     "compress",
     "export",
+    "missing",
     "once",
+    "prepare",
     "python",
     "saten_edge",
     "saten_rows",
@@ -91,6 +94,17 @@ def saten_rows(model: str, precisions: Sequence[str], kernels: Sequence[bool]) -
     )
 
 
+class Makes(Protocol):
+    """Whoever makes checkpoints by name and artifacts by row, each once."""
+
+    @property
+    def checkpoint(self) -> Callable[[str], Path]:
+        """A model's name → its Hugging Face folder."""
+
+    def artifact(self, row: Row) -> Path:
+        """What the row's engine reads."""
+
+
 @dataclass(frozen=True)
 class Maker:
     """checkpoint: a model's name → its Hugging Face folder, made if need be; work: folder for what is made;
@@ -130,27 +144,41 @@ class Maker:
 
 def build(rows: Sequence[Row], maker: Maker) -> tuple[dict[Row, Contender], dict[Row, str]]:
     """Every row's contender, and why there is none for the others."""
-    active = probe()
     built, faults = {}, {}
-    bundles = {(row.model, row.precision, row.kernels): row for row in rows if row.precision not in ARITHMETIC}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is a process of its own, on one thread
-        wait([pool.submit(maker.checkpoint, model) for model in {row.model for row in rows}])
-        wait([pool.submit(maker.artifact, row) for row in bundles.values() if _runs(row, active)])
+    prepare([row for row in rows if row.precision not in ARITHMETIC], maker)
     for row in rows:
         try:
-            if not _runs(row, active):
-                raise RuntimeError(f"saten-kernels is {active.words}")
             built[row] = _contender(row, maker)
         except (RuntimeError, ImportError, OSError, SatenError) as error:
             faults[row] = str(error)
     return built, faults
 
 
-def _runs(row: Row, kernels: Kernels) -> bool:
-    return not row.kernels or kernels.state == "active"
+def prepare(rows: Sequence[Row], maker: Makes) -> None:
+    """Make what rows run, several at a time, as each is made by a process of its own on one thread.
+
+    What fails is tried again, and says so, when somebody asks the maker for it.
+    """
+    bundles = {(row.engine, row.model, row.precision, row.kernels): row for row in rows if not missing(row)}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wait([pool.submit(maker.checkpoint, "dense")])  # which the others are made of
+        wait([pool.submit(maker.checkpoint, model) for model in {row.model for row in rows}])
+        wait([pool.submit(maker.artifact, row) for row in bundles.values()])
+
+
+def missing(row: Row) -> str:
+    """What the native kernels are, if the row needs them and they are not active; else nothing."""
+    return f"saten-kernels is {_kernels().words}" if row.kernels and _kernels().state != "active" else ""
+
+
+@functools.cache
+def _kernels() -> Kernels:
+    return probe()
 
 
 def _contender(row: Row, maker: Maker) -> Contender:
+    if why := missing(row):
+        raise RuntimeError(why)
     if find_spec(MODULES[row.engine]) is None:
         raise ImportError(f"{MODULES[row.engine]} is not installed")
     artifact = maker.artifact(row)

@@ -1,18 +1,21 @@
-"""Attention of a decoder as one placeholder per layer while it is traced, so that it need not be found again later."""
+"""Attention as one placeholder per layer while a model is traced, so that it need not be found again later."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from saten_exporters.forms import DOMAIN
 
-__all__ = ["OP_TYPE", "placeholders"]
+__all__ = ["CACHED", "PLAIN", "placeholders"]
 
-OP_TYPE = "CachedAttention"
+# Names of placeholders: behind a cache no token sees a later one, otherwise each sees all.
+CACHED = "CachedAttention"
+PLAIN = "Attention"
 
 # ONNX Runtime's GroupQueryAttention takes heads of such sizes.
 HEAD_MULTIPLE = 8
@@ -23,13 +26,14 @@ _NAME = "saten_placeholder"
 
 
 @contextlib.contextmanager
-def placeholders(model: Any) -> Iterator[None]:
-    """While this lasts, each attention of `model` that can be fused is traced as a node `saten::CachedAttention`.
+def placeholders(model: Any, *, cached: bool) -> Iterator[None]:
+    """While this lasts, each attention of `model` that can be expressed is traced as a node of domain `saten`.
 
-    Its inputs: queries (batch, new, heads · width), keys and values (batch, key-value heads, past + new, width), and
-    what is added to scores, the lowest float32 where a key is padding (batch, 1, new, past + new); its output: (batch,
-    new, heads · width). That no token sees a later one is understood. Other masks and options, and models that do not
-    compute attention by torch's function through transformers' interface, are traced as they are.
+    Its inputs: queries, keys and values, and what is added to scores, the lowest float32 where a key is padding (batch,
+    1, new, past + new). `Attention` takes and gives (batch, heads, tokens, width). `CachedAttention` takes queries
+    (batch, new, heads · width), keys and values (batch, key-value heads, past + new, width), and gives what queries
+    are. Other masks and options, and models that do not compute attention by torch's function through transformers'
+    interface, are traced as they are.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -37,8 +41,8 @@ def placeholders(model: Any) -> Iterator[None]:
     if before != "sdpa":
         yield
         return
-    AttentionInterface.register(_NAME, attention)
-    AttentionMaskInterface.register(_NAME, mask)
+    AttentionInterface.register(_NAME, functools.partial(attention, cached))
+    AttentionMaskInterface.register(_NAME, functools.partial(mask, cached))
     model.set_attn_implementation(_NAME)
     try:
         yield
@@ -46,15 +50,15 @@ def placeholders(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def mask(**how: Any) -> torch.Tensor | None:
-    """Where no token sees a later one or padding, what a placeholder adds; any other mask as torch's function has it.
+def mask(cached: bool, **how: Any) -> torch.Tensor | None:
+    """What a placeholder adds where a token sees all, or all up to its own if cached, but padding; else torch's mask.
 
     how: as transformers' `AttentionMaskInterface` says; attention_mask (batch, past + new) is False at padding.
     """
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     seen = how["attention_mask"]
-    if seen is None or how["mask_function"] is not causal_mask_function:
+    if seen is None or how["mask_function"] is not (causal_mask_function if cached else bidirectional_mask_function):
         allowed: torch.Tensor | None = sdpa_mask(**how)
         return allowed
     added = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
@@ -62,6 +66,7 @@ def mask(**how: Any) -> torch.Tensor | None:
 
 
 def attention(
+    cached: bool,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -76,35 +81,47 @@ def attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    _, heads, _, width = query.shape
     if attention_mask is not None and attention_mask.is_floating_point():
-        if width % HEAD_MULTIPLE == 0 and all(options.get(name) is None for name in OPTIONS):
-            scale = width**-0.5 if scaling is None else scaling
-            queries = query.transpose(1, 2).flatten(2)
-            attended = _placeholder(queries, key, value, attention_mask, heads, scale)
-            return attended.reshape(*queries.shape[:2], heads, width), None
-        attention_mask = _allowed(attention_mask)
+        possible = query.shape[3] % HEAD_MULTIPLE == 0 if cached else key.shape[1] == query.shape[1]
+        if possible and all(options.get(name) is None for name in OPTIONS):
+            scale = query.shape[3] ** -0.5 if scaling is None else scaling
+            return (_cached if cached else _plain)(query, key, value, attention_mask, scale), None
+        attention_mask = _allowed(attention_mask, cached)
     result: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
     return result
 
 
-def _placeholder(
-    queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, heads: int, scale: float
+def _cached(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    return torch.onnx.ops.symbolic(
-        f"{DOMAIN}::{OP_TYPE}",
-        (queries, key, value, added),
-        attrs={"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale},
-        dtype=queries.dtype,
-        shape=queries.shape,
-        version=1,
-    )
+    heads = query.shape[1]
+    queries = query.transpose(1, 2).flatten(2)
+    attributes = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
+    attended = _placeholder(CACHED, (queries, key, value, added), queries.shape, attributes)
+    return attended.reshape(*queries.shape[:2], heads, -1)
 
 
-def _allowed(added: torch.Tensor) -> torch.Tensor:
+def _plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, scale: float
+) -> torch.Tensor:
+    shape = (*query.shape[:3], value.shape[3])
+    return _placeholder(PLAIN, (query, key, value, added), shape, {"scale": scale}).transpose(1, 2)
+
+
+def _placeholder(
+    op_type: str, inputs: tuple[torch.Tensor, ...], shape: Sequence[int], attributes: Mapping[str, float]
+) -> torch.Tensor:
+    name = f"{DOMAIN}::{op_type}"
+    return torch.onnx.ops.symbolic(name, inputs, attrs=dict(attributes), dtype=inputs[0].dtype, shape=shape, version=1)
+
+
+def _allowed(added: torch.Tensor, cached: bool) -> torch.Tensor:
     """What `mask` made of the padding → True where a token sees another, (batch, 1, new, past + new)."""
+    seen = added == 0
+    if not cached:
+        return seen
     new, total = added.shape[2:]
     keys, tokens = torch.arange(total), torch.arange(total - new, total)
-    return (added == 0) & (keys <= tokens[:, None])
+    return seen & (keys <= tokens[:, None])

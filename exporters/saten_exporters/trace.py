@@ -50,7 +50,7 @@ def trace(source: Exportable, target: Target) -> Any:
         inputs["use_cache"] = False
     where = f"{source.source['model']}: {source.source['architecture']}"
     try:
-        with _quiet(), placeholders(source.model) if kind.cached else contextlib.nullcontext():
+        with _quiet(), placeholders(source.model, cached=kind.cached):
             exported = OnnxExporter().export(source.model, inputs, config=config)
     except Exception as cause:
         reason = " ".join(str(cause).split())[:300]

@@ -8,6 +8,7 @@ from onnx_ir.passes import common
 from saten_exporters.choices import Choices
 from saten_exporters.parts import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
+from saten_exporters.passes.expand_attention import ExpandAttentionPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
 from saten_exporters.passes.fuse_attention import FuseAttentionPass
 from saten_exporters.passes.keep_axes import KeepAxesPass
@@ -21,6 +22,7 @@ from saten_runtime.manifest import Layer
 
 __all__ = [
     "CancelLayoutsPass",
+    "ExpandAttentionPass",
     "ExpandRmsNormPass",
     "FuseAttentionPass",
     "KeepAxesPass",
@@ -40,6 +42,7 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
+        ExpandAttentionPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),
         SplitGemmPass(),

@@ -1,4 +1,4 @@
-"""Placeholders of attention → GroupQueryAttention, which appends to the cache itself and repeats no head.
+"""Placeholders of attention behind a cache → GroupQueryAttention, which appends to the cache and repeats no head.
 
 A token of a small decoder costs what its operators cost, and attention in single steps is most of them. The rotary
 embedding stays outside: in a first run ONNX Runtime's operator counts positions from 0, whatever `position_ids` say,
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from saten_exporters.attention import OP_TYPE
+from saten_exporters.attention import CACHED
 from saten_exporters.forms import DOMAIN
 from saten_exporters.passes.initializers import constant
 from saten_runtime.errors import ExportError
@@ -46,7 +46,7 @@ class FuseAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse all of the main graph; what they share is computed before the first."""
-        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == OP_TYPE]
+        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == CACHED]
         lengths: dict[ir.Value | None, _Lengths] = {}
         for node in found:
             padding = node.inputs[3]

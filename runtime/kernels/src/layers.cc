@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
+#include <new>
 #include <thread>
 
 namespace saten {
@@ -118,40 +120,40 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
   const size_t tiles = ceil_div(rows, tile_rows);
   const size_t row_quantum = std::max(residual_ ? kernels.row_quantum[slot] : 0, of_outer);
 
+  // Whichever task comes first fills a tile, and another that needs it meanwhile waits: a round of its own for the tiles
+  // would cost the threads one more meeting.
+  enum Progress { kEmpty, kBegun, kFilled };
   struct Tile {
     Activations x, inner;
     float* products;  // x A
+    std::atomic<Progress> progress{kEmpty};
   };
   const auto tile_at = [&](char* base, size_t& bytes) {
     Arena arena(base);
+    Tile* const tile = arena.take<Tile>(1);
     Activations outer(arena, tile_rows, columns, row_quantum, train_ ? train_->a.row_bytes() : std::nullopt);
     float* products = arena.take<float>(tile_rows * rank_stride);
     Activations inner(arena, tile_rows, rank, of_inner, train_ ? train_->b.row_bytes() : std::nullopt);
     bytes = arena.bytes;
-    return Tile{outer, inner, products};
+    return base ? new (tile) Tile{outer, inner, products} : nullptr;
   };
   size_t tile_bytes = 0;
   tile_at(nullptr, tile_bytes);
   char* const room = static_cast<char*>(scratch(tiles * tile_bytes));
-  std::vector<Tile> made;
-  for (size_t t = 0; t < tiles; ++t) made.push_back(tile_at(room + t * tile_bytes, tile_bytes));
+  for (size_t t = 0; t < tiles; ++t) tile_at(room + t * tile_bytes, tile_bytes);
 
-  // Whichever task comes first fills a tile, and another that needs it meanwhile waits: a round of its own for the tiles
-  // would cost the threads one more meeting.
-  enum Progress { kEmpty, kBegun, kFilled };
-  std::vector<std::atomic<Progress>> progress(tiles);
   const auto filled = [&](size_t t) -> const Tile& {
-    Tile& tile = made[t];
+    Tile& tile = *reinterpret_cast<Tile*>(room + t * tile_bytes);
     Progress before = kEmpty;
-    if (progress[t].compare_exchange_strong(before, kBegun, std::memory_order_acquire)) {
+    if (tile.progress.compare_exchange_strong(before, kBegun, std::memory_order_acquire)) {
       tile.x.fill(kernels, x + t * tile_rows * columns, columns, std::min(tile_rows, rows - t * tile_rows));
       if (train_) {
         train_->a.multiply(kernels, tile.x, tile.products, rank_stride, 0, rank);
         tile.inner.fill(kernels, tile.products, rank_stride, tile.x.rows);
       }
-      progress[t].store(kFilled, std::memory_order_release);
+      tile.progress.store(kFilled, std::memory_order_release);
     }
-    while (progress[t].load(std::memory_order_acquire) != kFilled) std::this_thread::yield();
+    while (tile.progress.load(std::memory_order_acquire) != kFilled) std::this_thread::yield();
     return tile;
   };
 
@@ -167,7 +169,7 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
   const size_t chunk = kStepOutputs * ceil_div(steps, std::min(steps, std::max(near_chunks, ceil_div(wanted, batches))));
   const bool direct = residual_ && kernels.direct[slot];
   const size_t chunks = ceil_div(outputs_, chunk);
-  parallel(batches * chunks, [&](size_t task) {
+  const auto step = [&](size_t task) {
     const size_t batch = task / chunks, first = task % chunks * chunk, last = std::min(first + chunk, outputs_);
     const size_t first_tile = batch * together, last_tile = std::min(first_tile + together, tiles);
     for (size_t t = first_tile; t < last_tile; ++t) {
@@ -187,7 +189,8 @@ void Linear::run(const Kernels& kernels, const float* x, size_t rows, size_t col
         if (!direct) near.copy_to(to, outputs_, tile.x.rows, end - from);
       }
     }
-  });
+  };
+  parallel(batches * chunks, std::cref(step));  // by reference, as a copy would be put on the heap
 }
 
 Embedding::Embedding(size_t rows, size_t width, std::optional<Factor> b, std::optional<Tensor> slots, size_t stored,
@@ -256,7 +259,7 @@ void Embedding::run(const Kernels& kernels, const Table& table, const int64_t* i
   tile_at(nullptr, tile_bytes);
   char* const room = static_cast<char*>(scratch(tiles * tile_bytes));
 
-  parallel(tiles, [&](size_t t) {
+  const auto step = [&](size_t t) {
     size_t bytes;
     Tile tile = tile_at(room + t * tile_bytes, bytes);
     const size_t first = t * tile_rows, rows = std::min(tile_rows, count - first);
@@ -283,7 +286,8 @@ void Embedding::run(const Kernels& kernels, const Table& table, const int64_t* i
       std::fill_n(to, rows * width_, 0.0f);
     }
     for (size_t row = 0; row < rows; ++row) look_up(table, id_at(row), to + row * width_);
-  });
+  };
+  parallel(tiles, std::cref(step));
 }
 
 }  // namespace saten

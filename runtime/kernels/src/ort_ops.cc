@@ -318,10 +318,10 @@ struct Kernel {
       layer.emplace<Linear>(make_train(op, weights), make_residual(op, weights), make_ending(op, weights));
     else
       layer.emplace<Embedding>(make_embedding(op, weights));
-    ort.check(ort.api.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
+    ort.check(ort.api.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator));
   }
   ~Kernel() {
-    if (memory) ort.api.ReleaseMemoryInfo(memory);
+    if (allocator) ort.api.ReleaseAllocator(allocator);
   }
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
@@ -332,33 +332,32 @@ struct Kernel {
   const Api ort;
   const Kernels& isa;
   std::variant<std::monostate, Linear, Embedding> layer;
-  OrtMemoryInfo* memory = nullptr;
+  OrtAllocator* allocator = nullptr;  // the session's own
 };
 
-// Memory from the session's own allocator, given back when the call ends.
+// Memory for one call: what a row or two need lies on the stack, as asking the allocator costs as much as a small layer.
 class ScratchMemory {
  public:
-  ScratchMemory(const Kernel& kernel, OrtKernelContext* context) : ort_(kernel.ort) {
-    ort_.check(ort_.api.KernelContext_GetAllocator(context, kernel.memory, &allocator_));
-  }
+  explicit ScratchMemory(OrtAllocator* allocator) : allocator_(allocator) {}
   ~ScratchMemory() {
     if (taken_) allocator_->Free(allocator_, taken_);
-    ort_.api.ReleaseAllocator(allocator_);
   }
   ScratchMemory(const ScratchMemory&) = delete;
   ScratchMemory& operator=(const ScratchMemory&) = delete;
 
   void* take(size_t bytes) {
-    constexpr uintptr_t kCacheLine = 64;
+    if (bytes <= sizeof near_) return near_;
     taken_ = allocator_->Alloc(allocator_, bytes + kCacheLine);
     if (!taken_) throw std::bad_alloc();
     return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(taken_) + kCacheLine - 1) & ~(kCacheLine - 1));
   }
 
  private:
-  const Api& ort_;
-  OrtAllocator* allocator_ = nullptr;
+  static constexpr uintptr_t kCacheLine = 64;
+
+  OrtAllocator* const allocator_;
   void* taken_ = nullptr;
+  alignas(kCacheLine) char near_[1 << 14];
 };
 
 void Kernel::compute(OrtKernelContext* context) const {
@@ -374,7 +373,7 @@ void Kernel::compute(OrtKernelContext* context) const {
     ort.check(ort.api.GetTensorMutableData(value, &data));
     return static_cast<float*>(data);
   };
-  ScratchMemory memory_of_call(*this, context);
+  ScratchMemory memory_of_call(allocator);
   const Scratch scratch = [&](size_t bytes) { return memory_of_call.take(bytes); };
   const ParallelFor parallel = [&](size_t count, const std::function<void(size_t)>& task) {
     if (count == 1) return task(0);
@@ -383,8 +382,9 @@ void Kernel::compute(OrtKernelContext* context) const {
         context, [](void* user, size_t k) { (*static_cast<Task*>(user))(k); }, count, 0, const_cast<std::function<void(size_t)>*>(&task)));
   };
 
-  const Tensor x = input(0);
-  std::vector<int64_t> shape = x.shape;
+  Tensor x = input(0);
+  const size_t size = x.size();
+  std::vector<int64_t> shape = std::move(x.shape);
   if (const Linear* linear = std::get_if<Linear>(&layer)) {
     if (shape.empty()) throw Refusal("x has no axes");
     const size_t columns = static_cast<size_t>(shape.back());
@@ -411,7 +411,7 @@ void Kernel::compute(OrtKernelContext* context) const {
     if (!of_train && name == "codes") (sparse ? table.entry_codes : table.row_codes) = static_cast<const int8_t*>(data);
     if (!of_train && name == "scale") (sparse ? table.entry_scale : table.row_scale) = static_cast<const float*>(data);
   }
-  embedding.run(isa, table, static_cast<const int64_t*>(x.data), x.size(), output(shape), scratch, parallel);
+  embedding.run(isa, table, static_cast<const int64_t*>(x.data), size, output(shape), scratch, parallel);
 }
 
 Op::Op(const Part& train, const Part& residual, Kind kind, bool quantized, const EndingOfName& ending)
