@@ -23,18 +23,16 @@ class MemoryMode:
     """What ONNX Runtime may spend memory on.
 
     prepacking: weights copied into the layout of the kernels; without it they stay memory-mapped
-    pages of the file. arena: freed buffers are kept. pattern: buffers of one input shape are
-    allocated as one block.
+    pages of the file. arena: freed buffers are kept.
     """
 
     prepacking: bool
     arena: bool
-    pattern: bool
 
 
 MEMORY_MODES = {
-    "fast": MemoryMode(prepacking=True, arena=True, pattern=True),
-    "small": MemoryMode(prepacking=False, arena=False, pattern=False),
+    "fast": MemoryMode(prepacking=True, arena=True),
+    "small": MemoryMode(prepacking=False, arena=False),
 }
 
 # What ONNX Runtime says when the file is sound but this build of it cannot run it.
@@ -117,7 +115,9 @@ def _options(threads: int, mode: MemoryMode) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = mode.arena
-    options.enable_mem_pattern = mode.pattern
+    # One block for all buffers of an input shape, besides those of its first run: it pays where a shape comes again,
+    # costs where it does not, as in generation, and takes as much memory once more.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4  # failures arrive as exceptions; printing them too would say them twice
     options.add_session_config_entry("session.disable_prepacking", "0" if mode.prepacking else "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

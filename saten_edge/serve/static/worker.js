@@ -26,7 +26,7 @@ const verbs = {
       executionProviders: ["wasm"],
       graphOptimizationLevel: "all",
       enableCpuMemArena: true,
-      enableMemPattern: true,
+      enableMemPattern: false,
     });
     return { session_ms: performance.now() - start };
   },
