@@ -41,10 +41,11 @@ demo: $(INSTALLED)
 web: $(INSTALLED)
 	$(BIN)/python tools/fetch_ort_web.py
 
-# Without npm the tests of the page are skipped, and say so.
+# Without npm the tests of the page are skipped, and say so. WORKERS: processes that share the tests, each with a model in memory.
+WORKERS ?= 2
 test: $(INSTALLED)
 	$(BIN)/python tools/fetch_ort_web.py || true
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

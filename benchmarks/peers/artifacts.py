@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +45,7 @@ OPENVINO_INT8 = "openvino-int8"
 # The ONNX Runtime precision that does the same arithmetic: what a row's floor is computed from.
 ARITHMETIC = {"torch": "fp32", OPENVINO_INT8: "int8"}
 MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "torch_eager": "torch", "torch_compiled": "torch"}
+_LOCKS: dict[Path, threading.Lock] = defaultdict(threading.Lock)
 SLOW_STARTS = {"torch_eager": 3, "torch_compiled": 3}  # rounds of which they take part in one
 
 
@@ -159,11 +162,12 @@ def prepare(rows: Sequence[Row], maker: Makes) -> None:
 
     What fails is tried again, and says so, when somebody asks the maker for it.
     """
-    bundles = {(row.engine, row.model, row.precision, row.kernels): row for row in rows if not missing(row)}
+    able = [row for row in rows if not missing(row)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        wait([pool.submit(maker.checkpoint, "dense")])  # which the others are made of
-        wait([pool.submit(maker.checkpoint, model) for model in {row.model for row in rows}])
-        wait([pool.submit(maker.artifact, row) for row in bundles.values()])
+        for model in dict.fromkeys(row.model for row in able):
+            pool.submit(maker.checkpoint, model)
+        for row in able:
+            pool.submit(maker.artifact, row)
 
 
 def missing(row: Row) -> str:
@@ -189,10 +193,11 @@ def _contender(row: Row, maker: Maker) -> Contender:
 
 
 def once(out: Path, make: Callable[[Path], Any]) -> Path:
-    """`out`, made if it is not there."""
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        make(out)
+    """`out`, made if it is not there; who asks while it is made waits for it."""
+    with _LOCKS[out]:
+        if not out.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            make(out)
     return out
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 TESTS = Path(__file__).parents[1]
 SOURCES = TESTS.parent / "runtime" / "kernels"
@@ -53,12 +54,15 @@ def build() -> Callable[[str], Path]:
         for tool in ("cmake", "ninja", "c++"):
             if shutil.which(tool) is None:
                 pytest.skip(f"no {tool} here: the native kernels are not built")
-        for step in (["--preset", preset], ["--build", "--preset", preset]):
-            done = subprocess.run(["cmake", *step], cwd=SOURCES, capture_output=True, text=True, timeout=1800)
-            if done.returncode and "fetch_onnxruntime_headers" in done.stderr:
-                pytest.skip("no onnxruntime headers on this system, and none could be fetched")
-            assert done.returncode == 0, done.stdout + done.stderr
-        return SOURCES / "build" / preset
+        folder = SOURCES / "build"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / f"{preset}.lock"):  # tests run in several processes, which share the folder
+            for step in (["--preset", preset], ["--build", "--preset", preset]):
+                done = subprocess.run(["cmake", *step], cwd=SOURCES, capture_output=True, text=True, timeout=1800)
+                if done.returncode and "fetch_onnxruntime_headers" in done.stderr:
+                    pytest.skip("no onnxruntime headers on this system, and none could be fetched")
+                assert done.returncode == 0, done.stdout + done.stderr
+        return folder / preset
 
     return make
 
