@@ -61,7 +61,7 @@ def options(about: str, *, random: str, quick: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file of the table")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --random 3, or 2 if --quick")
+    parser.add_argument("--rounds", type=int, help="default: 4, with --random 3, or 2 if --quick")
     parser.add_argument("--min-time", type=float, help="seconds per cell over all rounds; default: 0.5, or 0.1")
     parser.add_argument("--threads", help="with commas between; default: 1,2, or 1 if --quick")
     parser.add_argument("--only", default="", help="rows whose name contains one of these, with commas between")
@@ -70,7 +70,7 @@ def options(about: str, *, random: str, quick: str) -> argparse.ArgumentParser:
 
 def turns(arguments: argparse.Namespace, columns: Sequence[Column]) -> Turns:
     """How often and how long the rows take turns, by those options."""
-    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (3 if arguments.random else 5, 0.5, "1,2")
+    rounds, min_time, threads = (2, 0.1, "1") if arguments.quick else (3 if arguments.random else 4, 0.5, "1,2")
     return Turns(
         columns,
         numbers(arguments.threads or threads),
