@@ -19,7 +19,7 @@ import saten_edge
 from saten_edge.console import Talk
 from saten_edge.devices.commands import app as devices_app
 from saten_edge.tables import evaluation_table, layers_table, metrics_table, run_tables
-from saten_runtime.errors import DataError, InvalidRun, SatenError
+from saten_runtime.errors import DataError, InvalidRun, SatenError, system_refusal
 from saten_runtime.start import INTERRUPTED
 from saten_runtime.tables import printable
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("saten-edge: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except OSError as error:  # a full or read-only disk, a file that went away
-        print(f"saten-edge: error: {printable(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
+        print(f"saten-edge: error: {printable(system_refusal(error))}", file=sys.stderr)
         sys.exit(SatenError.exit_code)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError
+from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError, system_refusal
 from saten_runtime.files import refuse_existing, write_json
 from saten_runtime.options import PROGRAM, make_parser
 from saten_runtime.start import INTERRUPTED
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full or read-only disk, a file that went away
-        print(f"{PROGRAM}: error: {printable(str(error.filename or 'output'))}: {error.strerror}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {printable(system_refusal(error))}", file=sys.stderr)
         return SatenError.exit_code
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)

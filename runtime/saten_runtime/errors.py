@@ -32,6 +32,7 @@ __all__ = [
     "SatenError",
     "ShapeError",
     "UsageError",
+    "system_refusal",
 ]
 
 
@@ -87,3 +88,11 @@ class InvalidRun(SatenError):
     """A measurement that must not be believed: throttled, drifting, too few samples."""
 
     exit_code = 4
+
+
+def system_refusal(error: OSError, place: str = "output") -> str:
+    """Where the system refused and why; `place` for an error that names no file.
+
+    An `OSError` that a library raised by its own words has no number, and so no words of the system.
+    """
+    return f"{error.filename or place}: {error.strerror or error}"

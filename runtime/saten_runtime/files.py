@@ -194,13 +194,21 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def system_errors(path: Path) -> Iterator[None]:
-    """Errors of libraries written in Rust, which have the system's number in their words, as `OSError`.
+    """What libraries raise when the system refuses, as an `OSError` that names a place and a reason.
+
+    Rust's have the system's number in their words; NumPy counts what it could not write and does not say why.
 
     path: what the block writes, for the error.
     """
     try:
         yield
-    except (OSError, SatenError):
+    except SatenError:
+        raise
+    except OSError as cause:
+        if type(cause) is OSError and cause.errno is None:  # a subclass knows its own words, as those of a connection
+            free = shutil.disk_usage(path.parent).free // 2**20
+            raise OSError(errno.EIO, f"{cause}, {free} MiB free", str(path)) from None
+        cause.filename = cause.filename or str(path)
         raise
     except Exception as cause:
         number = re.search(r"\(os error ([0-9]{1,3})\)", str(cause))

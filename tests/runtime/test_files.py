@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,25 @@ def test_the_number_in_the_words_of_a_library_becomes_the_systems_error(tmp_path
     with pytest.raises(RuntimeError, match="another"), new_folder(tmp_path / "out"):
         raise RuntimeError("another")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_a_number_says_how_much_is_free(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="requested") as caught, new_folder(tmp_path / "out"):
+        raise OSError("30720 requested and 0 written")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert re.fullmatch(r"30720 requested and 0 written, [0-9]+ MiB free", caught.value.strerror)
+
+
+def test_an_error_without_a_name_gets_that_of_what_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, new_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out")
+
+
+def test_the_name_an_error_has_stays(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, new_folder(tmp_path / "out"):
+        (tmp_path / "nowhere").read_text()
+    assert caught.value.filename == str(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("kind", ["a link", "a folder", "a pipe", "missing"])

@@ -143,13 +143,21 @@ class TestBadInput:
         assert "Traceback" not in shown
         assert content(tmp_path) == before
 
-    def test_a_full_disk_is_one_line_too(self, run, tiny_bert, monkeypatch, tmp_path):
+    @pytest.mark.parametrize(
+        ("refusal", "said"),
+        [
+            (OSError(28, "No space left on device", "/out/file"), "/out/file: No space left on device"),
+            (OSError(28, "No space left on device"), "output: No space left on device"),
+            (OSError("30720 requested and 0 written"), "output: 30720 requested and 0 written"),
+        ],
+    )
+    def test_a_full_disk_is_one_line_too(self, refusal, said, run, tiny_bert, monkeypatch, tmp_path):
         def full(*_: object, **__: object) -> None:
-            raise OSError(28, "No space left on device", "/out/model.safetensors")
+            raise refusal
 
         monkeypatch.setattr("saten_edge.stages.compress", full)
         code, _, shown = run("compress", tiny_bert, "-o", tmp_path / "out", "--quiet")
-        assert (code, shown) == (2, "saten-edge: error: /out/model.safetensors: No space left on device\n")
+        assert (code, shown) == (2, f"saten-edge: error: {said}\n")
 
     @pytest.mark.parametrize("arguments", [[], ["compress"], ["unheard-of"], ["compress", "x", "--nonsense"]])
     def test_a_wrong_call_is_no_traceback(self, arguments, run):
