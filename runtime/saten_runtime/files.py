@@ -198,16 +198,16 @@ def system_errors(path: Path) -> Iterator[None]:
 
     Rust's have the system's number in their words; NumPy counts what it could not write and does not say why.
 
-    path: what the block writes, for the error.
+    path: what the block writes, for the error; its parent exists.
     """
+    free = shutil.disk_usage(path.parent).free // 2**20
     try:
         yield
     except SatenError:
         raise
     except OSError as cause:
         if type(cause) is OSError and cause.errno is None:  # a subclass knows its own words, as those of a connection
-            free = shutil.disk_usage(path.parent).free // 2**20
-            raise OSError(errno.EIO, f"{cause}, {free} MiB free", str(path)) from None
+            raise OSError(errno.EIO, f"{cause}; {free} MiB were free", str(path)) from None
         cause.filename = cause.filename or str(path)
         raise
     except Exception as cause:

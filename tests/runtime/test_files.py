@@ -75,7 +75,7 @@ def test_an_error_without_a_number_says_how_much_is_free(tmp_path: Path) -> None
     with pytest.raises(OSError, match="requested") as caught, new_folder(tmp_path / "out"):
         raise OSError("30720 requested and 0 written")
     assert caught.value.filename == str(tmp_path / "out")
-    assert re.fullmatch(r"30720 requested and 0 written, [0-9]+ MiB free", caught.value.strerror)
+    assert re.fullmatch(r"30720 requested and 0 written; [0-9]+ MiB were free", caught.value.strerror)
 
 
 def test_an_error_without_a_name_gets_that_of_what_is_written(tmp_path: Path) -> None:
