@@ -53,7 +53,7 @@ WORK = ("--work", "{work}")
 TABLES = (
     Table("encoder", "encoder.py", ("--models", "{models}", "--data", "{data}", *WORK), needs=("models", "data")),
     Table("bert_base", "encoder.py", ("--random", *WORK)),
-    Table("decoder", "decoder.py", (*WORK, "--rounds", "5")),
+    Table("decoder", "decoder.py", (*WORK, "--rounds", "4")),
     Table("llama_1b", "decoder.py", ("--random", *WORK, "--rounds", "3"), quick=False),
     Table("vision", "vision.py", WORK),
     Table("vit_base", "vision.py", ("--random", *WORK)),

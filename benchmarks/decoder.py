@@ -28,7 +28,8 @@ from typing import Any
 
 import numpy as np
 from corpus_python import python_corpus
-from peers.artifacts import ORT_DENSE, Row, missing, once, prepare, python, saten_edge, saten_rows, stored_bytes, target
+from peers.artifacts import ORT_DENSE, Row, missing, once, prepare, python, saten_rows, stored_bytes, target
+from peers.commands import saten_edge
 from peers.comparison import numbers, say
 from peers.decoder_worker import NEW_TOKENS
 from peers.decoders import CONTEXT

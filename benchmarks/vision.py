@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.artifacts import DENSE, Maker, Row, chosen, compress, once, saten_edge, saten_rows
+from peers.artifacts import DENSE, Maker, Row, chosen, compress, once, saten_rows
+from peers.commands import saten_edge
 from peers.comparison import Examples, Timed, compare, options, turns
 from peers.engines import Input
 from peers.measure import Column

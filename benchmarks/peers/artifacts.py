@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from peers.commands import saten_edge
 from peers.engines import Input, feeds
 from peers.measure import Contender
 from saten_exporters.cost import KERNELS
@@ -36,7 +37,6 @@ __all__ = [
     "once",
     "prepare",
     "python",
-    "saten_edge",
     "saten_rows",
     "target",
 ]
@@ -221,15 +221,6 @@ def export(checkpoint: Path, out: Path, precision: str, kernels: bool = False) -
 def compress(dense: Path, out: Path, *options: object) -> None:
     """As the user would, but in one round at one split, which changes numbers and no speed."""
     saten_edge("compress", dense, "-o", out, "--rounds", 1, "--share", 0.8, *options, threads=1)
-
-
-def saten_edge(*arguments: object, threads: int | None = None) -> None:
-    """Run a command of ours in a process of its own; threads: for what runs beside others.
-
-    Raises:
-        RuntimeError: it failed; what it said last.
-    """
-    python("-m", "saten_edge", *arguments, "--quiet", threads=threads)
 
 
 def python(*arguments: object, threads: int | None = None) -> None:

@@ -275,8 +275,9 @@ def _color(row: dict[str, Any]) -> str:
 
 
 def say(line: str) -> None:
-    """Talk on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Talk on stderr, a line at once, as several rows are checked at a time."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -29,6 +29,13 @@ def run(name, *arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
+def test_a_command_that_is_refused_says_why(tmp_path):
+    commands = load("peers.commands")
+    commands.saten_edge("report", "--help")
+    with pytest.raises(RuntimeError, match=r"saten-edge: error: .*has no config\.json"):
+        commands.saten_edge("export", tmp_path, "-o", tmp_path / "out", threads=1)
+
+
 def test_layers_are_timed_in_every_form_and_the_baseline_is_one(tmp_path):
     out = tmp_path / "layers.json"
     done = run("layers", "--shapes", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
