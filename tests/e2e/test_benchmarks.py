@@ -31,7 +31,7 @@ def run(name, *arguments, **options):
 
 def test_a_command_that_is_refused_says_why(tmp_path):
     commands = load("peers.commands")
-    commands.saten_edge("report", "--help")
+    commands.saten_edge("export", "--help")
     with pytest.raises(RuntimeError, match=r"saten-edge: error: .*has no config\.json"):
         commands.saten_edge("export", tmp_path, "-o", tmp_path / "out", threads=1)
 
