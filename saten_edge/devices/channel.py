@@ -83,10 +83,10 @@ class Channel:
             raise
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        """Send one frame.
+        """Send one frame. If the connection ends meanwhile, `receive` says so, after what the board said before.
 
         Raises:
-            Disconnected: the connection ended, or the board took nothing for two minutes.
+            Disconnected: the board took nothing for two minutes.
         """
         self._write(agent.pack(self._mark, header, body), time.monotonic() + _REPLY_S)
 
@@ -198,7 +198,9 @@ class Channel:
     def _on_output(self) -> None:
         piece = os.read(cast(Any, self._process.stdout).fileno(), _PIECE_BYTES)
         self._inbox += piece
-        self._ended = not piece
+        if not piece:
+            self._ended = True
+            self._outbox.clear()
         if len(self._inbox) > _MOST_HEADER_BYTES + agent.CHUNK_BYTES + _MOST_NOISE_BYTES + _PIECE_BYTES:
             raise DeviceError(f"{self._label}: sends more than it was asked for")
 
@@ -212,6 +214,6 @@ class Channel:
         try:
             written = os.write(cast(Any, self._process.stdin).fileno(), self._outbox[:_PIECE_BYTES])
         except BrokenPipeError:
-            self._ended = True
+            self._outbox.clear()  # nobody listens any more; why may stand in what was said before
             return
         del self._outbox[:written]

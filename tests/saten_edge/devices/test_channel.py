@@ -114,6 +114,23 @@ GOOD = {"protocol": 1, "python": [3, 11, 2], "machine": "aarch64", "bits": 64, "
 GOOD["implementation"] = "CPython"
 
 
+@pytest.mark.parametrize("ending", ["os.close(0); time.sleep(9)", "sys.exit(0)"])
+def test_what_a_board_says_before_it_stops_listening_is_read(ending: str):
+    with channel(f"import os; say({HELLO!r}); out.write(b'y' * 30000); out.flush(); {ending}") as found:
+        found.send({"do": "write"}, b"x" * (10 << 20))
+        with pytest.raises(DeviceError, match="expected an answer, found 'yyy") as caught:
+            found.receive()
+    assert not isinstance(caught.value, Disconnected)
+
+
+def test_a_board_that_goes_away_while_it_is_sent_something():
+    with channel(f"say({HELLO!r}); sys.exit(7)") as found:
+        found.send({"do": "write"}, b"x" * (10 << 20))
+        with pytest.raises(Disconnected, match="the connection ended") as caught:
+            found.receive()
+    assert caught.value.ending == (7, "")
+
+
 class TestHello:
     def test_good(self):
         hello = Hello.read("board", GOOD)
