@@ -34,11 +34,13 @@ def saten_edge(*arguments: object, threads: int | None = None) -> None:
     server.set_forkserver_preload(list(NEEDED))
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder) / "said"
+        said.touch()  # a process that is killed at once says nothing
         process = server.Process(target=_run, args=([*map(str, arguments), "--quiet"], threads, said))
         process.start()
         process.join()
         if process.exitcode:
-            raise RuntimeError(said.read_text(errors="replace").strip()[-300:])
+            words = said.read_text(errors="replace").strip()[-300:]
+            raise RuntimeError(words or f"saten-edge {arguments[0]}: exit code {process.exitcode}")
 
 
 def _run(arguments: list[str], threads: int | None, said: Path) -> None:

@@ -90,9 +90,9 @@ class InvalidRun(SatenError):
     exit_code = 4
 
 
-def system_refusal(error: OSError, place: str = "output") -> str:
-    """Where the system refused and why; `place` for an error that names no file.
+def system_refusal(error: OSError) -> str:
+    """Where the system refused and why; "output" for an error that names no file.
 
     An `OSError` that a library raised by its own words has no number, and so no words of the system.
     """
-    return f"{error.filename or place}: {error.strerror or error}"
+    return f"{error.filename or 'output'}: {error.strerror or error}"

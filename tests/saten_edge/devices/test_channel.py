@@ -110,10 +110,6 @@ def test_a_board_that_reads_nothing(monkeypatch: pytest.MonkeyPatch):
         found.send({"do": "write"}, b"x" * (10 << 20))
 
 
-GOOD = {"protocol": 1, "python": [3, 11, 2], "machine": "aarch64", "bits": 64, "libc": ["glibc", "2.36"]}
-GOOD["implementation"] = "CPython"
-
-
 @pytest.mark.parametrize("ending", ["os.close(0); time.sleep(9)", "sys.exit(0)"])
 def test_what_a_board_says_before_it_stops_listening_is_read(ending: str):
     with channel(f"import os; say({HELLO!r}); out.write(b'y' * 30000); out.flush(); {ending}") as found:
@@ -129,6 +125,10 @@ def test_a_board_that_goes_away_while_it_is_sent_something():
         with pytest.raises(Disconnected, match="the connection ended") as caught:
             found.receive()
     assert caught.value.ending == (7, "")
+
+
+GOOD = {"protocol": 1, "python": [3, 11, 2], "machine": "aarch64", "bits": 64, "libc": ["glibc", "2.36"]}
+GOOD["implementation"] = "CPython"
 
 
 class TestHello:
