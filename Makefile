@@ -111,7 +111,7 @@ kernels-aarch64: $(INSTALLED)
 
 # Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.
 test-kernels: $(INSTALLED)
-	$(BIN)/python -m pytest tests/kernels tests/runtime/test_kernels.py
+	$(BIN)/python -m pytest tests/kernels tests/runtime/run/test_kernels.py
 
 fuzz-kernels:
 	cd $(KERNELS) && cmake --preset fuzz && cmake --build --preset fuzz

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from peers.results import RESULTS, markdown, publish
 
-from saten_runtime.bench import Plan, bench
-from saten_runtime.journal import SAMPLES_FILE
-from saten_runtime.jsonl import read_lines
-from saten_runtime.stats import Ratio, paired_ratio
+from saten_runtime.bench.journal import SAMPLES_FILE
+from saten_runtime.bench.measure import Plan, bench
+from saten_runtime.bench.stats import Ratio, paired_ratio
+from saten_runtime.records.jsonl import read_lines
 
 SLOWDOWN = 1.05
 LEAST_SHARE = 0.9

@@ -30,7 +30,7 @@ from typing import Any
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish
 
-from saten_runtime.files import write_json
+from saten_runtime.records.files import write_json
 
 DENSE = "dense"
 

@@ -27,7 +27,7 @@ from typing import Any
 from peers.comparison import say
 from peers.results import RESULTS
 
-from saten_runtime.files import replace_file
+from saten_runtime.records.files import replace_file
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"

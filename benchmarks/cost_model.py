@@ -2,9 +2,9 @@
 
 Parts of layers in every form and precision, of several shapes (those of layers.py among them) and with 1 to 512 rows,
 take turns in one process on one thread; the shortest run of each counts, less that of an empty graph: others' turns on
-a shared machine only ever add. The prices of `saten_exporters.cost` are fitted to the measurements by non-negative
-least squares of the relative error, on every shape but one. The table has, for each form, how far prediction and
-measurement are apart on the shapes fitted and on the one left out; then how often the model picks the fastest form and
+a shared machine only ever add. The prices of `saten_exporters.choice.cost` are fitted to the measurements by
+non-negative least squares of the relative error, on every shape but one. The table has, for each form, how far
+prediction and measurement are apart on the shapes fitted and on the one left out; then how often the model picks the fastest form and
 what it loses where it does not. With --write the prices go into the exporter's table, for this machine's target.
 Where the native kernels are installed their prices are measured, too.
 """
@@ -31,7 +31,8 @@ from peers.synthetic import idle_ns, layer, samples_ns, session
 from scipy.optimize import nnls
 
 import saten_exporters
-from saten_exporters.cost import KERNELS, RATES_FILE, Rates
+from saten_exporters.choice.cost import KERNELS, RATES_FILE, Rates
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import (
     DENSE_FORMS,
     LOWERINGS,
@@ -42,10 +43,9 @@ from saten_exporters.forms import (
     head_of,
 )
 from saten_exporters.forms.form import NATIVE
-from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
-from saten_runtime.files import write_json
-from saten_runtime.kernels import probe
+from saten_runtime.records.files import write_json
+from saten_runtime.run.kernels import probe
 
 SHAPES = ((384, 384), (384, 1536), (1536, 384), (768, 768), *LAYERS, (2048, 512))
 LEFT_OUT = (768, 768)

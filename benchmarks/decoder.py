@@ -38,8 +38,8 @@ from peers.plots import COLORS, bars
 from peers.results import markdown, publish, short
 
 from saten_runtime.errors import SatenError
-from saten_runtime.files import new_folder
-from saten_runtime.kernels import SWITCH
+from saten_runtime.records.files import new_folder
+from saten_runtime.run.kernels import SWITCH
 
 PROMPT = 128
 # As `peers.decoder_worker` is asked for them.

@@ -22,10 +22,10 @@ import onnxruntime
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish
 
+from saten_exporters.choice.targets import TARGETS
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, Form, form_of
-from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import quantize_int8
-from saten_exporters.targets import TARGETS
 
 LIBRARY = Path(__file__).parents[1] / "runtime" / "kernels" / "build" / "release" / "libsaten_kernels.so"
 GROUPS = (1, 4, 8, 16, 32)  # 1: compressed rows

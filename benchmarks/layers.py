@@ -23,14 +23,14 @@ from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish, short
 from peers.synthetic import check, layer, matrix_of, samples_ns, session
 
-from saten_exporters.cost import predicted_us
+from saten_exporters.choice.cost import predicted_us
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, Form
 from saten_exporters.forms.form import NATIVE
-from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import PRECISIONS
-from saten_runtime.floor import floor_of_work, measure_rates
-from saten_runtime.kernels import probe
-from saten_runtime.stats import paired_ratio
+from saten_runtime.bench.floor import floor_of_work, measure_rates
+from saten_runtime.bench.stats import paired_ratio
+from saten_runtime.run.kernels import probe
 
 SHAPES = ((768, 3072), (3072, 768))
 ROWS = (1, 8, 32, 128, 512)

@@ -17,12 +17,12 @@ from typing import Any
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish, short
 
-from saten_edge.models import load_model
+from saten_edge.checkpoints.models import load_model
 from saten_exporters import PRECISIONS, export
-from saten_runtime.bench import bench
-from saten_runtime.bundle import Bundle
-from saten_runtime.evaluate import evaluate
-from saten_runtime.plan import Plan
+from saten_runtime.accuracy.evaluate import evaluate
+from saten_runtime.bench.measure import bench
+from saten_runtime.bench.plan import Plan
+from saten_runtime.bundle.folder import Bundle
 
 TOKENS = 128
 

@@ -26,11 +26,11 @@ from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish, short
 from peers.synthetic import check, idle_ns, layer, matrix_of, samples_ns, session
 
-from saten_exporters.cost import predicted_us
+from saten_exporters.choice.cost import predicted_us
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form
 from saten_exporters.forms.form import NATIVE
-from saten_exporters.parts import LayerParts
-from saten_runtime.kernels import probe
+from saten_runtime.run.kernels import probe
 
 MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 MODELS = (

@@ -53,7 +53,7 @@ SIZES["tiny"] = {**SIZES["bert-base"], "hidden_size": 256, "num_hidden_layers": 
 MODELS = ("minilm", *SIZES)
 BUDGET = 0.25
 
-EXPORT_STAGES = {  # function of `saten_exporters.bundle` → the stage it belongs to
+EXPORT_STAGES = {  # function of `saten_exporters.bundles.export` → the stage it belongs to
     "_loaded": "load",
     "trace": "trace",
     "run_passes": "lower",
@@ -142,8 +142,8 @@ def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, *, quic
 
 def sizes(folder: Path) -> tuple[int, int]:
     """Bytes of the model and of its largest matrix, as fp32."""
-    from saten_edge.compress import compressible_layers, matrices
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.compress import compressible_layers, matrices
+    from saten_edge.checkpoints.models import load_model
 
     model = load_model(folder, dtype="auto").model
     largest = max(matrix.numel() for matrix in matrices(compressible_layers(model)).values())
@@ -152,7 +152,7 @@ def sizes(folder: Path) -> tuple[int, int]:
 
 def peak() -> int:
     """The largest resident set since the last `forget_peak`, in bytes."""
-    from saten_runtime.memory import snapshot
+    from saten_runtime.machine.memory import snapshot
 
     return snapshot().hwm_bytes or 0
 
@@ -164,7 +164,7 @@ def forget_peak() -> None:
 
 def export(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-edge export` does, stage by stage; `quick` changes nothing."""
-    import saten_exporters.bundle as exporter
+    import saten_exporters.bundles.export as exporter
 
     stages: Stages = {}
     with contextlib.ExitStack() as patches:
@@ -193,7 +193,7 @@ def timing(work: Callable[..., Any], stage: str, stages: Stages) -> Callable[...
 def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-edge compress` does, as one stage."""
     from saten_edge.console import Talk
-    from saten_edge.decompose import Recipe
+    from saten_edge.decomposition.decompose import Recipe
     from saten_edge.stages import compress_stage
 
     compress_stage(
@@ -213,8 +213,8 @@ def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
 
 def validate(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-run validate` does, as one stage; it writes nothing and `quick` changes nothing."""
-    from saten_runtime.bundle import Bundle
-    from saten_runtime.parity import check_parity
+    from saten_runtime.accuracy.parity import check_parity
+    from saten_runtime.bundle.folder import Bundle
 
     check_parity(Bundle.open(folder))
     return {}

@@ -10,12 +10,12 @@ __all__ = ["main"]
 
 
 def main() -> int | None:
-    """Run `saten_edge.cli.main`, which ends the process; the exit code where Ctrl-C was earlier."""
+    """Run `saten_edge.cli.commands.main`, which ends the process; the exit code where Ctrl-C was earlier."""
     return start("saten-edge", _run)
 
 
 def _run() -> None:
-    from saten_edge.cli import main as run
+    from saten_edge.cli.commands import main as run
 
     run()
 

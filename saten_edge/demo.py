@@ -16,10 +16,10 @@ from typing import Any
 
 from saten_edge import corpus
 from saten_edge.console import Talk
-from saten_edge.decompose import Recipe
+from saten_edge.decomposition.decompose import Recipe
 from saten_edge.texts import write_lines
 from saten_runtime.errors import UsageError
-from saten_runtime.files import refuse_existing, write_json
+from saten_runtime.records.files import refuse_existing, write_json
 
 __all__ = ["BUNDLES", "DemoSettings", "run_demo"]
 
@@ -149,8 +149,8 @@ def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
 def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoSettings, talk: Talk) -> Any:
     from saten_edge.report import build_report, summary_json, write_html
     from saten_edge.stages import bench_stage, eval_stage
-    from saten_runtime.bench import Plan
-    from saten_runtime.bundle import Bundle
+    from saten_runtime.bench.measure import Plan
+    from saten_runtime.bundle.folder import Bundle
 
     baseline = out / "bundles" / BASELINE
     longest = Bundle.open(baseline).tokenizer.max_length

@@ -18,7 +18,7 @@ from types import ModuleType
 __all__ = ["register_when_loaded"]
 
 TABLE_MODULE = "transformers.quantizers.auto"
-REGISTERING_MODULE = "saten_edge.checkpoint"
+REGISTERING_MODULE = "saten_edge.checkpoints.checkpoint"
 
 
 def register_when_loaded() -> None:

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from saten_edge.allocation import Measured
-from saten_edge.calibration import output_sensitivities, second_moments
-from saten_edge.compress import (
+from saten_edge.checkpoints.compress import (
     EVERYTHING,
     CompressedLayer,
     Selection,
@@ -26,15 +24,17 @@ from saten_edge.compress import (
     matrices,
     tied_head,
 )
+from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
 from saten_edge.console import Talk
-from saten_edge.decompose import Recipe
-from saten_edge.models import LoadedModel, load_model, resolve_model, save_model
+from saten_edge.decomposition.allocation import Measured
+from saten_edge.decomposition.calibration import output_sensitivities, second_moments
+from saten_edge.decomposition.decompose import Recipe
 from saten_exporters import export
-from saten_runtime.bench import Plan, bench
-from saten_runtime.bundle import Bundle
+from saten_runtime.bench.measure import Plan, bench
+from saten_runtime.bench.results import BenchResult
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import SatenError, UsageError
-from saten_runtime.files import refuse_existing
-from saten_runtime.results import BenchResult
+from saten_runtime.records.files import refuse_existing
 
 if TYPE_CHECKING:
     from saten_edge.finetune import Distillation, Examples, Schedule
@@ -98,7 +98,7 @@ def import_stage(
     src: Path, base: str | Path, out: Path, *, task: str | None, talk: Talk, overwrite: bool
 ) -> dict[str, Any]:
     """Read a checkpoint of the authors' code into a Saten checkpoint at `out`; returns what `compress_stage` does."""
-    from saten_edge.imports import import_checkpoint
+    from saten_edge.checkpoints.authors import import_checkpoint
 
     if not overwrite:
         refuse_existing(out)

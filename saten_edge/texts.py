@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError
-from saten_runtime.files import parse_object, replace_file
+from saten_runtime.records.files import parse_object, replace_file
 
 __all__ = ["FORMATS", "Row", "read_rows", "read_texts", "write_lines"]
 

@@ -60,7 +60,7 @@ TEXT_SIZES = {
 }
 # Two heads share each key and value.
 DECODER_SIZES = {**TEXT_SIZES, "num_key_value_heads": HEADS // 2}
-# A small configuration of every family in `saten_edge.architectures`; decoders with and without a tied head.
+# A small configuration of every family in `ARCHITECTURES`; decoders with and without a tied head.
 TINY: dict[str, dict[str, Any]] = {
     "bert": TEXT_SIZES,
     "roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
@@ -187,7 +187,7 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
     import torch
     import transformers
 
-    from saten_edge.architectures import TASKS
+    from saten_edge.checkpoints.architectures import TASKS
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -261,7 +261,7 @@ def texts() -> list[str]:
 
 def compressed(model: Path, out: Path, pattern: str, texts: Sequence[str]) -> Path:
     from saten_edge.console import Talk
-    from saten_edge.decompose import Recipe
+    from saten_edge.decomposition.decompose import Recipe
     from saten_edge.stages import compress_stage
 
     compress_stage(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from saten_edge.serve import ort
 from saten_runtime.errors import RuntimeMismatch, SatenError
-from saten_runtime.files import replace_file
+from saten_runtime.records.files import replace_file
 
 
 def main() -> int:

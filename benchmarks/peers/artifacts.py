@@ -19,11 +19,11 @@ from typing import Any, Protocol
 from peers.commands import saten_edge
 from peers.engines import Input, feeds
 from peers.measure import Contender
-from saten_exporters.cost import KERNELS
-from saten_exporters.targets import TARGETS
+from saten_exporters.choice.cost import KERNELS
+from saten_exporters.choice.targets import TARGETS
 from saten_runtime.errors import SatenError
-from saten_runtime.files import new_folder
-from saten_runtime.kernels import SWITCH, Kernels, probe
+from saten_runtime.records.files import new_folder
+from saten_runtime.run.kernels import SWITCH, Kernels, probe
 
 __all__ = [
     "DENSE",

@@ -14,10 +14,10 @@ __all__ = ["saten_edge"]
 
 # What compress, finetune and export import, some of it only on their way.
 NEEDED = (
-    "saten_edge.cli",
+    "saten_edge.cli.commands",
     "saten_edge.stages",
     "saten_edge.finetune",
-    "saten_exporters.layouts",
+    "saten_exporters.bundles.layouts",
     "torch.export._trace",
     "torch._functorch.aot_autograd",
     "onnxscript.function_libs.torch_lib.ops",
@@ -46,7 +46,7 @@ def saten_edge(*arguments: object, threads: int | None = None) -> None:
 def _run(arguments: list[str], threads: int | None, said: Path) -> None:
     import torch
 
-    from saten_edge.cli import main
+    from saten_edge.cli.commands import main
 
     with said.open("wb") as file:
         for stream in (1, 2):

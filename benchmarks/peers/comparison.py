@@ -19,10 +19,10 @@ from peers.engines import Input
 from peers.measure import Column, Contender, Measured, Turns, measure, worker
 from peers.plots import COLORS, bars
 from peers.results import markdown, publish, short
-from saten_runtime.bundle import Bundle
+from saten_runtime.bench.floor import Rates, floor_of, measure_rates, moved_bytes
+from saten_runtime.bench.plan import Size
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import SatenError
-from saten_runtime.floor import Rates, floor_of, measure_rates, moved_bytes
-from saten_runtime.plan import Size
 
 __all__ = ["Examples", "Timed", "check", "compare", "numbers", "options", "say", "turns"]
 

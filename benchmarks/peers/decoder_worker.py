@@ -6,7 +6,7 @@ Requests and what they answer:
     {"do": "logits", "texts": [[id, …], …], "path": FILE}            -> {}, and (tokens, vocabulary) logits in an .npy
     {"do": "score", "texts": [[id, …], …]}                           -> {"nats": …, "tokens": …, "likeliest": [id, …]}
     {"do": "run", "shape": [1, 128], "iterations": 10, "min_ns": 0}  -> {"samples_ns": […], "first_ns": […]}
-    {"do": "memory"}                                                 -> a `saten_runtime.memory.Memory`
+    {"do": "memory"}                                                 -> a `saten_runtime.machine.memory.Memory`
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from peers.decoders import DECODERS, Decode
 from peers.worker import IDS, samples, serve
-from saten_runtime.memory import snapshot
+from saten_runtime.machine.memory import snapshot
 
 NEW_TOKENS = 64
 

@@ -37,9 +37,9 @@ class OnnxRuntime:
     """One of our bundles."""
 
     def __init__(self, artifact: Path, threads: int) -> None:
-        from saten_runtime.bundle import Bundle
-        from saten_runtime.generation import Decoder
-        from saten_runtime.session import make_session
+        from saten_runtime.bundle.folder import Bundle
+        from saten_runtime.run.generation import Decoder
+        from saten_runtime.run.session import make_session
 
         bundle = Bundle.open(artifact)
         self._decoder = Decoder(bundle, make_session(bundle, threads=threads))

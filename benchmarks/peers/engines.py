@@ -19,8 +19,8 @@ Classify = Callable[[Input], npt.NDArray[np.float32]]
 
 def onnxruntime(artifact: Path, threads: int) -> Classify:
     """One of our bundles."""
-    from saten_runtime.bundle import Bundle
-    from saten_runtime.session import make_session
+    from saten_runtime.bundle.folder import Bundle
+    from saten_runtime.run.session import make_session
 
     bundle = Bundle.open(artifact)
     session = make_session(bundle, threads=threads)
@@ -77,7 +77,7 @@ def feeds(x: Input, names: Sequence[str]) -> dict[str, Input]:
 def _torch_model(artifact: Path, threads: int) -> Any:
     import torch
 
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.models import load_model
 
     torch.set_num_threads(threads)
     return load_model(artifact).model.eval()

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saten_runtime.child import Child
+from saten_runtime.bench.plan import turns
+from saten_runtime.bench.stats import paired_ratio
 from saten_runtime.errors import SatenError
-from saten_runtime.memory import Memory, Watch
-from saten_runtime.plan import turns
-from saten_runtime.stats import paired_ratio
+from saten_runtime.machine.child import Child
+from saten_runtime.machine.memory import Memory, Watch
 
 __all__ = ["Column", "Contender", "Measured", "Turns", "measure", "peaks", "tokens_columns", "worker"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.device import environment
-from saten_runtime.files import replace_file, write_json
-from saten_runtime.kernels import probe
+from saten_runtime.machine.device import environment
+from saten_runtime.records.files import replace_file, write_json
+from saten_runtime.run.kernels import probe
 
 __all__ = ["RESULTS", "machine_name", "markdown", "publish", "short"]
 

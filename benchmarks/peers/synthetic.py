@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from saten_exporters.choice.targets import TARGETS
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
-from saten_exporters.parts import LayerParts
-from saten_exporters.targets import TARGETS
-from saten_runtime import kernels
+from saten_runtime.run import kernels
 
 __all__ = ["TARGET", "check", "idle_ns", "layer", "matrix_of", "samples_ns", "session"]
 

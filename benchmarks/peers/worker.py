@@ -1,11 +1,11 @@
-"""The measured process of one engine, obeying JSON lines as `saten_runtime.worker` does.
+"""The measured process of one engine, obeying JSON lines as `saten_runtime.bench.worker` does.
 
 Requests and what they answer:
 
     {"do": "load", "engine": …, "artifact": PATH, "threads": 1}   -> {"load_ns": …}
     {"do": "logits", "inputs": PATH}                              -> {"logits": [[…], …]}
     {"do": "run", "shape": [1, 32], "iterations": 3, "min_ns": 0} -> {"samples_ns": […]}
-    {"do": "memory"}                                              -> a `saten_runtime.memory.Memory`
+    {"do": "memory"}                                              -> a `saten_runtime.machine.memory.Memory`
 
 inputs: an .npz of arrays, each run by itself. shape: of random ids (batch, tokens) or pixels (batch, channels,
 height, width).
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from peers.engines import ENGINES, Classify, Input
-from saten_runtime.memory import snapshot
+from saten_runtime.machine.memory import snapshot
 
 WARMUP_RUNS, WARMUP_NS = 3, 200_000_000  # whichever is over first
 # Ids that every vocabulary has and that mean nothing to any of them.

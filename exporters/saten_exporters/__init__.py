@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from saten_exporters.bundle import PRECISIONS, export
-from saten_exporters.parts import Exportable, LayerParts
-from saten_exporters.targets import DEFAULT_TARGET, TARGETS
-from saten_exporters.tasks import TASKS
-from saten_exporters.verify import rounding_bound
+from saten_exporters.bundles.export import PRECISIONS, export
+from saten_exporters.bundles.verify import rounding_bound
+from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS
+from saten_exporters.exportable import Exportable, LayerParts
+from saten_exporters.tracing.signatures import TASKS
 
 __all__ = [
     "DEFAULT_TARGET",

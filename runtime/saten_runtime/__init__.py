@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saten_runtime.bundle import Bundle
+    from saten_runtime.bundle.folder import Bundle
+    from saten_runtime.bundle.manifest import Manifest
     from saten_runtime.errors import SatenError
-    from saten_runtime.generation import Sampling
-    from saten_runtime.manifest import Manifest
-    from saten_runtime.runner import Runner
-    from saten_runtime.tasks import Answer, Classification, Completion, Word
+    from saten_runtime.run.generation import Sampling
+    from saten_runtime.run.predict import Answer, Classification, Completion, Word
+    from saten_runtime.run.runner import Runner
 
 __all__ = [
     "Answer",
@@ -33,8 +33,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), "tasks"),
-    **{"Bundle": "bundle", "Manifest": "manifest", "Runner": "runner", "Sampling": "generation"},
+    **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), "run.predict"),
+    **{"Bundle": "bundle.folder", "Manifest": "bundle.manifest", "Runner": "run.runner", "Sampling": "run.generation"},
     "SatenError": "errors",
 }
 

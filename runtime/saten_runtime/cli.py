@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from saten_runtime.bench.options import PROGRAM, make_parser
 from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError, system_refusal
-from saten_runtime.files import refuse_existing, write_json
-from saten_runtime.options import PROGRAM, make_parser
+from saten_runtime.records.files import refuse_existing, write_json
+from saten_runtime.records.plain_text import align, printable
 from saten_runtime.start import INTERRUPTED
-from saten_runtime.tables import align, printable
 
 __all__ = ["main"]
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from saten_runtime.runner import Runner
+    from saten_runtime.run.runner import Runner
 
     items = [*arguments.texts, *_lines(arguments.file)]
     if not items:
@@ -59,8 +59,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from saten_runtime.generation import Sampling
-    from saten_runtime.runner import Runner
+    from saten_runtime.run.generation import Sampling
+    from saten_runtime.run.runner import Runner
 
     how = Sampling(arguments.max_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
@@ -71,8 +71,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from saten_runtime.bench import Interrupted, Plan, bench
-    from saten_runtime.results import table
+    from saten_runtime.bench.measure import Interrupted, Plan, bench
+    from saten_runtime.bench.results import table
 
     plan = Plan(
         threads=arguments.threads,
@@ -105,7 +105,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from saten_runtime.evaluate import eval_table, evaluate
+    from saten_runtime.accuracy.evaluate import eval_table, evaluate
 
     if arguments.output is not None and not arguments.overwrite and not arguments.resume:
         refuse_existing(arguments.output)
@@ -126,9 +126,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from saten_runtime.bundle import Bundle
-    from saten_runtime.plan import Plan, Setup
-    from saten_runtime.profiling import profile, profile_table
+    from saten_runtime.bench.plan import Plan, Setup
+    from saten_runtime.bench.profiling import profile, profile_table
+    from saten_runtime.bundle.folder import Bundle
 
     if arguments.output is not None and not arguments.overwrite:
         refuse_existing(arguments.output)
@@ -143,9 +143,9 @@ def _profile(arguments: argparse.Namespace) -> int:
 
 
 def _floor(arguments: argparse.Namespace) -> int:
-    from saten_runtime.bundle import open_bundles
-    from saten_runtime.floor import floor_report, floor_table
-    from saten_runtime.plan import Plan
+    from saten_runtime.bench.floor import floor_report, floor_table
+    from saten_runtime.bench.plan import Plan
+    from saten_runtime.bundle.folder import open_bundles
 
     plan = Plan(threads=(arguments.threads,), batches=(arguments.batch,), tokens=arguments.tokens)
     report = floor_report(open_bundles(arguments.bundles), plan)

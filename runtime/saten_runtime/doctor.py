@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.bundle import Bundle
-from saten_runtime.child import Child, how_it_ended, python_command
-from saten_runtime.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
+from saten_runtime.bench.plan import Plan, Size
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import read_manifest
 from saten_runtime.errors import SatenError
-from saten_runtime.kernels import SWITCH, probe
-from saten_runtime.manifest import read_manifest
-from saten_runtime.memory import needed_bytes
-from saten_runtime.plan import Plan, Size
+from saten_runtime.machine.child import Child, how_it_ended, python_command
+from saten_runtime.machine.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
+from saten_runtime.machine.memory import needed_bytes
+from saten_runtime.run.kernels import SWITCH, probe
 
 __all__ = ["CHECKS", "Check", "Examination", "examine"]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from saten_runtime.bundle import VALIDATION_FOLDER, Bundle
+from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
-from saten_runtime.files import new_folder
+from saten_runtime.records.files import new_folder
 
 __all__ = ["write_android"]
 

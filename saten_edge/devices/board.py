@@ -14,7 +14,7 @@ from saten_edge.devices import agent
 from saten_edge.devices.channel import BOOTSTRAP, Channel, Disconnected
 from saten_edge.devices.device import Device
 from saten_runtime.errors import DeviceError
-from saten_runtime.files import sha256_file
+from saten_runtime.records.files import sha256_file
 
 __all__ = ["Board", "Hello", "Item", "Sent"]
 

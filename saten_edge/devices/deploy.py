@@ -12,10 +12,10 @@ from pathlib import Path
 from saten_edge.devices.board import Board, Item
 from saten_edge.devices.device import Device
 from saten_edge.devices.wheels import fetch_wheels
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.errors import DeviceError
-from saten_runtime.files import sha256_file
-from saten_runtime.manifest import MANIFEST_FILE
+from saten_runtime.records.files import sha256_file
 
 __all__ = ["Cargo", "bundle_path", "data_path", "deploy"]
 

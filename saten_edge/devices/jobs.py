@@ -15,11 +15,11 @@ from saten_edge.devices.channel import Disconnected
 from saten_edge.devices.deploy import Cargo, bundle_path, data_path, deploy
 from saten_edge.devices.device import Device
 from saten_edge.report.schema import read_bench, read_evaluation
-from saten_runtime.bundle import Bundle
+from saten_runtime.bench.plan import Plan
+from saten_runtime.bench.results import printable
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DeviceError, SatenError
-from saten_runtime.files import parse_json, parse_object, refuse_existing, write_json
-from saten_runtime.plan import Plan
-from saten_runtime.results import printable
+from saten_runtime.records.files import parse_json, parse_object, refuse_existing, write_json
 
 __all__ = ["RECONNECT_S", "Job", "bench_job", "eval_job", "examine", "run_job", "run_jobs"]
 

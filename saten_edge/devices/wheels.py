@@ -16,7 +16,7 @@ from pathlib import Path
 import saten_runtime
 from saten_edge.devices.board import Hello
 from saten_runtime.errors import DeviceError
-from saten_runtime.files import new_folder, write_json
+from saten_runtime.records.files import new_folder, write_json
 
 __all__ = ["fetch_wheels", "runtime_wheel", "wheel_tags"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from saten_edge.finetune.data import Examples, read_examples
 from saten_edge.finetune.job import Job, prepare
+from saten_edge.finetune.objectives import TASKS, Distillation, Task, task_named
 from saten_edge.finetune.run import Outcome, finetune
 from saten_edge.finetune.schedule import Progress, Schedule
-from saten_edge.finetune.tasks import TASKS, Distillation, Task, task_named
 
 __all__ = [
     "TASKS",

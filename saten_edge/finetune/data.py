@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from saten_edge.finetune.tasks import Task
-from saten_edge.models import LoadedModel
+from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.finetune.objectives import Task
 from saten_edge.texts import FORMATS, Row, read_rows
 from saten_runtime.errors import DataError
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from saten_edge.architectures import task_of
-from saten_edge.compress import layer_errors
+from saten_edge.checkpoints.architectures import task_of
+from saten_edge.checkpoints.compress import layer_errors
+from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.finetune.data import Examples, checked, read_examples
 from saten_edge.finetune.judge import judge
+from saten_edge.finetune.objectives import TASKS, Distillation, Task, task_named
 from saten_edge.finetune.run import finetune, last_checkpoint
 from saten_edge.finetune.schedule import Progress, Schedule
-from saten_edge.finetune.tasks import TASKS, Distillation, Task, task_named
-from saten_edge.models import LoadedModel, load_model
-from saten_edge.modules import saten_layers
 from saten_runtime.errors import CheckpointError, UsageError
-from saten_runtime.files import read_json, write_json
+from saten_runtime.records.files import read_json, write_json
 
 __all__ = ["Job", "prepare"]
 

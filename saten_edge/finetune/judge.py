@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.finetune.data import Examples, checked, collator, encode
 from saten_edge.finetune.losses import Sides
-from saten_edge.finetune.tasks import Task
-from saten_edge.models import LoadedModel
+from saten_edge.finetune.objectives import Task
 
 __all__ = ["judge"]
 

@@ -16,8 +16,8 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from saten_edge.modules import SatenModule, saten_layers
-from saten_edge.residual import Residual, scatter
+from saten_edge.checkpoints.modules import SatenModule, saten_layers
+from saten_edge.decomposition.residual import Residual, scatter
 from saten_runtime.errors import UsageError
 
 __all__ = ["Reselect", "exchange"]

@@ -13,12 +13,12 @@ from typing import Any
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from saten_edge.checkpoints.models import LoadedModel, silent_transformers
 from saten_edge.finetune.data import Batches, Examples, checked, collator, encode, split_off
 from saten_edge.finetune.masks import Reselect
+from saten_edge.finetune.objectives import Distillation, Task
 from saten_edge.finetune.schedule import Progress, Schedule
-from saten_edge.finetune.tasks import Distillation, Task
 from saten_edge.finetune.trainer import Interrupt, Objective, SatenTrainer, interruptible, training_arguments
-from saten_edge.models import LoadedModel, silent_transformers
 from saten_runtime.errors import DataError
 
 __all__ = ["Outcome", "finetune", "last_checkpoint"]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.finetune.data import Batches
 from saten_edge.finetune.losses import Fraction, Sides
+from saten_edge.finetune.objectives import Distillation, Loss, Task
 from saten_edge.finetune.schedule import Clock, Progress, Schedule, rate
-from saten_edge.finetune.tasks import Distillation, Loss, Task
-from saten_edge.models import LoadedModel
-from saten_runtime.files import system_errors
+from saten_runtime.records.files import system_errors
 
 __all__ = ["Interrupt", "Objective", "SatenTrainer", "interruptible", "multiplies_bf16", "training_arguments"]
 

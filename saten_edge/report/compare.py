@@ -10,12 +10,12 @@ from typing import Any
 
 from saten_edge.report.model import environment_facts
 from saten_edge.report.schema import Bench, Cell, read_bench
+from saten_runtime.bench.journal import SAMPLES_FILE, SUMMARY_FILE
+from saten_runtime.bench.stats import Interval, unpaired_ratio
 from saten_runtime.errors import DataError
-from saten_runtime.files import read_json
-from saten_runtime.journal import SAMPLES_FILE, SUMMARY_FILE
-from saten_runtime.jsonl import Notice, read_lines, silent
-from saten_runtime.stats import Interval, unpaired_ratio
-from saten_runtime.tables import align
+from saten_runtime.records.files import read_json
+from saten_runtime.records.jsonl import Notice, read_lines, silent
+from saten_runtime.records.plain_text import align
 
 __all__ = ["Comparison", "RunData", "compare_runs", "comparison_table", "read_run"]
 

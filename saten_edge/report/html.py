@@ -16,8 +16,8 @@ from saten_edge.report.headline import comparisons, headline
 from saten_edge.report.method import method
 from saten_edge.report.model import Report, Row
 from saten_edge.report.schema import Cell
-from saten_runtime.files import replace_file
-from saten_runtime.plan import Size
+from saten_runtime.bench.plan import Size
+from saten_runtime.records.files import replace_file
 
 __all__ = ["html_page", "write_html"]
 

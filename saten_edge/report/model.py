@@ -24,9 +24,9 @@ from saten_edge.report.schema import (
     read_profile,
 )
 from saten_edge.report.text import MIB, plural, printable
-from saten_runtime.bundle import Bundle, open_bundles
+from saten_runtime.bundle.folder import Bundle, open_bundles
+from saten_runtime.bundle.manifest import FileEntry, Layer
 from saten_runtime.errors import DataError
-from saten_runtime.manifest import FileEntry, Layer
 
 __all__ = ["Note", "Report", "Row", "Setting", "build_report", "environment_facts"]
 

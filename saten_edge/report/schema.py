@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from saten_edge.report.text import printable
+from saten_runtime.bench.profiling import ProfileRow
 from saten_runtime.errors import DataError
-from saten_runtime.profiling import ProfileRow
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -13,18 +13,18 @@ from typing import Any
 from saten_edge.serve import ort
 from saten_edge.serve.questions import Exam, first_examples, make_exam
 from saten_edge.serve.schema import MOST_SAMPLES
-from saten_runtime.bundle import Bundle, open_bundles
+from saten_runtime.bench.plan import Plan, Size, turns
+from saten_runtime.bench.verdict import MIN_SAMPLES
+from saten_runtime.bundle.folder import Bundle, open_bundles
+from saten_runtime.bundle.manifest import FileEntry
 from saten_runtime.errors import UsageError
-from saten_runtime.manifest import FileEntry
-from saten_runtime.plan import Plan, Size, turns
-from saten_runtime.text import Encoder, random_feeds
-from saten_runtime.verdict import MIN_SAMPLES
+from saten_runtime.run.text import Encoder, random_feeds
 
 __all__ = ["Job", "graph_files", "make_job"]
 
 EMBEDDING = "feature-extraction"
 PAGE_TASKS = (EMBEDDING, "text-classification")
-WARMUP_RUNS = 3  # as `saten_runtime.bench`
+WARMUP_RUNS = 3  # as `saten_runtime.bench.measure`
 WARMUP_MS = 200  # and so long at least: browsers compile what runs often once more, in the background
 
 

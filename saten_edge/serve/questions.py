@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from saten_edge.serve.schema import MOST_OUTPUT_BYTES
-from saten_runtime.bundle import VALIDATION_FOLDER, Bundle
-from saten_runtime.data import Data, read_data
+from saten_runtime.accuracy.data import Data, read_data
+from saten_runtime.accuracy.evaluate import measure_of
+from saten_runtime.accuracy.measures import Examined, Measure, Metrics
+from saten_runtime.accuracy.metrics import cosines
+from saten_runtime.accuracy.parity import Comparison, compare_outputs, read_cases
+from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
+from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.evaluate import measure_of
-from saten_runtime.manifest import Postprocess
-from saten_runtime.measures import Examined, Measure, Metrics
-from saten_runtime.metrics import cosines
-from saten_runtime.parity import Comparison, compare_outputs, read_cases
-from saten_runtime.runner import Runner
-from saten_runtime.text import Feeds
+from saten_runtime.run.runner import Runner
+from saten_runtime.run.text import Feeds
 
 __all__ = ["Exam", "Question", "first_examples", "make_exam", "validation_sha256"]
 
@@ -40,7 +40,7 @@ class Question:
     """feeds: the inputs of the graph; outputs: shape of each output that is wanted.
 
     pooling: what the page does to an output (batch, tokens, width) before it answers: "mean", "cls"
-    (see `saten_runtime.tasks.pool`) or "none". Never normalized: that is done where it is scored.
+    (see `saten_runtime.run.predict.pool`) or "none". Never normalized: that is done where it is scored.
     """
 
     feeds: Feeds

@@ -1,9 +1,9 @@
 """One phone's turn: a token, what the page posted, and the files that come of it.
 
 received.jsonl    every post as it came, and who sent it; of refused ones the reason and the beginning
-samples.jsonl     raw samples, as `saten_runtime.bench` writes them
-bench.json        from the posted samples, by `saten_runtime.summary`
-eval.json         from the posted outputs, by `saten_runtime.measures.MEASURES`
+samples.jsonl     raw samples, as `saten_runtime.bench.measure` writes them
+bench.json        from the posted samples, by `saten_runtime.bench.summary`
+eval.json         from the posted outputs, by `saten_runtime.accuracy.measures.MEASURES`
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from saten_edge.serve import ort
 from saten_edge.serve.job import Job, graph_files
 from saten_edge.serve.questions import Outputs, validation_sha256
 from saten_edge.serve.schema import Answer, Bench, Device, End, Post
-from saten_runtime.device import State
+from saten_runtime.accuracy.evaluate import EvalResult, EvalRow
+from saten_runtime.accuracy.measures import Metrics
+from saten_runtime.accuracy.parity import Comparison
+from saten_runtime.bench.journal import Journal
+from saten_runtime.bench.plan import Key, Setup, Size
+from saten_runtime.bench.results import BenchResult, LoadMemory
+from saten_runtime.bench.summary import Measured, Start, summary
 from saten_runtime.errors import DataError
-from saten_runtime.evaluate import EvalResult, EvalRow
-from saten_runtime.files import write_json
-from saten_runtime.journal import Journal
-from saten_runtime.measures import Metrics
-from saten_runtime.memory import Memory, Timeline
-from saten_runtime.parity import Comparison
-from saten_runtime.plan import Key, Setup, Size
-from saten_runtime.results import BenchResult, LoadMemory
-from saten_runtime.summary import Measured, Start, summary
+from saten_runtime.machine.device import State
+from saten_runtime.machine.memory import Memory, Timeline
+from saten_runtime.records.files import write_json
 
 __all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
 

@@ -1,6 +1,6 @@
 """What the page may post: strict types, ranges, no key unheard of.
 
-The models are the schema. JSON is read by `saten_runtime.files.parse_json`, which refuses
+The models are the schema. JSON is read by `saten_runtime.records.files.parse_json`, which refuses
 duplicate keys and NaN; numbers that overflow to infinity fail their range here.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saten_runtime.errors import DataError
-from saten_runtime.files import parse_json
+from saten_runtime.records.files import parse_json
 
 __all__ = [
     "MOST_BODY_BYTES",
@@ -76,7 +76,7 @@ class Device(_Strict):
 
 
 class Start(_Strict):
-    """How one bundle started in a fresh worker: see `saten_runtime.summary.Start`."""
+    """How one bundle started in a fresh worker: see `saten_runtime.bench.summary.Start`."""
 
     bundle: Bundle
     threads: Size

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from saten_runtime.jsonl import read_lines
+from saten_runtime.records.jsonl import read_lines
 
 SEED = 20240607
 # CPython ends by the signal itself where the interrupt met an import.
@@ -198,7 +198,7 @@ def test_a_demo(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that can be served: it carries what its page compares with."""
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.models import load_model
     from saten_exporters import export
 
     return export(load_model(tiny_bert), tmp_path_factory.mktemp("exported") / "bundle").path

@@ -17,19 +17,19 @@ from hostile.sound import LOOKUP, graph, model, safetensors, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saten_edge import tt
-from saten_edge.checkpoint import SatenConfig
+from saten_edge.checkpoints.checkpoint import SatenConfig
+from saten_edge.checkpoints.guard import TENSOR_NAME, read_header
+from saten_edge.checkpoints.modules import LayerSpec, ResidualPart
+from saten_edge.decomposition import tt
+from saten_edge.decomposition.residual import pattern_named
+from saten_edge.decomposition.tt import TensorTrain, contraction_peak
 from saten_edge.devices.transports import parse_devices
-from saten_edge.folder import TENSOR_NAME, read_header
-from saten_edge.modules import LayerSpec, ResidualPart
-from saten_edge.residual import pattern_named
 from saten_edge.serve.schema import Bench, parse_post
-from saten_edge.tt import TensorTrain, contraction_peak
+from saten_runtime.bundle.graph import read_graph
 from saten_runtime.errors import BundleError, CheckpointError, DataError, SatenError, UsageError
-from saten_runtime.files import new_folder, parse_json, replace_file
-from saten_runtime.graph import read_graph
-from saten_runtime.jsonl import LineWriter, read_lines
-from saten_runtime.tables import printable
+from saten_runtime.records.files import new_folder, parse_json, replace_file
+from saten_runtime.records.jsonl import LineWriter, read_lines
+from saten_runtime.records.plain_text import printable
 
 EXAMPLES = int(os.environ.get("SATEN_EXAMPLES", "300"))
 thorough = settings(max_examples=EXAMPLES, derandomize=EXAMPLES == 300)

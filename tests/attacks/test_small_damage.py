@@ -13,9 +13,9 @@ from pathlib import Path
 
 from hostile.sound import safetensors, seal_bundle
 
-from saten_edge.checkpoint import seal, verify_files, verify_folder
-from saten_edge.folder import read_header, read_headers
-from saten_runtime.bundle import Bundle
+from saten_edge.checkpoints.checkpoint import seal, verify_files, verify_folder
+from saten_edge.checkpoints.guard import read_header, read_headers
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import SatenError
 
 BODY_BYTES = 4 * (8 + 3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saten_runtime.memory import snapshot
-from saten_runtime.runner import Runner
+from saten_runtime.machine.memory import snapshot
+from saten_runtime.run.runner import Runner
 
 TEXTS = [f"w{k % 12} w{k % 7} w{k % 5}" for k in range(64)]
 MEBIBYTE = 1 << 20

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saten_edge.demo import BUNDLES
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 
 DEMO_OUT = Path(__file__).parents[2] / "demo-out"
 KEYS = {"name", "bytes", "p50_ms", "peak_anon_mib", "recall_at_1", "recall_at_10", "cosine"}

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saten_runtime.bundle import Bundle
-from saten_runtime.runner import Runner
-from saten_runtime.text import Encoder
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.runner import Runner
+from saten_runtime.run.text import Encoder
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("userland.sh")
@@ -160,7 +160,7 @@ def accuracy_bounds(folder: Path, data: Path) -> dict[str, float]:
 @pytest.fixture(scope="session")
 def same_accuracy() -> Callable[..., Callable[[dict[str, float]], bool]]:
     """same_accuracy(bundle, data) -> whether metrics from another machine agree with this one's within the bounds."""
-    from saten_runtime.evaluate import evaluate
+    from saten_runtime.accuracy.evaluate import evaluate
 
     def prepare(bundle: Path, data: Path) -> Callable[[dict[str, float]], bool]:
         here, bounds = evaluate([bundle], data).rows[0].metrics, accuracy_bounds(bundle, data)

@@ -8,14 +8,14 @@ import pytest
 
 # Tests that judge latencies, which an emulator has none of, or that start processes by the dozen with a time limit.
 TIMED = (
-    "test_bench.py",
+    "bench/test_bench.py",
+    "bench/test_independent.py",
+    "bench/test_resume.py",
     "test_cli.py",
     "test_doctor.py",
-    "test_independent.py",
     "test_isolation.py",
-    "test_resume.py",
 )
-TIMED_TEST = "tests/runtime/test_floor.py::test_rates_are_of_this_world"
+TIMED_TEST = "tests/runtime/bench/test_floor.py::test_rates_are_of_this_world"
 
 
 def test_the_tests_of_the_runtime_pass(arm_python):
@@ -41,9 +41,10 @@ def test_accuracy_is_that_of_this_machine(name, arm_python, questions, same_accu
 
 @pytest.mark.parametrize("name", ["saten_bundle", "minilm_bundle"])
 def test_it_computes_what_torch_computed(name, arm_python, request):
-    """The bound is the one the export was held to; that it can fail is shown in tests/runtime/test_parity.py."""
+    """The bound is the one the export was held to; tests/runtime/accuracy/test_parity.py shows that it can fail."""
     bundle = request.getfixturevalue(name)
-    code = "import sys; from saten_runtime.bundle import Bundle; from saten_runtime.parity import check_parity; "
+    code = "import sys; from saten_runtime.bundle.folder import Bundle; "
+    code += "from saten_runtime.accuracy.parity import check_parity; "
     code += "print(max(one.relative_error for one in check_parity(Bundle.open(sys.argv[1]))))"
     done = arm_python("-c", code, bundle, bind=[bundle.parent])
     assert done.returncode == 0, done.stderr

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saten_runtime.bundle import Bundle
-from saten_runtime.kernels import Kernels, probe
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.kernels import Kernels, probe
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
 CANNOT = 77
 # Instruction set → an emulated processor that has it.
 PROCESSORS = {"scalar": "cortex-a76", "neon": "cortex-a76", "neondot": "cortex-a76", "neoni8mm": "max"}
-PROBE = "import json, dataclasses, saten_runtime.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
+PROBE = "import json, dataclasses, saten_runtime.run.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
 HIDDEN_STATES = """
 import sys, numpy
-from saten_runtime.bundle import Bundle
-from saten_runtime.runner import Runner
-from saten_runtime.text import Encoder
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.runner import Runner
+from saten_runtime.run.text import Encoder
 bundle = Bundle.open(sys.argv[1])
 runner, encoder = Runner.load(bundle), Encoder(bundle)
 states = [runner.run(encoder.feeds([ids]))["last_hidden_state"][0] for ids in encoder.encode(sys.argv[3:])]

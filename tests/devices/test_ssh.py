@@ -24,8 +24,8 @@ from saten_edge.devices import deploy, jobs
 from saten_edge.devices.board import Board
 from saten_edge.devices.jobs import bench_job, eval_job, run_job, run_jobs
 from saten_edge.devices.transports import parse_devices
+from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import DeviceError, SatenError, UsageError
-from saten_runtime.plan import Plan
 
 QUICK = Plan(tokens=(8,), min_time_s=0.0, rounds=2, floor=False)
 LINES = ["environment", "memory", *["start", "samples", "state"] * 2]  # of its journal

@@ -77,7 +77,7 @@ def long_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def int8_bundles(tiny_bert: Path, tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The bundles dense-int8 and saten-int8 that the pages in docs/ name. Read-only."""
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.models import load_model
     from saten_exporters import export
 
     out = tmp_path_factory.mktemp("bundles")

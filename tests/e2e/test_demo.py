@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import UsageError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from saten_runtime import Runner
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 
 Done = subprocess.CompletedProcess[str]
 Command = Callable[..., Done]
@@ -210,7 +210,7 @@ def test_predict_without_torch(work: Work, saten_run: Command, device_env: dict[
 def test_predictions_are_torchs(work: Work, texts: list[str]) -> None:
     import torch
 
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.models import load_model
 
     loaded = load_model(work.folder / "tuned")
     with torch.no_grad():

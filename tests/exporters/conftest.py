@@ -18,16 +18,16 @@ import onnxruntime
 import pytest
 from transformers.exporters import ExportedModel
 
-from saten_edge.compress import compress
-from saten_edge.decompose import Recipe
-from saten_edge.models import LoadedModel, load_model
+from saten_edge.checkpoints.compress import compress
+from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.decomposition.decompose import Recipe
 from saten_exporters import LayerParts, export
+from saten_exporters.choice.targets import TARGETS, Target
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
-from saten_exporters.targets import TARGETS, Target
-from saten_exporters.trace import trace
-from saten_runtime.bundle import Bundle
+from saten_exporters.tracing.trace import trace
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import UsageError
-from saten_runtime.files import new_folder
+from saten_runtime.records.files import new_folder
 
 Arrays = dict[str, np.ndarray]
 
@@ -197,7 +197,7 @@ def bundle_of(
     def get(model: str, precision: str) -> Bundle:
         if (model, precision) not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("saten_exporters.bundle.trace", traced)
+                patch.setattr("saten_exporters.bundles.export.trace", traced)
                 out = folder / f"{model}-{precision}"
                 lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
                 made[model, precision] = export(loaded_tiny[model], out, precision=precision, lowering=lowering)
@@ -230,7 +230,7 @@ def export_of(
             loaded[model] = load(*model)
         if cell not in made:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("saten_exporters.bundle.trace", traced)
+                patch.setattr("saten_exporters.bundles.export.trace", traced)
                 asked = form.partition(" as ")[2] or "low-rank"  # the tiny layers are cheaper dense
                 lowering = None if form == "dense" else asked
                 made[cell] = export(loaded[model], folder / "-".join(cell), precision=precision, lowering=lowering)

@@ -16,14 +16,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from saten_edge.architectures import ARCHITECTURES
-from saten_edge.models import LoadedModel, load_model
+from saten_edge.checkpoints.architectures import ARCHITECTURES
+from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, TASKS, export
 from saten_exporters.forms import DOMAIN
-from saten_runtime.bundle import Bundle
-from saten_runtime.parity import compare_outputs
-from saten_runtime.runner import Runner
-from saten_runtime.tasks import TASKS as RUNTIME_TASKS
+from saten_runtime.accuracy.parity import compare_outputs
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.predict import TASKS as RUNTIME_TASKS
+from saten_runtime.run.runner import Runner
 
 FORMS = ("dense", "saten")
 CELLS = [
@@ -279,11 +279,11 @@ def test_nothing_is_exported_where_a_step_differs(
 ) -> None:
     """The cache changes places between steps: the prompt is right, what follows is not."""
     from saten_exporters import export
-    from saten_runtime import parity
+    from saten_runtime.accuracy import parity
     from saten_runtime.errors import ParityError
 
     source, _ = export_of("qwen3", "text-generation", "saten", "fp32")
-    monkeypatch.setattr("saten_exporters.bundle.trace", traced)
+    monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)
     honest = parity.make_session
 
     class Forgetful:

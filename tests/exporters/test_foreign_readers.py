@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers.exporters import ExportedModel
 
-from saten_runtime.bundle import Bundle
-from saten_runtime.parity import compare_outputs
+from saten_runtime.accuracy.parity import compare_outputs
+from saten_runtime.bundle.folder import Bundle
 
 KINDS = [(model, precision) for model in ("dense", "saten") for precision in ("fp32", "int8")]
 

@@ -11,7 +11,7 @@ import pytest
 
 from saten_exporters import PRECISIONS, LayerParts
 from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 
 ALLOWED = 0.02
 # Forms whose bodies rebuild a matrix once at load, and say so.

@@ -17,15 +17,15 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_exporters"]):
-    from saten_edge.checkpoint import verify_folder
-    from saten_edge.folder import read_headers
+    from saten_edge.checkpoints.checkpoint import verify_folder
+    from saten_edge.checkpoints.guard import read_headers
     from saten_edge.report.schema import read_bench, read_evaluation, read_profile
     from saten_edge.serve.schema import Answer, Bench, End, parse_post
+    from saten_runtime.bundle.graph import read_graph
+    from saten_runtime.bundle.manifest import read_manifest
     from saten_runtime.errors import DataError, SatenError
-    from saten_runtime.files import parse_object
-    from saten_runtime.graph import read_graph
-    from saten_runtime.jsonl import read_lines
-    from saten_runtime.manifest import read_manifest
+    from saten_runtime.records.files import parse_object
+    from saten_runtime.records.jsonl import read_lines
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 CONFIG = b'{"model_type": "bert", "num_hidden_layers": 1}'

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import saten_runtime
-from saten_edge.models import load_model
+from saten_edge.checkpoints.models import load_model
 from saten_exporters import export
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,7 +23,7 @@ import numpy, saten_runtime
 vectors = saten_runtime.Runner.load({bundle!r}, threads=2).predict({texts!r})
 numpy.save({out!r}, vectors)
 """
-ACTIVE = "import json, dataclasses, saten_runtime.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
+ACTIVE = "import json, dataclasses, saten_runtime.run.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
 TOO_OLD = """
 import ctypes
 library = ctypes.CDLL({library!r})

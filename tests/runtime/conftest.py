@@ -21,8 +21,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from saten_runtime.files import sha256_file
-from saten_runtime.manifest import CacheEntry, FileEntry, Generation, Image, Manifest, Postprocess, Tokenizer
+from saten_runtime.bundle.manifest import CacheEntry, FileEntry, Generation, Image, Manifest, Postprocess, Tokenizer
+from saten_runtime.records.files import sha256_file
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{index}" for index in range(60))]
 WIDTH = 8

@@ -130,7 +130,7 @@ def test_bench_prints_a_table_or_json(
 def test_invalid_run_ends_with_4(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saten_runtime import verdict
+    from saten_runtime.bench.measure import verdict
 
     monkeypatch.setattr(verdict, "throttle_reasons", lambda states: ["throttled"])
     assert main(["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1", "--no-floor"]) == 4

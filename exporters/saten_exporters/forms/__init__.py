@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from math import prod
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.csr import csr_linear
 from saten_exporters.forms.dense import dense_embedding, dense_linear
 from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, ENDINGS, Form, Weights, Work, followed_by, sum_of
@@ -16,7 +17,6 @@ from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import STORAGES, Storage
 from saten_exporters.forms.tt_chain import tt_linear
-from saten_exporters.parts import LayerParts
 from saten_runtime.errors import ExportError
 
 __all__ = [

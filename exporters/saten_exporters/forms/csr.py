@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
 from saten_exporters.forms.storage import Storage
-from saten_exporters.parts import LayerParts
 from saten_exporters.quantize import quantize_int8
 
 __all__ = ["csr_linear"]

@@ -15,7 +15,7 @@ import onnx.parser
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from saten_exporters.parts import LayerParts
+from saten_exporters.exportable import LayerParts
 from saten_exporters.quantize import PRECISIONS
 
 __all__ = [
@@ -48,7 +48,7 @@ Weights = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Work:
-    """What one step of a form does: the quantities that its time is predicted from (`saten_exporters.cost`).
+    """What one step of a form does: the quantities that its time is predicted from (`saten_exporters.choice.cost`).
 
     family: of steps that take equally long per unit. macs, moved: multiply-accumulates, and activations read or
     written, for one row of x; weights: values read once per call; calls: of an operator.

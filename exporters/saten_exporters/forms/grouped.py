@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work
 from saten_exporters.forms.storage import Storage
-from saten_exporters.parts import LayerParts
 
 __all__ = ["grouped_linear"]
 

@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Callable
 from functools import reduce
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.dense import dense_embedding
 from saten_exporters.forms.form import NATIVE, Form, Work, product, sum_of
 from saten_exporters.forms.low_rank import low_rank_embedding
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import STORAGES, Storage
-from saten_exporters.parts import LayerParts
 from saten_runtime.errors import ExportError
 
 __all__ = ["HEAD_FORMS", "dense_head", "head_of"]

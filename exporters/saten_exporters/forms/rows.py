@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import Form, Weights, Work
 from saten_exporters.forms.storage import Storage
-from saten_exporters.parts import LayerParts
 
 __all__ = ["rows_embedding", "sparse_embedding"]
 

@@ -13,9 +13,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import Form, Weights, Work, product
 from saten_exporters.forms.storage import STORAGES
-from saten_exporters.parts import LayerParts
 
 __all__ = ["tt_linear"]
 

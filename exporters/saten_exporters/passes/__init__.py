@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choices import Choices
-from saten_exporters.parts import LayerParts
+from saten_exporters.choice.settings import Choices
+from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_attention import ExpandAttentionPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
@@ -18,7 +18,7 @@ from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
 from saten_exporters.passes.used_opsets import UsedOpsetsPass
-from saten_runtime.manifest import Layer
+from saten_runtime.bundle.manifest import Layer
 
 __all__ = [
     "CancelLayoutsPass",

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from saten_exporters.attention import PLAIN
 from saten_exporters.forms import DOMAIN
+from saten_exporters.tracing.attention import PLAIN
 
 __all__ = ["ExpandAttentionPass"]
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from saten_exporters.attention import CACHED
 from saten_exporters.forms import DOMAIN
 from saten_exporters.passes.initializers import constant
+from saten_exporters.tracing.attention import CACHED
 from saten_runtime.errors import ExportError
 
 __all__ = ["FuseAttentionPass"]

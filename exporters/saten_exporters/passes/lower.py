@@ -7,16 +7,16 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from saten_exporters.choices import Choices, lowerings_of
-from saten_exporters.cost import Candidate, choose
+from saten_exporters.choice.cost import Candidate, choose
+from saten_exporters.choice.settings import Choices, lowerings_of
+from saten_exporters.choice.targets import TARGETS
+from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, Form, followed_by, head_of
-from saten_exporters.parts import LayerParts
 from saten_exporters.passes.calls import add_functions, call, expand_dense
-from saten_exporters.passes.endings import following
+from saten_exporters.passes.epilogues import following
 from saten_exporters.passes.initializers import new_initializer
-from saten_exporters.targets import TARGETS
+from saten_runtime.bundle.manifest import Layer, Rejected
 from saten_runtime.errors import ExportError
-from saten_runtime.manifest import Layer, Rejected
 
 __all__ = ["PLACEHOLDERS", "LowerPass"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choices import Choices
+from saten_exporters.choice.settings import Choices
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import new_initializer

@@ -2,6 +2,6 @@
 
 from optimum.commands.export.base import ExportCommand
 
-from saten_edge.optimum_command import SatenExportCommand
+from saten_edge.cli.optimum_command import SatenExportCommand
 
 REGISTER_COMMANDS = [(SatenExportCommand, ExportCommand)]

@@ -1,4 +1,4 @@
-// One run of the job, from downloading to the last post. Mirrors `saten_runtime.bench`: in each round
+// One run of the job, from downloading to the last post. Mirrors `saten_runtime.bench.measure`: in each round
 // every bundle starts in a fresh worker, then the bundles take turns, size by size.
 
 import { download } from "./download.js";

@@ -53,8 +53,8 @@ def compress(state: State) -> None:
 
 
 def check_checkpoint(state: State) -> None:
-    from saten_edge.checkpoint import verify_files, verify_folder
-    from saten_edge.folder import read_headers
+    from saten_edge.checkpoints.checkpoint import verify_files, verify_folder
+    from saten_edge.checkpoints.guard import read_headers
 
     verify_folder(state.out, read_headers(state.out))
     config = json.loads((state.out / "config.json").read_text())
@@ -90,8 +90,8 @@ def check_finetune(state: State) -> None:
 
 def export(state: State) -> None:
     """An export whose trace is made already."""
-    from saten_exporters import bundle
-    from saten_runtime.parity import Comparison
+    from saten_exporters.bundles import export as bundle
+    from saten_runtime.accuracy.parity import Comparison
 
     bundle.trace = lambda source, row: state.traced
     # It only reads, and takes longest.
@@ -100,15 +100,15 @@ def export(state: State) -> None:
 
 
 def check_bundle(state: State) -> None:
-    from saten_runtime.bundle import Bundle
+    from saten_runtime.bundle.folder import Bundle
 
     Bundle.open(state.out)
 
 
 def bench(state: State) -> None:
     """The journal of a benchmark of three cells that resumes."""
-    from saten_runtime.journal import Journal
-    from saten_runtime.results import BenchResult, Verdict
+    from saten_runtime.bench.journal import Journal
+    from saten_runtime.bench.results import BenchResult, Verdict
 
     with Journal(state.out, resume=True) as journal:
         for cell in range(len(journal.earlier), 3):
@@ -118,7 +118,7 @@ def bench(state: State) -> None:
 
 def check_bench(state: State) -> None:
     """What was measured is a beginning of what is measured; a summary stands only beside all of it."""
-    from saten_runtime.jsonl import read_lines
+    from saten_runtime.records.jsonl import read_lines
 
     rows = read_lines(state.out / "samples.jsonl")
     assert [row["key"] for row in rows] == ["0", "1", "2"][: len(rows)]
@@ -141,7 +141,7 @@ def deploy(state: State) -> None:
     from saten_edge.devices.board import Board
     from saten_edge.devices.deploy import Cargo
     from saten_edge.devices.deploy import deploy as send
-    from saten_runtime.bundle import Bundle
+    from saten_runtime.bundle.folder import Bundle
 
     with Board(_Here(str(state.out)), "token") as board:
         send(board, _Here(str(state.out)), Cargo([Bundle.open(state.bundle)]), lambda *_: None)
@@ -165,7 +165,7 @@ class _Here:
 
 def check_deploy(state: State) -> None:
     """Every file that has its name has its content."""
-    from saten_runtime.bundle import Bundle
+    from saten_runtime.bundle.folder import Bundle
 
     for folder in (state.out / "bundles").glob("*"):
         for name, entry in Bundle.open(state.bundle).manifest.files.items():

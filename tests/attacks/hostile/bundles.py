@@ -15,7 +15,7 @@ import numpy as np
 
 from hostile.case import MEBIBYTE, Case, Place, saten_edge, saten_run
 from hostile.sound import LOOKUP, TABLE, WIDTH, WORDS, external, graph, model, node, seal_bundle, tensor
-from saten_runtime.protobuf import bytes_field, packed, varint_field
+from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
 
 __all__ = ["CASES"]
 
@@ -379,7 +379,7 @@ def register(place: Place) -> int:
     """What becomes of a library that is found before any other."""
     import onnxruntime
 
-    from saten_runtime import kernels
+    from saten_runtime.run import kernels
 
     sys.path.insert(0, str(place.folder / "site"))
     os.environ.pop(kernels.SWITCH, None)
@@ -402,7 +402,7 @@ def elf(machine: int) -> bytes:
 
 def _library_here(place: Place) -> int:
     """A library in the current folder and in the bundle is none that is looked for."""
-    from saten_runtime import kernels
+    from saten_runtime.run import kernels
 
     for folder in (place.folder / "saten_kernels", place.folder / "bundle" / "saten_kernels"):
         folder.mkdir()

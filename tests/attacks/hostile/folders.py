@@ -65,7 +65,7 @@ def export(place: Place) -> int:
 
 
 def load(place: Place) -> None:
-    from saten_edge.models import load_model
+    from saten_edge.checkpoints.models import load_model
 
     load_model(place.folder / "bert")
     assert not (place.folder / "ran").exists()
@@ -79,7 +79,7 @@ def bring_in(place: Place) -> int:
 
 def crash(place: Place) -> int:
     """Import it with a reader that a bug of torch would end."""
-    from saten_edge import pickles
+    from saten_edge.checkpoints import pickles
 
     pickles._CONVERTER = "import os; os.kill(os.getpid(), 11)"
     return bring_in(place)
@@ -109,7 +109,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any], source: str = "sat
     """Other tensors, sealed anew."""
 
     def make(place: Place) -> None:
-        from saten_edge.checkpoint import seal
+        from saten_edge.checkpoints.checkpoint import seal
 
         folder = place.copy(source)
         tensors = load_file(folder / WEIGHTS)

@@ -64,8 +64,8 @@ def _warm(sound: dict[str, Path]) -> None:
     import onnxruntime  # noqa: F401
     import torch
 
-    from saten_edge.models import load_model
-    from saten_runtime.bundle import Bundle
+    from saten_edge.checkpoints.models import load_model
+    from saten_runtime.bundle.folder import Bundle
 
     torch.set_num_threads(1)
     for name in ("bert", "saten"):
@@ -128,7 +128,7 @@ class _Raised:
 
     @contextlib.contextmanager
     def watched(self) -> Any:
-        from saten_edge import cli as edge
+        from saten_edge.cli.commands import commands as edge
         from saten_runtime import cli as run
 
         kept = edge.printable, run.printable

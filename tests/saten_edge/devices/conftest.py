@@ -19,7 +19,7 @@ import pytest
 
 from saten_edge.devices import deploy
 from saten_edge.devices.channel import Channel
-from saten_runtime.manifest import FileEntry, Manifest, Postprocess, Tokenizer
+from saten_runtime.bundle.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 
 BENCH = {
     "schema_version": 1,

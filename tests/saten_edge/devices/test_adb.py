@@ -18,9 +18,9 @@ from saten_edge.devices.android import write_android
 from saten_edge.devices.board import Board
 from saten_edge.devices.jobs import bench_job, run_job
 from saten_edge.devices.transports import parse_devices
-from saten_runtime.bundle import Bundle
+from saten_runtime.bench.plan import Plan
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, DeviceError, ParityError, UsageError
-from saten_runtime.plan import Plan
 
 # `adb -s SERIAL shell -T -x LINE`: the line goes to a shell "there", with the phone's PATH and no home.
 ADB = """#!{python}

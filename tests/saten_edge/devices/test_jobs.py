@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saten_edge.devices import agent, jobs, tables
+from saten_edge.checkpoints.models import load_model
+from saten_edge.devices import agent, jobs
+from saten_edge.devices import printing as tables
 from saten_edge.devices.board import Board
 from saten_edge.devices.jobs import bench_job, eval_job, run_job, run_jobs
-from saten_edge.models import load_model
 from saten_exporters import export
-from saten_runtime.bench import bench as measure
+from saten_runtime.bench.measure import bench as measure
+from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import BundleError, DataError, DeviceError, SatenError, UsageError
-from saten_runtime.plan import Plan
 
 WAITING = "def at_step(step):\n    while step == 1 and not os.path.exists(GO): time.sleep(0.05)"
 
@@ -88,7 +89,7 @@ class TestBench:
 
     def test_the_command_is_one_that_saten_run_takes(self, bundle, monkeypatch):
         from saten_runtime import cli
-        from saten_runtime.options import make_parser
+        from saten_runtime.bench.options import make_parser
 
         job = bench_job(
             [bundle], Plan((1, 2), (1,), (8, 16), ("fast", "small"), 0.5, 3, timeout_s=7.0, floor=False), bundle

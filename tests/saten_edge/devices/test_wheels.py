@@ -115,8 +115,8 @@ class TestRuntimeWheel:
         package = Path(saten_runtime.__file__).parent
         with zipfile.ZipFile(wheels.runtime_wheel(tmp_path)) as archive:
             names = set(archive.namelist())
-            assert archive.read("saten_runtime/bench.py") == (package / "bench.py").read_bytes()
-        assert {f"saten_runtime/{path.name}" for path in package.glob("*.py")} <= names
+            assert archive.read("saten_runtime/bench/measure.py") == (package / "bench/measure.py").read_bytes()
+        assert {f"saten_runtime/{path.relative_to(package)}" for path in package.rglob("*.py")} <= names
 
     def test_it_runs_from_where_it_was_unpacked(self, tmp_path):
         with zipfile.ZipFile(wheels.runtime_wheel(tmp_path)) as archive:

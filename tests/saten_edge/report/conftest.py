@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from saten_edge.report import build_report, html_page
-from saten_runtime.bundle import Bundle
-from saten_runtime.manifest import FileEntry, Layer, Manifest, Postprocess, Tokenizer
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import FileEntry, Layer, Manifest, Postprocess, Tokenizer
 
 LINEARS = {
     "attention.self.query": (384, 384),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from saten_runtime.bundle import Bundle
+from saten_runtime.bundle.folder import Bundle
 
 PROFILED = "encoder.layer.0.output.dense"
 

@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 
 import saten_edge.serve
-from saten_edge.models import load_model
+from saten_edge.checkpoints.models import load_model
 from saten_edge.serve import Address, Job, Run, make_job, ort
 from saten_edge.serve.app import TOKEN_HEADER, make_app
 from saten_edge.serve.connection import Allowance
@@ -29,12 +29,12 @@ from saten_edge.serve.job import graph_files
 from saten_edge.serve.questions import Question
 from saten_edge.serve.server import uvicorn_config
 from saten_exporters import export
-from saten_runtime.bundle import Bundle
+from saten_runtime.bench.plan import Plan
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.errors import RuntimeMismatch
-from saten_runtime.files import sha256_file
-from saten_runtime.manifest import MANIFEST_FILE
-from saten_runtime.plan import Plan
-from saten_runtime.session import make_session
+from saten_runtime.records.files import sha256_file
+from saten_runtime.run.session import make_session
 
 PLAN = Plan(tokens=(8, 16), min_time_s=0.0, rounds=2)
 

@@ -17,11 +17,11 @@ import pytest
 
 from saten_edge.report import build_report, html_page
 from saten_edge.serve import make_job
-from saten_runtime.bundle import Bundle
-from saten_runtime.evaluate import evaluate
-from saten_runtime.manifest import Postprocess
-from saten_runtime.plan import Plan
-from saten_runtime.tasks import pool
+from saten_runtime.accuracy.evaluate import evaluate
+from saten_runtime.bench.plan import Plan
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import Postprocess
+from saten_runtime.run.predict import pool
 
 PHONE = {"width": 390, "height": 844}
 DONE = '#title:text-is("Done")'

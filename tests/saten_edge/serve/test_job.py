@@ -10,8 +10,8 @@ import pytest
 
 from saten_edge.serve import make_job
 from saten_edge.serve.schema import MOST_OUTPUT_BYTES, MOST_SAMPLES
+from saten_runtime.bench.plan import Plan, turns
 from saten_runtime.errors import BundleError, DataError, UsageError
-from saten_runtime.plan import Plan, turns
 
 PLAN = Plan(tokens=(8,), rounds=2)
 

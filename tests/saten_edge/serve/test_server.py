@@ -19,8 +19,8 @@ import pytest
 
 from saten_edge.console import Talk
 from saten_edge.serve import Address, make_job, serve, server
+from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import DeviceError, UsageError
-from saten_runtime.plan import Plan
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,95 @@
+"""The model card of a bundle: what it is, how to run it, what was checked."""
+
+from __future__ import annotations
+
+from saten_exporters.tracing.signatures import name_on_the_hub
+from saten_runtime.accuracy.parity import Comparison
+from saten_runtime.bundle.manifest import Manifest
+
+__all__ = ["model_card"]
+
+USES = {
+    "text-generation": ("generate", '"a prompt"'),
+    "question-answering": ("predict", '"a question" --context "a text that answers it"'),
+    "image-classification": ("predict", "picture.ppm"),
+}
+
+
+def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> str:
+    """README.md of a bundle, Markdown with the YAML head that the Hugging Face hub reads.
+
+    apart: comparisons with the dense model, empty where that was not at hand.
+    """
+    sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith("model.onnx")}
+    worst = max(comparison.relative_error for comparison in comparisons)
+    bound = manifest.tolerance.get("relative")
+    limit = f"allowed {bound:.2e}" if bound is not None else "no bound"
+    command, item = USES.get(manifest.task, ("predict", '"some text"'))
+    return "\n".join(
+        (
+            "---",
+            f"base_model: {manifest.source['model']}",
+            "library_name: onnx",
+            f"pipeline_tag: {name_on_the_hub(manifest.task)}",
+            "tags: [onnx, onnxruntime, saten, tensor-train, sparse]",
+            "---",
+            f"# {manifest.name}",
+            "",
+            f"{manifest.source['architecture']} from `{manifest.source['model']}`, exported by saten-edge "
+            f"{manifest.made_by['saten-edge']} at {manifest.precision}, opset {manifest.opset}, "
+            f"IR {manifest.ir_version}, for ONNX Runtime ≥ {manifest.smallest_onnxruntime}.",
+            "",
+            "```sh",
+            "pip install saten-runtime",
+            f"saten-run {command} . {item}",
+            "```",
+            "",
+            f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
+            f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
+            "",
+            *_comparison_table(comparisons),
+            *_from_dense(apart),
+            *_layer_table(manifest),
+        )
+    )
+
+
+def _comparison_table(comparisons: list[Comparison]) -> list[str]:
+    """What was measured at export; of a decoder, with how often both find the same next token likeliest."""
+    tokens = any(row.same_token is not None for row in comparisons)
+    return [
+        f"| case | output | shape | optimizations | relative error | cosine |{' same next token |' * tokens}",
+        f"|---|---|---|---|--:|--:|{'--:|' * tokens}",
+        *(
+            f"| {row.case} | {row.output} | {' × '.join(map(str, row.shape))} | {'on' if row.optimized else 'off'} | "
+            f"{row.relative_error:.2e} | {row.cosine:.6f} |{f' {row.same_token:.3f} |' if tokens else ''}"
+            for row in comparisons
+        ),
+        "",
+    ]
+
+
+def _from_dense(apart: list[Comparison]) -> list[str]:
+    if not apart:
+        return []
+    error, cosine = max(row.relative_error for row in apart), min(row.cosine for row in apart)
+    return [
+        f"From the dense model it was made of, torch's outputs on random inputs differ by up to {error:.2g} of their "
+        f"size (cosine at least {cosine:.3f}).",
+        "",
+    ]
+
+
+def _layer_table(manifest: Manifest) -> list[str]:
+    if not manifest.layers:
+        return ["Every weight is dense.", ""]
+    return [
+        "| layer | form | shape | ranks | residual values | bytes | of dense fp32 |",
+        "|---|---|---|---|--:|--:|--:|",
+        *(
+            f"| {layer.name} | {layer.form} | {' × '.join(map(str, layer.shape))} | {layer.ranks} | {layer.nnz:,} | "
+            f"{layer.bytes:,} | {layer.bytes / layer.dense_fp32_bytes:.3f} |"
+            for layer in manifest.layers
+        ),
+        "",
+    ]

@@ -1,0 +1,217 @@
+"""torch model → verified bundle on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from saten_exporters import quantize
+from saten_exporters.bundles.card import model_card
+from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
+from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
+from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
+from saten_exporters.exportable import Exportable
+from saten_exporters.passes import run_passes
+from saten_exporters.tracing.signatures import kind_of, name_on_the_device, name_on_the_hub, task_of
+from saten_exporters.tracing.trace import forget_graphs, trace
+from saten_runtime.accuracy.parity import Comparison, compare, judge
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
+from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.records.files import new_folder, sha256_file, write_json
+
+__all__ = ["LOADERS", "PRECISIONS", "export"]
+
+PRECISIONS = tuple(quantize.PRECISIONS)
+
+# Entry points of this group load what is to be exported: callables (folder or name, task) → `Exportable`.
+LOADERS = "saten_exporters.loaders"
+
+# Large weights start where Windows, too, can map a file into memory; padding small ones would waste more than it gives.
+ALIGNMENT_BYTES = 64 * 1024
+ALIGNED_FROM_BYTES = 1024 * 1024
+
+
+def export(
+    model: Exportable | str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    name: str | None = None,
+    precision: str = "fp32",
+    target: str = DEFAULT_TARGET,
+    rows: int = 128,
+    lowering: str | Path | None = None,
+    dense: Exportable | str | Path | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
+
+    model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
+    loads; what is loaded here is let go again before ONNX Runtime loads the graph, so that it takes half the memory.
+    task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
+    the folder's own name by default. dense: the model that a compressed one was made of, likewise; how far it is from
+    that is reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
+
+    Raises:
+        UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
+        CheckpointError: there is no such model, or its files cannot be read.
+        ExportError: the model cannot be expressed, or the target lacks an operator.
+        ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
+    """
+    _known("precision", precision, PRECISIONS)
+    _known("target", target, TARGETS)
+    path, choices = Path(out), Choices(precision, target, rows, lowering)
+    with new_folder(path, overwrite=overwrite) as folder:
+        manifest = _write_model(model, task, folder, name or path.name, choices)
+        forget_graphs()
+        _write_manifest(folder, manifest)
+        apart = [] if dense is None else _compare_dense(dense, folder)
+        comparisons = _compare(folder, manifest)
+        for add in TARGETS[target].extras:
+            add(folder)
+        _write_reports(folder, manifest, comparisons, apart)
+    return Bundle.open(path)
+
+
+def _write_model(
+    model: Exportable | str | Path, task: str | None, folder: Path, name: str, choices: Choices
+) -> Manifest:
+    """All that torch is needed for: the graph, and what torch computes of every case."""
+    target = TARGETS[choices.target]
+    source = _loaded(model, task)
+    _refuse_half(source)
+    exported = trace(source, target)
+    layers = run_passes(exported.program, source.layer_parts(), choices)
+    check_operators(exported.program, target)
+    _save_graph(exported, folder, target)
+    graph = exported.program.graph
+    save_settings(source, folder)
+    write_cases(source, folder, [str(value.name) for value in graph.outputs])
+    return _manifest(source, folder, name, choices, target, graph, layers)
+
+
+def _compare_dense(dense: Exportable | str | Path, folder: Path) -> list[Comparison]:
+    """How far what torch computed of the cases in a bundle is from what it computes of them with `dense`."""
+    bundle = Bundle.open(folder)
+    return approximation(bundle, _loaded(dense, name_on_the_hub(bundle.manifest.task)))
+
+
+def _loaded(model: Exportable | str | Path, task: str | None) -> Exportable:
+    """The model itself, or what an installed package loads from a folder or by name."""
+    if not isinstance(model, (str, Path)):
+        task_of(model, task)
+        return model
+    loaders = list(entry_points(group=LOADERS))
+    if not loaders:
+        raise ExportError(f"{model}: no installed package loads models; install saten-edge, or pass a loaded model")
+    source: Exportable = loaders[0].load()(model, task)
+    task_of(source, task)
+    return source
+
+
+def _refuse_half(source: Exportable) -> None:
+    """Refuse weights in another type than float32, which torch would compute another answer with."""
+    odd = {str(parameter.dtype) for parameter in source.model.parameters()} - {"torch.float32"}
+    if odd:
+        raise ExportError(f"{source.source['model']}: has weights in {odd.pop()}; load it with dtype=torch.float32")
+
+
+def _known(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise UsageError(f"--{what} {value}: there are {', '.join(known)}")
+
+
+def _save_graph(exported: Any, folder: Path, target: Target) -> None:
+    """model.onnx, model.onnx.data, export.json and config.json, as transformers lays them out.
+
+    Raises:
+        ExportError: the graph is no valid ONNX, such as two values of one name.
+    """
+    exported.program.ir_version = target.ir_version
+    exported.program.producer_name, exported.program.producer_version = "saten-edge", version("saten-edge")
+    exported.save_pretrained(folder)
+    ir.save(
+        exported.program,
+        folder / "model.onnx",
+        external_data="model.onnx.data",
+        alignment=ALIGNMENT_BYTES,
+        align_threshold=ALIGNED_FROM_BYTES,
+    )
+    try:
+        onnx.checker.check_model(str(folder / "model.onnx"))
+    except onnx.checker.ValidationError as cause:
+        raise ExportError(f"the graph is no valid ONNX ({' '.join(str(cause).split())[:200]})") from None
+
+
+def _manifest(
+    source: Exportable,
+    folder: Path,
+    name: str,
+    choices: Choices,
+    target: Target,
+    graph: ir.Graph,
+    layers: list[Layer],
+) -> Manifest:
+    packages = ("saten-edge", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
+    task, kind = task_of(source, None), kind_of(source)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        made_by={package: version(package) for package in packages},
+        name=name,
+        source=source.source,
+        task=name_on_the_device(source),
+        precision=choices.precision,
+        target=choices.target,
+        rows=choices.rows,
+        opset=target.opset,
+        ir_version=target.ir_version,
+        smallest_onnxruntime=target.smallest_onnxruntime,
+        inputs=[value.name or "" for value in graph.inputs],
+        outputs=[value.name or "" for value in graph.outputs],
+        tokenizer=None if kind.pictures else save_tokenizer(source, folder),
+        postprocess=source.postprocess if task.pooled else Postprocess(),
+        tolerance={"relative": rounding_bound(graph, choices.precision)} if choices.precision in DERIVED else {},
+        layers=layers,
+        labels=labels_of(source) if task.classes else [],
+        image=image_of(source) if kind.pictures else None,
+        generation=generation_of(source, graph) if kind.cached else None,
+    )
+
+
+def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
+    """Compare with torch; where no bound is derived, the manifest gets a measured one.
+
+    Raises:
+        ParityError: an output differs beyond the bound.
+    """
+    comparisons = compare(Bundle.open(folder))
+    if manifest.precision not in DERIVED:
+        bound = measured_bound(manifest.name, manifest.precision, comparisons)
+        manifest.tolerance["relative"] = bound
+        comparisons = [replace(row, bound=bound) for row in comparisons]
+    judge(manifest.name, comparisons)
+    return comparisons
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put size and sha256 of every file of the bundle into its manifest, and write that."""
+    manifest.files.clear()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST_FILE:
+            manifest.files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, sha256_file(path))
+    write_json(folder / MANIFEST_FILE, sealed(manifest))
+
+
+def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Comparison], apart: list[Comparison]) -> None:
+    """report.json and the card; apart: from the dense model, empty where that is not at hand."""
+    report = {"comparisons": [row.to_json() for row in comparisons], "approximation": [row.to_json() for row in apart]}
+    write_json(folder / "validation" / "report.json", report)
+    (folder / "README.md").write_text(model_card(manifest, comparisons, apart), encoding="utf-8")
+    _write_manifest(folder, manifest)

@@ -1,0 +1,130 @@
+"""What stands before and after the graph, as the manifest says it: tokenizer, pictures, labels, generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from saten_exporters.exportable import Exportable
+from saten_exporters.tracing.signatures import kind_of
+from saten_runtime.bundle.manifest import CacheEntry, Generation, Image, Tokenizer
+from saten_runtime.errors import ExportError
+
+__all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_tokenizer"]
+
+# Steps of an image processor that a device does, too; any other that is switched on is refused.
+STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+HARMLESS = ("do_convert_rgb",)  # pictures arrive with three channels
+RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
+    """Write tokenizer.json for `tokenizers`, and beside it the settings that transformers and transformers.js read.
+
+    Raises:
+        ExportError: the tokenizer has no such form.
+    """
+    backend = getattr(source.tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ExportError(
+            f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
+            "use a fast tokenizer"
+        )
+    source.tokenizer.save_pretrained(folder)
+    return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
+
+
+def save_settings(source: Exportable, folder: Path) -> None:
+    """Write what transformers and transformers.js read beside a graph of pictures, and of one that generates."""
+    if source.processor is not None:
+        source.processor.to_json_file(folder / "preprocessor_config.json")
+    if kind_of(source).cached:
+        source.model.generation_config.to_json_file(folder / "generation_config.json")
+
+
+def image_of(source: Exportable) -> Image:
+    """How the image processor prepares a picture.
+
+    Raises:
+        ExportError: it does something that a device does not, or makes another size than the model takes.
+    """
+    settings = source.processor.to_dict()
+    odd = sorted(
+        name for name, on in settings.items() if name.startswith("do_") and on and name not in (*STEPS, *HARMLESS)
+    )
+    if odd:
+        raise _inexpressible(source, odd[0], settings[odd[0]], f"only {', '.join(STEPS)}")
+    resize, crop, rescale, normalize = (bool(settings.get(step)) for step in STEPS)
+    image = Image(
+        resize=_sizes(source, "size", settings.get("size")) if resize else [],
+        crop=_sizes(source, "crop_size", settings.get("crop_size")) if crop else [],
+        resample=_resampling(source, settings.get("resample")) if resize else "nearest",
+        rescale=float(settings["rescale_factor"]) if rescale else 1.0,
+        mean=[float(value) for value in settings["image_mean"]] if normalize else [0.0] * 3,
+        std=[float(value) for value in settings["image_std"]] if normalize else [1.0] * 3,
+    )
+    wanted = source.model.config.image_size
+    made, taken = image.crop or image.resize, list(wanted) if isinstance(wanted, (list, tuple)) else [wanted] * 2
+    if made != taken:
+        raise ExportError(f"{source.source['model']}: its image processor makes {made}, its model takes {taken}")
+    return image
+
+
+def labels_of(source: Exportable) -> list[str]:
+    """Names of the classes by index.
+
+    Raises:
+        ExportError: the config does not name each class once.
+    """
+    names: Mapping[Any, str] = source.model.config.id2label
+    numbered = {int(index): str(name) for index, name in names.items()}
+    if sorted(numbered) != list(range(len(names))):
+        raise ExportError(f"{source.source['model']}: id2label names the classes {sorted(numbered)[:9]}, not 0, 1, 2 …")
+    return [numbered[index] for index in range(len(numbered))]
+
+
+def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
+    """The graph's cache, and the ids that end a text.
+
+    Raises:
+        ExportError: cache inputs and outputs do not pair up.
+    """
+    taken, given = (
+        [value for value in side if "past_key_values" in (value.name or "")] for side in (graph.inputs, graph.outputs)
+    )
+    paired = [(str(a.name), str(b.name)) for a, b in zip(taken, given, strict=False)]
+    if len(taken) != len(given) or any(a.partition(".")[2] != b.partition(".")[2] for a, b in paired):
+        raise ExportError(f"{source.source['model']}: {len(taken)} tensors of the cache go in, {len(given)} come out")
+    entries = []
+    for (a, b), value in zip(paired, taken, strict=True):
+        _, heads, _, width = map(str, value.shape or ())
+        entries.append(CacheEntry(a, b, heads=int(heads), width=int(width)))
+    stops = source.model.generation_config.eos_token_id
+    stops = source.model.config.eos_token_id if stops is None else stops
+    return Generation(entries, [] if stops is None else [stops] if isinstance(stops, int) else list(stops))
+
+
+def _sizes(source: Exportable, name: str, size: Any) -> list[int]:
+    """[height, width], or [shorter side]."""
+    given = {key: value for key, value in dict(size or {}).items() if value is not None}
+    if set(given) == {"height", "width"}:
+        return [int(given["height"]), int(given["width"])]
+    if set(given) == {"shortest_edge"} and name == "size":
+        return [int(given["shortest_edge"])]
+    raise _inexpressible(source, name, given, "height and width, or the shortest edge of a resize")
+
+
+def _resampling(source: Exportable, number: Any) -> str:
+    if number is None or int(number) not in RESAMPLING:
+        raise _inexpressible(source, "resample", number, ", ".join(f"{k} ({v})" for k, v in RESAMPLING.items()))
+    return RESAMPLING[int(number)]
+
+
+def _inexpressible(source: Exportable, option: str, value: object, expected: str) -> ExportError:
+    return ExportError(
+        f"{source.source['model']}: an image processor with {option} = {value!r} cannot be expressed; "
+        f"expected {expected}"
+    )

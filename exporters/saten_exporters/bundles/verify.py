@@ -1,0 +1,109 @@
+"""A bundle that is being written against torch: what is stored to compare with, and how far off an output may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from saten_exporters.exportable import Exportable
+from saten_exporters.forms import DOMAIN
+from saten_exporters.tracing.signatures import TASKS, kind_of, name_on_the_device
+from saten_runtime.accuracy.parity import READS, Comparison, compare_case, read_cases, write_case
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.errors import ParityError, UsageError
+
+__all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
+
+# operator → the products in it, one after the other
+PRODUCTS: Mapping[str, int] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "GroupQueryAttention": 2}
+
+# Precisions whose bound follows from the arithmetic → relative rounding of a stored weight. A range of 8-bit
+# activations is known only when they are, so below these the error is measured at export, and kept.
+DERIVED: Mapping[str, float] = {"fp32": 0.0, "fp16": 2.0**-11}
+
+# Where half of the measured errors are above this, no rounding to so few bits explains them. One alone may be: few
+# logits near 0. Random weights make the most of every rounding, trained ones stay far below.
+LARGEST_USUAL = {"int8": 0.5, "int8-block": 0.5, "int4": 1.0}
+# What other machines' 8-bit instructions, which round and saturate in their own ways, may add to a measured error.
+MARGIN = 2.0
+
+
+def write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
+    """Inputs of every case of the model's kind, and what torch computes for them.
+
+    A decoder is asked for all tokens in one run without a cache; the graph has to give the same in several with one.
+    """
+    kind = kind_of(source)
+    whole = [name for name in outputs if not kind.cached or "past_key_values" not in name]
+    for name, case in kind.cases(source).items():
+        reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
+        inputs = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+        write_case(folder, name, {**inputs, **reads, **_computed(source, case.inputs, whole)})
+
+
+def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
+    """How far torch's outputs in a compressed model's bundle are from the dense model's: no bound, and no verdict.
+
+    Raises:
+        UsageError: `dense` is of another task or architecture.
+    """
+    manifest, outputs, rows = bundle.manifest, TASKS[dense.task].outputs, []
+    ours = f"{manifest.task} by {manifest.source['architecture']}"
+    theirs = f"{name_on_the_device(dense)} by {dense.source['architecture']}"
+    if ours != theirs:
+        raise UsageError(f"{dense.source['model']}: does {theirs}, the model to export {ours}; they cannot be compared")
+    for name, arrays in read_cases(bundle).items():
+        inputs = {each: torch.from_numpy(arrays[each]) for each in manifest.inputs if each in arrays}
+        wanted = {**arrays, **_computed(dense, inputs, outputs)}
+        rows += compare_case(manifest.task, name, {each: arrays[each] for each in outputs}, wanted)
+    return rows
+
+
+def _computed(source: Exportable, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """What torch computes, by the names of outputs."""
+    options = {"use_cache": False} if hasattr(source.model.config, "use_cache") else {}
+    with torch.no_grad():
+        results = source.model(**inputs, **options)
+    return {name: results[name].numpy() for name in outputs}
+
+
+def rounding_bound(graph: ir.Graph, precision: str = "fp32") -> float:
+    """Relative difference that rounding alone may cause between two float32 evaluations of `graph`.
+
+    A product of length k rounded at every step has relative error of about √k · u, u = eps / 2 (Higham & Mary,
+    "A New Approach to Probabilistic Rounding Error Analysis", SIAM J. Sci. Comput. 41(5), 2019); n products
+    one after the other add up to n √k u. n is the number of products in the graph, k the longest of them.
+    A precision of `DERIVED` that rounds each stored weight by w moves each product by w besides: n (√k u + w).
+    """
+    products = [node for node in graph if node.op_type in PRODUCTS or node.domain == DOMAIN]
+    weights = [
+        value.const_value
+        for node in products
+        if "Embedding" not in node.op_type
+        for value in node.inputs
+        if value is not None and value.const_value is not None
+    ]
+    longest = max((max(weight.shape.numpy()) for weight in weights if len(weight.shape) == 2), default=1)
+    unit = float(np.finfo(np.float32).eps) / 2
+    count = sum(PRODUCTS.get(node.op_type, 1) for node in products)
+    return count * (math.sqrt(longest) * unit + DERIVED[precision])
+
+
+def measured_bound(name: str, precision: str, comparisons: list[Comparison]) -> float:
+    """What a precision without a derived bound is held to from now on: its own error, with a margin.
+
+    Raises:
+        ParityError: an error that no rounding explains.
+    """
+    errors, largest = [row.relative_error for row in comparisons], LARGEST_USUAL[precision]
+    if not (np.isfinite(errors).all() and np.median(errors) <= largest):
+        raise ParityError(
+            f"{name}: its outputs are {np.median(errors):.2e} from torch's, the worst {max(errors):.2e}; usually more "
+            f"than {largest} is no rounding to {precision}; choose a higher precision"
+        )
+    return MARGIN * max(errors)

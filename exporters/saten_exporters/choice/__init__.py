@@ -1,0 +1,1 @@
+"""What the person exporting chose, and what the cost model chooses: settings, targets, prices."""

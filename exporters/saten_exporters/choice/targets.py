@@ -1,0 +1,98 @@
+"""What a graph may use, and what its bundle carries besides, by the kind of device it is for: one row per target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx.defs
+import onnx_ir as ir
+
+from saten_exporters.choice.ort_format import add_ort_format
+from saten_runtime.errors import ExportError
+
+__all__ = ["DEFAULT_TARGET", "TARGETS", "Target", "check_operators"]
+
+DEFAULT_TARGET = "x86-64"
+
+# What ONNX Runtime has beside ONNX' own operators, as far as the exporter may write it. A test runs each of them
+# in the smallest ONNX Runtime of every target.
+ORT_OPERATORS: Mapping[str, frozenset[str]] = {
+    "": frozenset({"SimplifiedLayerNormalization"}),  # it lives in ONNX' domain, and ONNX does not know it
+    "com.microsoft": frozenset(
+        {
+            "BiasGelu",
+            "DynamicQuantizeMatMul",
+            "FastGelu",
+            "FusedMatMul",
+            "GatherBlockQuantized",
+            "Gelu",
+            "GroupQueryAttention",
+            "MatMulNBits",
+            "MultiHeadAttention",
+            "QuickGelu",
+            "RotaryEmbedding",
+            "SkipLayerNormalization",
+            "SkipSimplifiedLayerNormalization",
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """opset: of ONNX' own domain; ir_version: of the file; smallest_onnxruntime: the oldest that runs every form.
+
+    operators: allowed by domain, beside ONNX' own at `opset` and the functions that travel in the file. kernels:
+    whether the native kernels are installed there. extras: each adds files to the folder of a verified bundle.
+    """
+
+    name: str
+    opset: int
+    ir_version: int
+    smallest_onnxruntime: str
+    operators: Mapping[str, frozenset[str]]
+    kernels: bool = False
+    extras: tuple[Callable[[Path], None], ...] = ()
+
+
+# opset 18 brought ScatterElements(add) and is the oldest that every form needs; IR 10 is what it came to be
+# written with. onnx stamps the newest IR by default, which released ONNX Runtimes refuse. ONNX Runtime 1.23 is
+# the first to run MatMulNBits and GatherBlockQuantized with 8 bits, natively and in WebAssembly.
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("x86-64", 18, 10, "1.23", ORT_OPERATORS),
+        Target("x86-64+kernels", 18, 10, "1.23", ORT_OPERATORS, kernels=True),
+        Target("arm64", 18, 10, "1.23", ORT_OPERATORS),
+        Target("web", 18, 10, "1.23", ORT_OPERATORS),
+        Target("mobile", 18, 10, "1.23", ORT_OPERATORS, extras=(add_ort_format,)),
+    )
+}
+
+
+def check_operators(model: ir.Model, target: Target) -> None:
+    """Look at every node, those of subgraphs and functions too.
+
+    Raises:
+        ExportError: the target has no such operator at its opset, and the file brings no function of that name.
+    """
+    for node in _nodes(model):
+        brought = node.op_identifier() in model.functions
+        if not (brought or node.op_type in target.operators.get(node.domain, ()) or _in_onnx(node, target.opset)):
+            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+            raise ExportError(
+                f"{node.name or 'a node'}: the target {target.name} (opset {target.opset}, ONNX Runtime ≥ "
+                f"{target.smallest_onnxruntime}) has no operator {operator}; choose another target or lowering"
+            )
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _in_onnx(node: ir.Node, opset: int) -> bool:
+    return node.domain == "" and onnx.defs.has(node.op_type, max_inclusive_version=opset)

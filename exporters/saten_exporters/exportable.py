@@ -1,0 +1,62 @@
+"""What the exporter is handed: a model to trace, and the parts of its compressed layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saten_runtime.bundle.manifest import Postprocess
+
+__all__ = ["Exportable", "LayerParts"]
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The numbers of one compressed layer, y = x (A B + S).
+
+    shape: (in, out). a: A (in, r), r = 0 where there is no train. b: B (r, out). ranks: of the tensor train that
+    A B came from. layout: how values and indices hold S, a row of the table below; values are empty where there
+    is no residual. cores: those over in and those over out, (r, n, r') each, as in
+    `saten_edge.decomposition.tt`; none where only the factors are known.
+
+    layout   values                    indices
+    none     (0,)
+    grouped  (groups, size, kept)      indices (groups, kept): the inputs that `size` consecutive outputs read
+    csr      (nnz,)                    indptr (out + 1,), indices (nnz,): the inputs of each output, ascending
+    rows     (kept, width)             rows (kept,): the rows of a table that have a residual
+    ell      (rows, kept)              indices (rows, kept): the columns of each row of a table, ascending
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    ranks: list[int]
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    layout: str
+    values: NDArray[np.float32]
+    indices: dict[str, NDArray[Any]] = field(default_factory=dict)
+    cores: tuple[tuple[NDArray[np.float32], ...], tuple[NDArray[np.float32], ...]] = ((), ())
+
+
+class Exportable(Protocol):
+    """A loaded model: what `saten_edge.checkpoints.models.load_model` returns.
+
+    task: a name in `tasks.TASKS`. tokenizer, processor: the one that prepares the model's inputs, None for the other.
+    max_length: tokens that a text is cut to, or a decoder's whole context.
+    """
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+    postprocess: Postprocess
+    max_length: int
+    source: dict[str, str]
+    task: str
+
+    def layer_parts(self) -> dict[str, LayerParts]:
+        """The compressed layers by name; none for a dense model."""
+        ...

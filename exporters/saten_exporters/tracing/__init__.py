@@ -1,0 +1,1 @@
+"""From a torch model to a graph: signatures, samples, attention, the trace."""

@@ -1,0 +1,1 @@
+"""How right: data, measures, metrics, and the comparison with torch."""

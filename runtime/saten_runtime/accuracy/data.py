@@ -1,0 +1,147 @@
+"""Evaluation data: JSON Lines or CSV, one example per line; its fields say which task it is for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saten_runtime.errors import DataError
+from saten_runtime.records.files import parse_object, sha256_file
+
+__all__ = ["KINDS", "Data", "Kind", "read_data"]
+
+_CSV_LISTS = "|"  # between the items of a list in a CSV field
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Fields of one kind of data, each with the type of its values; int values pass as float, a list holds texts."""
+
+    name: str
+    fields: dict[str, type]
+
+
+# The first kind whose fields an example has is its kind.
+KINDS = (
+    Kind("search", {"query": str, "answer": str}),
+    Kind("questions", {"question": str, "context": str, "answers": list}),
+    Kind("words", {"words": list, "labels": list}),
+    Kind("images", {"image": str, "label": float}),
+    Kind("pairs", {"text_a": str, "text_b": str, "label": float}),
+    Kind("texts", {"text": str, "label": float}),
+    Kind("plain", {"text": str}),
+)
+_TYPE_NAMES = {str: "a text", float: "a finite number", list: "a list of texts"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Examples of one kind: `columns[field][k]` belongs to example k; at least one example."""
+
+    path: Path
+    sha256: str
+    kind: str
+    columns: dict[str, list[Any]]
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.columns.values())))
+
+
+def read_data(path: Path) -> Data:
+    """Read a file: CSV with a header line where its name ends in .csv, else JSON Lines; further fields are ignored.
+
+    In JSON Lines, lines of white space are passed over. In CSV, the items of a list stand between "|".
+
+    Raises:
+        DataError: with file and line: no JSON object, fields of no kind, a value of another type.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
+    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    examples = list(read(path, content))
+    if not examples:
+        raise DataError(f"{path}: holds no examples; expected one JSON object per line, or CSV with a header")
+    kind = _kind(*examples[0])
+    checked = [_example(where, example, kind) for where, example in examples]
+    columns = {field: [example[field] for example in checked] for field in kind.fields}
+    return Data(path, sha256_file(path), kind.name, columns)
+
+
+def _json_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, parse_object(line, where, DataError, "expected one object per line")
+
+
+def _csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        types = _csv_types(reader.fieldnames or ())
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if None in row or None in row.values():
+                raise DataError(f"{where}: has other fields than the header, {len(types)} are expected")
+            yield where, {name: _CSV_VALUES[types[name]](text) for name, text in row.items()}
+    except UnicodeDecodeError as cause:
+        raise DataError(f"{path}: no UTF-8 text (byte {cause.start})") from None
+    except csv.Error as cause:
+        raise DataError(f"{path}: no CSV ({cause})") from None
+
+
+def _csv_types(names: Sequence[str]) -> dict[str, type]:
+    kind = next((kind for kind in KINDS if set(kind.fields) <= set(names)), None)
+    return {name: (kind.fields.get(name, str) if kind else str) for name in names}
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text  # refused by name and line, as in JSON
+
+
+_CSV_VALUES: dict[type, Callable[[str], Any]] = {
+    str: str,
+    float: _number,
+    list: lambda text: text.split(_CSV_LISTS),
+}
+
+
+def _kind(where: str, example: dict[str, Any]) -> Kind:
+    for kind in KINDS:
+        if set(kind.fields) <= set(example):
+            return kind
+    expected = " or ".join("{" + ", ".join(kind.fields) + "}" for kind in KINDS)
+    raise DataError(f"{where}: found the fields {_quoted(example)}, expected {expected}")
+
+
+def _example(where: str, example: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    missing = [field for field in kind.fields if field not in example]
+    if missing:
+        raise DataError(f"{where}: has no field {missing[0]!r}; every line needs {', '.join(kind.fields)}")
+    for field, expected in kind.fields.items():
+        if not _fits(example[field], expected):
+            raise DataError(f"{where}: {field!r} is {example[field]!r:.60}, expected {_TYPE_NAMES[expected]}")
+    return example
+
+
+def _fits(value: Any, expected: type) -> bool:
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if expected is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, expected)
+
+
+def _quoted(names: Sequence[str] | dict[str, Any]) -> str:
+    return ", ".join(repr(name)[:40] for name in list(names)[:8]) or "none"

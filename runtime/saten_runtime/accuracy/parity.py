@@ -1,0 +1,254 @@
+"""Does this machine compute what torch computed? Replays the inputs that travel in a bundle.
+
+`validation/` holds, for each case, the inputs and torch's outputs as `.npy` arrays named
+`<case>.<input or output>.npy`. They are replayed with ONNX Runtime's graph optimizations off and on.
+A decoder's case holds whole sequences and `<case>.reads.npy`, the number of tokens of each run: they are read run by
+run, each with the cache that the runs before it gave, and all logits are compared with what torch computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saten_runtime.bench.results import align
+from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
+from saten_runtime.errors import BundleError, ParityError
+from saten_runtime.run.session import make_session, ort_errors
+
+__all__ = [
+    "READS",
+    "Comparison",
+    "check_parity",
+    "compare",
+    "compare_case",
+    "compare_outputs",
+    "compare_tokens",
+    "judge",
+    "parity_table",
+    "read_cases",
+    "write_case",
+]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+READS = "reads"
+# Tasks whose outputs have one row per text, not per token, so that no mask applies to them.
+_ONE_ROW = ("text-classification", "text-regression")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output of one case under one setting.
+
+    relative_error: the larger of ‖Δ‖/‖y‖ (Euclidean) and max|Δ| / max|y| over the tokens that are not
+    padding. bound: what it may be, or None where there is none yet. cosine: between the two outputs.
+    Of a decoder, same_token: share of tokens after which both find the same next token likeliest; kl: mean
+    Kullback-Leibler divergence, in nats, of the distributions of the next token from torch's.
+    """
+
+    case: str
+    output: str
+    optimized: bool
+    shape: list[int]
+    relative_error: float
+    cosine: float
+    bound: float | None
+    same_token: float | None = None
+    kl: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree within the bound; NaN never does."""
+        return bool(self.relative_error <= self.bound) if self.bound is not None else bool(np.isfinite(self.cosine))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; numbers that JSON lacks become null."""
+        return {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
+
+
+def write_case(folder: Path, case: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Store a case's inputs and torch's outputs below `folder`, a bundle that is being written."""
+    target = folder / VALIDATION_FOLDER
+    target.mkdir(exist_ok=True)
+    for name, array in arrays.items():
+        np.save(target / f"{case}.{name}.npy", array, allow_pickle=False)
+
+
+def check_parity(bundle: Bundle) -> list[Comparison]:
+    """Replay every case and compare.
+
+    Raises:
+        BundleError: the bundle carries no cases, or their arrays are damaged.
+        ParityError: an output differs beyond its bound; the message names the worst.
+    """
+    comparisons = compare(bundle)
+    judge(bundle.name, comparisons)
+    return comparisons
+
+
+def judge(name: str, comparisons: list[Comparison]) -> None:
+    """Refuse comparisons that do not hold.
+
+    Raises:
+        ParityError: naming the worst.
+    """
+    failed = [comparison for comparison in comparisons if not comparison.holds]
+    if failed:
+        worst = max(failed, key=lambda comparison: np.nan_to_num(comparison.relative_error, nan=np.inf))
+        raise ParityError(
+            f"{name}: output {worst.output!r} of case {worst.case} (optimizations "
+            f"{'on' if worst.optimized else 'off'}) is {worst.relative_error:.2e} from torch's, allowed are "
+            f"{worst.bound:.2e}; {len(failed)} of {len(comparisons)} comparisons fail"
+            if worst.bound is not None
+            else f"{name}: output {worst.output!r} of case {worst.case} is not finite"
+        )
+
+
+def compare(bundle: Bundle) -> list[Comparison]:
+    """Every case at both optimization settings, whether it agrees or not.
+
+    Raises:
+        BundleError: the bundle carries no cases, or their arrays are damaged.
+    """
+    bound, cases = bundle.manifest.tolerance.get("relative"), read_cases(bundle)
+    results = []
+    for optimized in (False, True):
+        session = make_session(bundle, optimized=optimized)
+        for case, arrays in cases.items():
+            with ort_errors(f"{bundle.name}: case {case}", ParityError):
+                outputs = _replay(bundle, session, arrays)
+            compared = compare_case(bundle.manifest.task, case, outputs, arrays, bound=bound)
+            results += [replace(row, optimized=optimized) for row in compared]
+        del session  # before the next one is made: two of a large model may be more than there is memory for
+    return results
+
+
+def compare_case(task: str, case: str, got: Arrays, wanted: Arrays, *, bound: float | None = None) -> list[Comparison]:
+    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too."""
+    mask = wanted.get("attention_mask") if task not in _ONE_ROW else None
+    rows = []
+    for name, value in got.items():
+        error, cosine = compare_outputs(value, wanted[name], mask)
+        row = Comparison(case, name, False, list(value.shape), error, cosine, bound)
+        if READS in wanted and value.shape == wanted[name].shape:
+            same, kl = compare_tokens(value, wanted[name], mask)
+            row = replace(row, same_token=same, kl=kl)
+        rows.append(row)
+    return rows
+
+
+def _replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
+    """The outputs for one case; of a decoder the logits alone."""
+    manifest = bundle.manifest
+    if manifest.generation is None:
+        got = session.run(manifest.outputs, {name: arrays[name] for name in manifest.inputs})
+        return dict(zip(manifest.outputs, got, strict=True))
+    batch, entries = len(arrays["input_ids"]), manifest.generation.cache
+    cache = {entry.input: np.zeros((batch, entry.heads, 0, entry.width), entry.dtype) for entry in entries}
+    given = [name for name in manifest.inputs if name not in cache]
+    logits, past = [], 0
+    for count in arrays[READS].tolist():
+        # A mask covers what was read before, too.
+        starts = {name: 0 if name == "attention_mask" else past for name in given}
+        past += count
+        feeds = {name: arrays[name][:, starts[name] : past] for name in given}
+        found, *kept = session.run(["logits", *(entry.output for entry in entries)], {**feeds, **cache})
+        cache = {entry.input: value for entry, value in zip(entries, kept, strict=True)}
+        logits.append(found)
+    return {"logits": np.concatenate(logits, axis=1)}
+
+
+def compare_tokens(
+    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+) -> tuple[float, float]:
+    """(same_token, kl) as in `Comparison`, of logits (batch, tokens, vocabulary) where mask is 1."""
+    if mask is not None:
+        got, wanted = got[mask == 1], wanted[mask == 1]
+    ours, theirs = (_log_softmax(logits.astype(np.float64)) for logits in (got, wanted))
+    same = ours.argmax(axis=-1) == theirs.argmax(axis=-1)
+    return float(same.mean()), float((np.exp(theirs) * (theirs - ours)).sum(axis=-1).mean())
+
+
+def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def compare_outputs(
+    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+) -> tuple[float, float]:
+    """(relative error, cosine) as in `Comparison`; another shape than wanted is an infinite error.
+
+    mask: (batch, tokens) of a model over tokens; outputs (batch, tokens, …) are compared where it is 1.
+    """
+    if got.shape != wanted.shape:
+        return float("inf"), float("nan")
+    if mask is not None and got.shape[:2] == mask.shape:
+        got, wanted = got[mask == 1], wanted[mask == 1]
+    x, y = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    difference, tiny = x - y, np.finfo(np.float64).tiny
+    euclidean = np.linalg.norm(difference) / max(float(np.linalg.norm(y)), tiny)
+    largest = np.abs(difference).max(initial=0) / max(float(np.abs(y).max(initial=0)), tiny)
+    cosine = float(x @ y) / max(float(np.linalg.norm(x) * np.linalg.norm(y)), tiny)
+    return float(np.maximum(euclidean, largest)), cosine
+
+
+def parity_table(comparisons: list[Comparison]) -> str:
+    """One aligned line per comparison; of a decoder, with what it says of tokens."""
+    tokens = any(row.kl is not None for row in comparisons)
+    rows: list[tuple[str, ...]] = [
+        (
+            row.case,
+            row.output,
+            " × ".join(map(str, row.shape)),
+            "on" if row.optimized else "off",
+            f"{row.relative_error:.2e}",
+            _number(row.bound, ".2e"),
+            f"{row.cosine:.6f}",
+            *([_number(row.same_token, ".3f"), _number(row.kl, ".2e")] if tokens else []),
+        )
+        for row in comparisons
+    ]
+    head = ("case", "output", "shape", "optimizations", "relative error", "bound", "cosine")
+    return align([(*head, *(["same token", "kl"] if tokens else [])), *rows])
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def read_cases(bundle: Bundle) -> dict[str, Arrays]:
+    """Inputs and torch's outputs by name, of each case.
+
+    Raises:
+        BundleError: there are no cases, or their arrays are damaged.
+    """
+    cases: dict[str, Arrays] = {}
+    for file in sorted(bundle.manifest.files):
+        if not file.startswith(f"{VALIDATION_FOLDER}/") or not file.endswith(".npy"):
+            continue
+        case, _, name = Path(file).stem.partition(".")
+        try:
+            with (bundle.path / file).open("rb") as stream:
+                cases.setdefault(case, {})[name] = np.lib.format.read_array(stream, allow_pickle=False)
+        except (ValueError, OSError, MemoryError) as cause:
+            raise BundleError(f"{bundle.path / file}: no array ({cause}); export the bundle again") from None
+    if not cases:
+        raise BundleError(f"{bundle.path}: carries no {VALIDATION_FOLDER}/*.npy to compare with; export it again")
+    needed = {*bundle.manifest.inputs, *bundle.manifest.outputs}
+    if bundle.manifest.generation is not None:
+        carried = {name for entry in bundle.manifest.generation.cache for name in (entry.input, entry.output)}
+        needed = needed - carried | {READS}
+    for case, arrays in cases.items():
+        if missing := needed - set(arrays):
+            raise BundleError(f"{bundle.path}: case {case} lacks {', '.join(sorted(missing))}; export it again")
+    return cases

@@ -1,0 +1,1 @@
+"""How fast and how large: plan, worker processes, statistics, floor, profile, verdict."""

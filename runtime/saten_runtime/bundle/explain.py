@@ -1,0 +1,60 @@
+"""What a bundle's manifest says of each layer: how it is written, what that was predicted to take, and what else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.layers import layers_of
+from saten_runtime.records.plain_text import align
+
+__all__ = ["explain", "explain_table"]
+
+_HEAD = ("layer", "lowering", "form", "shape", "ranks", "nnz", "bytes", "MACs/row", "predicted µs", "rejected, µs")
+
+
+def explain(bundle: Bundle) -> dict[str, Any]:
+    """Plain JSON data: the target and the rows that forms were chosen for, and the layers.
+
+    The layers of a dense model are its weight matrices, of which nothing was predicted.
+
+    Raises:
+        BundleError: the manifest lists no layers and the graph cannot be read.
+    """
+    manifest = bundle.manifest
+    return {
+        "bundle": bundle.name,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "rows": manifest.rows,
+        "layers": [dataclasses.asdict(layer) for layer in layers_of(bundle)],
+    }
+
+
+def explain_table(found: dict[str, Any]) -> str:
+    """`found`, as `explain` gives it, as aligned text."""
+    layers = found["layers"]
+    rows = "an unknown number of rows" if found["rows"] is None else f"{found['rows']} rows"
+    known = [layer["predicted_us"] for layer in layers if layer["predicted_us"] is not None]
+    totals = ("all", "", "", "", "", *(f"{sum(layer[key] for layer in layers):,}" for key in _SUMMED))
+    table = align([_HEAD, *map(_row, layers), (*totals, f"{sum(known):.1f}" if known else "", "")])
+    return f"{found['bundle']}: {found['precision']}, chosen for {found['target']} and {rows} per layer\n{table}"
+
+
+_SUMMED = ("nnz", "bytes", "macs_per_row")
+
+
+def _row(layer: dict[str, Any]) -> tuple[str, ...]:
+    predicted = layer["predicted_us"]
+    rejected = (f"{other['lowering']} {other['predicted_us']:.1f}" for other in layer["rejected"])
+    return (
+        layer["name"],
+        layer["lowering"],
+        layer["form"],
+        " × ".join(map(str, layer["shape"])),
+        "·".join(map(str, layer["ranks"])),
+        *(f"{layer[key]:,}" for key in _SUMMED),
+        "" if predicted is None else f"{predicted:.1f}",
+        ", ".join(rejected),
+    )

@@ -1,0 +1,1 @@
+"""A bundle at work: session, kernels, what it is fed and what it answers."""

@@ -1,0 +1,169 @@
+"""Decoders: one graph that takes the cache of earlier tokens and gives it back longer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.run.session import ort_errors
+
+__all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "stream"]
+
+Ids = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: the likeliest at temperature 0, else drawn.
+
+    Drawn among the likeliest tokens whose probabilities at this temperature first reach top_p.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max tokens {self.max_tokens}: must be at least 1")
+        if not 0 <= self.temperature < np.inf:
+            raise UsageError(f"temperature {self.temperature}: must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top-p {self.top_p}: must be above 0 and at most 1")
+
+
+class Decoder:
+    """A session and the cache of one batch of sequences of equal length.
+
+    The cache stays in ONNX Runtime's own buffers from run to run: nothing of it is copied.
+    """
+
+    def __init__(self, bundle: Bundle, session: Any) -> None:
+        self._name, self._inputs, self._session = bundle.name, bundle.manifest.inputs, session
+        self._entries = bundle.generation.cache
+        self._outputs = ["logits", *(entry.output for entry in self._entries)]
+        if missing := [name for name in self._outputs if name not in bundle.manifest.outputs]:
+            raise BundleError(f"{bundle.path}: has no output {missing[0]!r}; export it again")
+        self.longest = bundle.tokenizer.max_length
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.rewind((0, {}))
+
+    def mark(self) -> tuple[int, dict[str, Any]]:
+        """The state now, to come back to."""
+        return self.past, self._cache
+
+    def rewind(self, mark: tuple[int, dict[str, Any]]) -> None:
+        """Forget what was read since `mark` was made."""
+        self.past, self._cache = mark
+
+    def step(self, ids: Ids) -> Array:
+        """As `forward`, and looks at the logits.
+
+        Raises:
+            InvalidRun: a logit is NaN or infinite.
+        """
+        logits = self.forward(ids)
+        if not np.isfinite(logits).all():
+            raise InvalidRun(f"{self._name}: a logit is NaN or infinite; export the model again")
+        return logits
+
+    def forward(self, ids: Ids) -> Array:
+        """Read `ids` (batch, new) after what was read before; logits (batch, new, vocabulary).
+
+        GroupQueryAttention takes several tokens after earlier ones only of one sequence: a batch reads them one by one.
+
+        Raises:
+            UsageError: more tokens than the bundle takes.
+        """
+        batch, new = ids.shape
+        if self.past + new > self.longest:
+            raise UsageError(f"{self._name}: takes at most {self.longest} tokens, found {self.past + new}")
+        if batch > 1 and new > 1 and self.past:
+            return np.concatenate([self.forward(ids[:, [token]]) for token in range(new)], axis=1)
+        feeds = {**self._feeds(ids), **(self._cache or self._empty(batch))}
+        with ort_errors(f"{self._name}: run", UsageError):
+            logits, *cache = self._session.run_with_ort_values(self._outputs, feeds)
+        self.rewind((self.past + new, {e.input: value for e, value in zip(self._entries, cache, strict=True)}))
+        values: Array = logits.numpy()
+        return values
+
+    def _feeds(self, ids: Ids) -> dict[str, Any]:
+        batch, new = ids.shape
+        positions = np.arange(self.past, self.past + new, dtype=np.int64)
+        known = {
+            "input_ids": np.ascontiguousarray(ids),
+            "attention_mask": np.ones((batch, self.past + new), np.int64),
+            "position_ids": np.tile(positions, (batch, 1)),
+            "cache_position": positions,
+        }
+        cached = {entry.input for entry in self._entries}
+        if unknown := [name for name in self._inputs if name not in known and name not in cached]:
+            raise BundleError(f"the graph takes the input {unknown[0]!r}; this saten-runtime makes {', '.join(known)}")
+        return {name: _ort_value(known[name]) for name in self._inputs if name in known}
+
+    def _empty(self, batch: int) -> dict[str, Any]:
+        return {
+            entry.input: _ort_value(np.zeros((batch, entry.heads, 0, entry.width), entry.dtype))
+            for entry in self._entries
+        }
+
+
+def stream(decoder: Decoder, prompt: Sequence[int], stop_ids: Sequence[int], how: Sampling) -> Iterator[int]:
+    """Tokens that continue `prompt`, one by one, to a stop id (not given), the limit, or the end of the context."""
+    if not len(prompt):
+        raise UsageError("the prompt has no token; a decoder needs at least one to continue")
+    decoder.reset()
+    chance = np.random.default_rng(how.seed)
+    logits = decoder.step(np.asarray([prompt], np.int64))
+    for made in range(1, how.max_tokens + 1):
+        token = choose(logits[0, -1], how, chance)
+        if token in stop_ids:
+            return
+        yield token
+        if made == how.max_tokens or decoder.past == decoder.longest:
+            return
+        logits = decoder.step(np.array([[token]], np.int64))
+
+
+def choose(logits: Array, how: Sampling, chance: np.random.Generator) -> int:
+    """The next token by logits (vocabulary,)."""
+    if how.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / how.temperature
+    powers = np.exp(scaled - scaled.max())
+    order = np.argsort(-powers, kind="stable")
+    probabilities = powers[order] / powers.sum()
+    # A token belongs to the nucleus while what comes before it has not reached top_p.
+    kept = probabilities * (np.cumsum(probabilities) - probabilities < how.top_p)
+    return int(order[chance.choice(len(kept), p=kept / kept.sum())])
+
+
+def negative_log_likelihood(decoder: Decoder, ids: Sequence[int]) -> tuple[float, int]:
+    """-Σ ln p(token | tokens before it) over all tokens but the first, and how many those are."""
+    if len(ids) < 2:
+        return 0.0, 0
+    decoder.reset()
+    logits = decoder.step(np.asarray([ids], np.int64))[0, :-1].astype(np.float64)  # (tokens - 1, vocabulary)
+    top = logits.max(axis=1, keepdims=True)
+    logs = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+    return float(-logs[np.arange(len(logs)), ids[1:]].sum()), len(logs)
+
+
+def _ort_value(array: Array) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,184 @@
+"""Pictures as `pixel_values`: numpy only, so PNG and JPEG have to be converted before.
+
+Resizing follows Pillow, which image processors were trained with: a separable kernel, stretched
+when shrinking, rounded to whole numbers after each of the two passes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saten_runtime.bundle.manifest import Image
+from saten_runtime.errors import BundleError, DataError
+
+__all__ = ["KERNELS", "Picture", "Pixels", "pixel_values", "read_picture", "resize"]
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+Picture = Pixels | str | Path
+FloatArray = npt.NDArray[np.float64]
+
+_MOST_PIXELS = 100_000_000
+_NETPBM = re.compile(rb"(P[56])(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """support: half its width; weigh: its value at distances in source pixels."""
+
+    support: float
+    weigh: Callable[[FloatArray], FloatArray]
+
+
+def _triangle(distance: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(1 - np.abs(distance), 0))
+
+
+def _cubic(distance: FloatArray) -> FloatArray:
+    """Keys' kernel with a = -1/2 ("Cubic Convolution Interpolation", 1981)."""
+    x, a = np.abs(distance), -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+KERNELS: dict[str, _Kernel | None] = {
+    "nearest": None,
+    "bilinear": _Kernel(1, _triangle),
+    "bicubic": _Kernel(2, _cubic),
+}
+
+
+def pixel_values(pictures: Sequence[Picture], how: Image) -> npt.NDArray[np.float32]:
+    """The input of an image model, (len(pictures), 3, height, width).
+
+    Raises:
+        DataError: a picture that cannot be read, or is smaller than the crop.
+        BundleError: settings that no picture can satisfy.
+    """
+    if how.resample not in KERNELS or len(how.resize) > 2 or len(how.crop) not in (0, 2) or len(how.mean) != 3:
+        raise BundleError(f"image settings {how}: there are {', '.join(KERNELS)}, and three channels")
+    ready = [_prepare(read_picture(picture), how) for picture in pictures]
+    shapes = {array.shape for array in ready}
+    if len(shapes) > 1:
+        raise DataError(f"pictures become {sorted(shapes)}; without a size in the bundle they must be of one size")
+    return np.stack(ready)
+
+
+def read_picture(picture: Picture) -> Pixels:
+    """A picture as (height, width, 3); grey becomes three equal channels.
+
+    picture: an array of uint8, (height, width) or (height, width, 3), or a file: .npy of such an
+    array, or binary .ppm and .pgm.
+
+    Raises:
+        DataError: anything else.
+    """
+    if not isinstance(picture, np.ndarray):
+        return _read_file(Path(picture))
+    return _three_channels(picture, "picture")
+
+
+def _read_file(path: Path) -> Pixels:
+    readers: dict[str, Callable[[Path], npt.NDArray[Any]]] = {
+        ".npy": _read_npy,
+        ".ppm": _read_netpbm,
+        ".pgm": _read_netpbm,
+    }
+    if path.suffix.lower() not in readers:
+        raise DataError(f"{path}: expected {', '.join(readers)}; convert it: magick {path.name} {path.stem}.ppm")
+    try:
+        array = readers[path.suffix.lower()](path)
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read ({cause.strerror or cause})") from None
+    except (ValueError, EOFError) as cause:
+        raise DataError(f"{path}: is no picture ({cause})") from None
+    return _three_channels(array, str(path))
+
+
+def _read_npy(path: Path) -> npt.NDArray[Any]:
+    # Mapped first: a header that claims more than the file holds is refused before anything is allocated.
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    if mapped.size > 3 * _MOST_PIXELS:
+        raise ValueError(f"{mapped.size} values, more than {3 * _MOST_PIXELS}")
+    return np.array(mapped)
+
+
+def _read_netpbm(path: Path) -> npt.NDArray[Any]:
+    content = path.read_bytes()
+    head = _NETPBM.match(content)
+    if head is None or int(head[4]) != 255:
+        raise ValueError("expected binary PPM or PGM (P6, P5) with values up to 255")
+    shape = (int(head[3]), int(head[2])) + ((3,) if head[1] == b"P6" else ())
+    if len(content) - head.end() < math.prod(shape) or not math.prod(shape):
+        raise ValueError(f"{len(content) - head.end()} bytes of pixels, {math.prod(shape)} are needed")
+    return np.frombuffer(content, np.uint8, math.prod(shape), head.end()).reshape(shape)
+
+
+def _three_channels(array: npt.NDArray[Any], where: str) -> Pixels:
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError(
+            f"{where}: found {array.dtype} {array.shape}, expected uint8 (height, width, 3) or (height, width)"
+        )
+    return array
+
+
+def _prepare(pixels: Pixels, how: Image) -> npt.NDArray[np.float32]:
+    height, width = pixels.shape[:2]
+    if len(how.resize) == 2:
+        pixels = resize(pixels, how.resize[0], how.resize[1], how.resample)
+    elif len(how.resize) == 1:
+        shorter = min(height, width)
+        pixels = resize(pixels, how.resize[0] * height // shorter, how.resize[0] * width // shorter, how.resample)
+    if how.crop:
+        pixels = _crop(pixels, how.crop[0], how.crop[1])
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    values = (pixels.astype(np.float32) * np.float32(how.rescale) - mean) / std
+    return np.asarray(values.transpose(2, 0, 1), np.float32)  # (3, height, width)
+
+
+def _crop(pixels: Pixels, height: int, width: int) -> Pixels:
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    if min(top, left) < 0:
+        raise DataError(f"picture of {pixels.shape[0]} × {pixels.shape[1]}: smaller than the crop {height} × {width}")
+    return pixels[top : top + height, left : left + width]
+
+
+def resize(pixels: Pixels, height: int, width: int, kernel: str) -> Pixels:
+    """`pixels` as (height, width, 3), by a name in `KERNELS`."""
+    chosen = KERNELS[kernel]
+    if chosen is None:
+        rows, columns = (_nearest(*pair) for pair in ((pixels.shape[0], height), (pixels.shape[1], width)))
+        return pixels[rows][:, columns]
+    across = _rounded(np.tensordot(_weights(pixels.shape[1], width, chosen), pixels, (1, 1)).swapaxes(0, 1))
+    return _rounded(np.tensordot(_weights(pixels.shape[0], height, chosen), across, (1, 0)))
+
+
+def _nearest(inputs: int, outputs: int) -> npt.NDArray[np.int64]:
+    return ((np.arange(outputs) + 0.5) * inputs / outputs).astype(np.int64)
+
+
+def _weights(inputs: int, outputs: int, kernel: _Kernel) -> FloatArray:
+    """What each of `inputs` pixels adds to each of `outputs`, (outputs, inputs); rows sum to 1."""
+    scale = inputs / outputs
+    stretch = max(scale, 1.0)
+    centers = (np.arange(outputs)[:, None] + 0.5) * scale
+    places = np.arange(inputs)[None, :]
+    # Pillow cuts the window at whole pixels, which matters where the kernel is not yet zero there.
+    first = np.floor(centers - kernel.support * stretch + 0.5)
+    last = np.floor(centers + kernel.support * stretch + 0.5)
+    weights = kernel.weigh((places + 0.5 - centers) / stretch) * ((places >= first) & (places < last))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _rounded(values: npt.NDArray[Any]) -> Pixels:
+    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)

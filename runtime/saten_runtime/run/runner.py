@@ -1,0 +1,152 @@
+"""Runner: a bundle in memory, from texts, pictures or prompts to plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.machine.memory import check_room
+from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream
+from saten_runtime.run.predict import TASKS, Outputs, Task
+from saten_runtime.run.session import make_session, ort_errors
+from saten_runtime.run.text import Encoder, Feeds, Ids
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """One session and its tokenizer. Its methods may be called from several threads."""
+
+    def __init__(self, bundle: Bundle, session: Any) -> None:
+        self.bundle = bundle
+        self.task = _task(bundle)
+        self._session = session
+        self._encoder = Encoder(bundle) if bundle.manifest.tokenizer is not None else None
+
+    @classmethod
+    def load(cls, bundle: Bundle | str | Path, *, threads: int = 1, memory: str = "fast") -> Runner:
+        """Read, check and start a bundle; `memory` is a name in `session.MEMORY_MODES`.
+
+        Raises:
+            BundleError: missing, damaged, hostile, of a newer schema, or of a task not in `TASKS`.
+            RuntimeMismatch: this ONNX Runtime cannot run its graph.
+            DeviceError: the machine has less memory than the weights alone need.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        _task(opened)
+        check_room(opened.name, opened.model_bytes, "small")
+        return cls(opened, make_session(opened, threads=threads, memory=memory))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer.
+
+        Raises:
+            BundleError: the bundle takes no text.
+        """
+        if self._encoder is None:
+            raise BundleError(f"{self.bundle.path}: has no tokenizer; the task {self.bundle.manifest.task} needs one")
+        return self._encoder
+
+    def predict(self, items: Sequence[Any], *, batch_size: int = 32) -> Any:
+        """What the bundle's task says about each item, in the order given.
+
+        | task | items | result |
+        |---|---|---|
+        | feature-extraction | texts, or pairs (a, b) read together | (n, width) float32, pooled as the manifest says |
+        | text-classification | texts or pairs | `Classification` |
+        | text-regression | texts or pairs | (n,) float32 |
+        | token-classification | texts, or lists of words | per text a list of `Word` |
+        | question-answering | pairs (question, context) | per pair an `Answer` |
+        | image-classification | arrays or files, see `image.read_picture` | `Classification` |
+        | text-generation | prompts | per prompt a `Completion`, the likeliest tokens, 64 at most |
+
+        Raises:
+            InvalidRun: the graph put out NaN or infinity.
+        """
+        if isinstance(items, str):
+            raise UsageError("predict takes a list of texts, found one string")
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size}: must be at least 1")
+        return self.task.predict(self, items, batch_size)
+
+    def generate(self, prompt: str, how: Sampling | None = None) -> Iterator[str]:
+        """The continuation of a prompt, piece by piece as it is made.
+
+        Raises:
+            BundleError: the bundle is no decoder.
+            UsageError: a prompt longer than the bundle takes.
+        """
+        ids: list[int] = []
+        given = ""
+        for token in self.generate_ids(prompt, how or Sampling()):
+            ids.append(token)
+            text = self.encoder.decode(ids)
+            # A character of several tokens is not complete before its last one.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(given) :]
+                given = text
+        if rest := self.encoder.decode(ids)[len(given) :]:
+            yield rest
+
+    def generate_ids(self, prompt: str, how: Sampling) -> Iterator[int]:
+        """As `generate`, the ids of the tokens."""
+        (row,) = self.encoder.encode([prompt])
+        return stream(self._decoder(), row.ids.tolist(), self.bundle.generation.stop_ids, how)
+
+    def surprise(self, text: str) -> tuple[float, int]:
+        """Negative log-likelihood in nats of a text's tokens but the first, and their number.
+
+        Raises:
+            BundleError: the bundle is no decoder.
+        """
+        (row,) = self.encoder.encode([text])
+        return negative_log_likelihood(self._decoder(), row.ids.tolist())
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """The raw outputs by name, for inputs by name.
+
+        Raises:
+            UsageError: feeds that do not fit the graph.
+            InvalidRun: an output holds NaN or infinity.
+        """
+        names = self.bundle.manifest.outputs
+        with ort_errors(f"{self.bundle.name}: run", UsageError):
+            outputs = dict(zip(names, self._session.run(names, feeds), strict=True))
+        for name, value in outputs.items():
+            if not np.isfinite(value).all():
+                raise InvalidRun(f"{self.bundle.path}: output {name!r} holds NaN or infinity; export the model again")
+        return outputs
+
+    def batched(
+        self, rows: Sequence[Ids], batch_size: int, rows_of: Callable[[Outputs, Feeds], Iterable[Any]]
+    ) -> list[Any]:
+        """`rows_of(outputs, feeds)` of every batch, as one list in the order of `rows`.
+
+        Rows of like length share a batch, so that little of it is padding.
+        """
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        results: list[Any] = [None] * len(rows)
+        for start in range(0, len(order), batch_size):
+            members = order[start : start + batch_size]
+            feeds = self.encoder.feeds([rows[index] for index in members])
+            for index, result in zip(members, rows_of(self.run(feeds), feeds), strict=True):
+                results[index] = result
+        return results
+
+    def _decoder(self) -> Decoder:
+        return Decoder(self.bundle, self._session)
+
+
+def _task(bundle: Bundle) -> Task:
+    try:
+        return TASKS[bundle.manifest.task]
+    except KeyError:
+        raise BundleError(
+            f"{bundle.path}: task {bundle.manifest.task!r}; this saten-runtime runs {', '.join(TASKS)}"
+        ) from None

@@ -1,0 +1,166 @@
+"""Texts, or seeded random ids, as the arrays a graph takes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.errors import BundleError, UsageError
+
+__all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
+
+Text = str | tuple[str, str]  # one text, or a pair that the model reads together
+Feeds = dict[str, npt.NDArray[Any]]
+
+# An Encoding of `tokenizers` holds offsets and strings too; keeping all of them costs ~100 times the ids.
+_TEXTS_AT_ONCE = 512
+_OVERLAP = 4  # windows of a long context share one in so many of their tokens
+
+
+@dataclass(frozen=True)
+class Ids:
+    """One tokenized text: ids and token types, both (tokens,) int64, no padding."""
+
+    ids: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Spans(Ids):
+    """Tokens, and where they stand.
+
+    offsets: (tokens, 2) characters of the text; words: (tokens,) index of the word, -1 for special
+    tokens; parts: (tokens,) which text of a pair, 0 or 1, -1 for special tokens.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    words: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.int64]
+
+
+class Encoder:
+    """The tokenizer of a bundle. Safe to share between threads."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer
+
+        entry = bundle.tokenizer
+        try:
+            self._tokenizer = Tokenizer.from_file(str(bundle.path / entry.file))
+        except Exception as cause:  # `tokenizers` raises plain Exception
+            raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({_one_line(cause)})") from None
+        self._tokenizer.no_padding()
+        cut: dict[str, Any] = {}
+        if bundle.manifest.task == "question-answering":  # the question must be whole
+            cut = {"strategy": "only_second", "stride": entry.max_length // _OVERLAP}
+        self._tokenizer.enable_truncation(entry.max_length, **cut)
+        self._pad_id = entry.pad_id
+        self._inputs = bundle.manifest.inputs
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of ids: valid ones are 0 … vocabulary - 1."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, texts: Sequence[Text]) -> list[Ids]:
+        """Tokenize, with the special tokens of the model, cut to the bundle's `max_length`."""
+        return [
+            Ids(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
+            for part in _parts(texts, _TEXTS_AT_ONCE)
+            for encoding in self._tokenizer.encode_batch(part)
+        ]
+
+    def windows(self, texts: Sequence[Text | list[str]]) -> list[list[Spans]]:
+        """Tokenize, keeping where tokens stand; a list of strings is a text that was split into words before.
+
+        What does not fit `max_length` is cut, or, for question answering, follows in further
+        windows that overlap.
+
+        Raises:
+            UsageError: a question that leaves no room for its context.
+        """
+        split = any(isinstance(text, list) for text in texts)
+        try:
+            return [
+                [_spans(window) for window in (encoding, *encoding.overflowing)]
+                for part in _parts(texts, _TEXTS_AT_ONCE)
+                for encoding in self._tokenizer.encode_batch(part, is_pretokenized=split)
+            ]
+        except Exception as cause:  # `tokenizers` raises plain Exception
+            raise UsageError(f"cannot be tokenized ({_one_line(cause)}); is the question too long?") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def feeds(self, rows: Sequence[Ids]) -> Feeds:
+        """The inputs of the graph, each (len(rows), longest row) int64, padded on the right."""
+        width = max(1, *(len(row) for row in rows)) if rows else 1
+        shape = (len(rows), width)
+        arrays = {
+            "input_ids": np.full(shape, self._pad_id, np.int64),
+            "attention_mask": np.zeros(shape, np.int64),
+            "token_type_ids": np.zeros(shape, np.int64),
+        }
+        for index, row in enumerate(rows):
+            arrays["input_ids"][index, : len(row)] = row.ids
+            arrays["attention_mask"][index, : len(row)] = 1
+            arrays["token_type_ids"][index, : len(row)] = row.types
+        return _only(arrays, self._inputs)
+
+
+def random_feeds(inputs: Sequence[str], *, vocabulary: int, batch: int, tokens: int) -> Feeds:
+    """Always the same ids for the same sizes: each input (batch, tokens) int64, nothing masked.
+
+    Raises:
+        UsageError: a size below 1.
+    """
+    if min(vocabulary, batch, tokens) < 1:
+        raise UsageError(f"batch {batch}, tokens {tokens}, vocabulary {vocabulary}: each must be at least 1")
+    shape = (batch, tokens)
+    arrays = {
+        "input_ids": np.random.default_rng(0).integers(0, vocabulary, shape, np.int64),
+        "attention_mask": np.ones(shape, np.int64),
+        "token_type_ids": np.zeros(shape, np.int64),
+    }
+    return _only(arrays, inputs)
+
+
+def _spans(encoding: Any) -> Spans:
+    return Spans(
+        ids=np.array(encoding.ids, np.int64),
+        types=np.array(encoding.type_ids, np.int64),
+        offsets=np.array(encoding.offsets, np.int64).reshape(-1, 2),
+        words=_indices(encoding.word_ids),
+        parts=_indices(encoding.sequence_ids),
+    )
+
+
+def _indices(values: Sequence[int | None]) -> npt.NDArray[np.int64]:
+    return np.array([-1 if value is None else value for value in values], np.int64)
+
+
+def _only(arrays: Feeds, inputs: Sequence[str]) -> Feeds:
+    unknown = [name for name in inputs if name not in arrays]
+    if unknown:
+        raise BundleError(f"the graph takes the input {unknown[0]!r}; this saten-runtime makes {', '.join(arrays)}")
+    return {name: arrays[name] for name in inputs}
+
+
+def _parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(values)
+    while part := list(itertools.islice(rest, size)):
+        yield part
+
+
+def _one_line(cause: object) -> str:
+    return " ".join(str(cause).split())

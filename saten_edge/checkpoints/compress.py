@@ -1,0 +1,267 @@
+"""Replace a model's weight matrices by tensor train + sparse residual, within a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from saten_edge.checkpoints.architectures import architecture
+from saten_edge.checkpoints.checkpoint import attach_config, share_heads
+from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
+from saten_edge.decomposition.allocation import Measured, allocate
+from saten_edge.decomposition.decompose import Decomposition, Recipe, decompose
+from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
+from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
+
+__all__ = [
+    "EVERYTHING",
+    "CompressedLayer",
+    "Selection",
+    "compress",
+    "compressible_layers",
+    "dense_layers",
+    "layer_errors",
+    "matrices",
+    "replace_layer",
+    "tied_head",
+]
+
+# Below this many values a matrix stays dense: its factors and indices would save nothing worth a node.
+SMALLEST_MATRIX = 4096
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which weight matrices are compressed: those of `smallest` values or more whose layer's name matches.
+
+    include, exclude: shell patterns, `*` for any characters; a name must match one of the first and none of the second.
+    """
+
+    smallest: int = SMALLEST_MATRIX
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def takes(self, name: str, weight: Tensor) -> bool:
+        """Whether the layer `name` with this weight is compressed."""
+        included = any(fnmatchcase(name, pattern) for pattern in self.include)
+        excluded = any(fnmatchcase(name, pattern) for pattern in self.exclude)
+        return weight.ndim == 2 and weight.numel() >= self.smallest and included and not excluded
+
+
+EVERYTHING = Selection()
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """One row of the per-layer table.
+
+    bytes: stored, indices included. error: relative, see `Metric`. error_after: relative to the dense weights,
+    of what fine-tuning left; see `layer_errors`.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    ranks: list[int]
+    nnz: int
+    bytes: int
+    dense_bytes: int
+    error: float
+    error_after: float | None = None
+
+
+def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[str, nn.Module]:
+    """The word and position tables and the linear layers of `model` that `selection` takes, by name.
+
+    A head that is tied to a table is no layer of its own: it follows the table.
+
+    Raises:
+        ExportError: there is none, or the model's family is not known.
+        UsageError: the model is compressed already.
+    """
+    if saten_layers(model):
+        raise UsageError("the model is compressed already; start from the dense one")
+    row = architecture(model.config.model_type)
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    tables = {f"{prefix}{table}" for table in row.tables}
+    head = tied_head(model)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if (name in tables or (isinstance(module, (nn.Linear, Conv1D)) and name not in head))
+        and selection.takes(name, module.weight)
+    }
+    if not found:
+        raise ExportError(
+            f"{type(model).__name__} has no weight matrix of at least {selection.smallest} values"
+            f"{' that --include and --exclude leave' * (selection != Selection(selection.smallest))}: "
+            "nothing to compress"
+        )
+    return dict(sorted(found.items(), key=lambda item: item[0] not in tables))
+
+
+def tied_head(model: Any) -> dict[str, str]:
+    """The head that shares a table's weight → that table; empty where there is none."""
+    row = architecture(model.config.model_type)
+    if row.tied_head is None or not hasattr(model, row.tied_head):
+        return {}
+    weight = getattr(model.get_submodule(row.tied_head), "weight", None)
+    table = f"{model.base_model_prefix}.{row.tables[0]}"
+    return {row.tied_head: table} if weight is model.get_submodule(table).weight else {}
+
+
+def dense_layers(model: nn.Module) -> dict[str, int]:
+    """Parameters that stay dense, with their bytes as fp32."""
+    return {
+        name: parameter.numel() * VALUE_BYTES
+        for name, parameter in model.named_parameters()
+        if ".cores." not in name and ".residual." not in name
+    }
+
+
+def layer_errors(model: nn.Module, dense_model: nn.Module) -> dict[str, float]:
+    """‖M − M̂‖_F / ‖M‖_F of every compressed layer against the dense model it was made from, by name."""
+    errors = {}
+    with torch.no_grad():
+        for name, layer in saten_layers(model).items():
+            exact = _matrix(dense_model.get_submodule(name)).float()
+            norm = float(exact.norm())
+            errors[name] = float((layer.matrix().float() - exact).norm()) / norm if norm else 0.0
+    return errors
+
+
+def compress(
+    loaded: LoadedModel,
+    budget: float | None,
+    *,
+    pattern: str = "grouped",
+    group: int = 32,
+    allocation: str = "uniform",
+    recipe: Recipe | None = None,
+    measured: Measured | None = None,
+    selection: Selection = EVERYTHING,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> list[CompressedLayer]:
+    """Compress every weight matrix of `loaded` that `selection` takes, in place.
+
+    budget: share of the dense fp32 bytes of all these matrices together that is kept, indices included,
+    0 < budget < 1; None where eps and density of the recipe say every size. allocation: how it is shared out, see
+    `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
+    judged by Frobenius' norm.
+    progress: called with a layer's name, the layers done, and their number. Layers are taken one at a time, each
+    widened to float32 and on a GPU where there is one; what stays dense is widened at the end.
+
+    Raises:
+        UsageError: a budget outside 0 … 1, or an unknown pattern.
+        BudgetError: too little for a layer, which the message names.
+        ExportError: the model has nothing to compress.
+        CheckpointError: a weight, compressed or not, is NaN or infinite.
+    """
+    if budget is not None and not 0 < budget < 1:
+        raise UsageError(f"--budget {budget:g}: expected a share of the dense bytes between 0 and 1")
+    layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
+    _refuse_odd_numbers(loaded.model, layers)
+    known = measured.moments if measured else {}
+    budgets: Mapping[str, int | None] = dict.fromkeys(layers)
+    if budget is not None:
+        budgets = allocate(allocation, matrices(layers), budget, measured)
+    rows = []
+    for done, name in enumerate(list(layers)):
+        progress(name, done, len(budgets))
+        module = layers.pop(name)  # the dense weight is freed with its layer
+        parts = _decompose_layer(name, module, budgets[name], pattern, group, recipe or Recipe(), known.get(name))
+        rows.append(replace_layer(loaded.model, name, module, parts, pattern, group))
+    progress("", len(budgets), len(budgets))
+    share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
+    loaded.model.float()
+    attach_config(loaded.model, loaded.source)
+    return rows
+
+
+def matrices(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """M (in, out) of each layer, a view of its weight."""
+    return {name: _matrix(module) for name, module in layers.items()}
+
+
+def _matrix(module: Any) -> Tensor:
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, nn.Linear) else weight
+
+
+def _refuse_odd_numbers(model: nn.Module, compressed: Mapping[str, nn.Module]) -> None:
+    """Refuse what stays dense if it holds NaN or infinity; `decompose` looks at the rest."""
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[0] not in compressed and not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{name}: holds values that are NaN or infinite; the model is damaged")
+
+
+def _decompose_layer(
+    name: str,
+    module: Any,
+    budget_bytes: int | None,
+    pattern: str,
+    group: int,
+    recipe: Recipe,
+    moments: Tensor | None,
+) -> Decomposition:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = _matrix(module).to(device, torch.float32).contiguous()
+    kind = _kind(module)
+    chosen = pattern_named(pattern, kind, group=group, width=matrix.shape[1])
+    try:
+        return decompose(matrix, budget_bytes, chosen, recipe, None if moments is None else moments.to(device))
+    except SatenError as cause:
+        raise type(cause)(f"{name}: {cause}") from None
+
+
+def replace_layer(
+    model: nn.Module, name: str, module: Any, parts: Decomposition, pattern: str, group: int
+) -> CompressedLayer:
+    """Put a Saten layer with these parts where `model` has the dense layer `module`, whose bias it keeps."""
+    weight = module.weight
+    spec = _spec(module, parts, pattern, group)
+    replacement: Any = build_module(name, spec)
+    replacement.set_parts(parts.train, parts.residual)
+    if spec.bias:
+        replacement.bias.data.copy_(module.bias.data)
+    replace_module(model, name, replacement.to(weight.device))
+    return CompressedLayer(
+        name=name,
+        kind=spec.kind,
+        shape=spec.shape,
+        ranks=parts.train.ranks,
+        nnz=parts.residual.nnz,
+        bytes=parts.bytes,
+        dense_bytes=weight.numel() * VALUE_BYTES,
+        error=parts.error,
+    )
+
+
+def _spec(module: Any, parts: Decomposition, pattern: str, group: int) -> LayerSpec:
+    return LayerSpec(
+        kind=_kind(module),
+        shape=parts.train.shape,
+        cores=tuple((core.shape[0], core.shape[1], core.shape[2]) for core in parts.train.cores),
+        inputs=parts.train.inputs,
+        pattern=pattern,
+        group=group,
+        values=tuple(parts.residual.values.shape),
+        indices={
+            name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in parts.residual.indices.items()
+        },
+        bias=getattr(module, "bias", None) is not None,
+        padding_idx=getattr(module, "padding_idx", None),
+        error=parts.error,
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    return "embedding" if isinstance(module, nn.Embedding) else "linear"

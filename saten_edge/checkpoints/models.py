@@ -1,0 +1,313 @@
+"""Reading models and tokenizers from a folder or the Hugging Face hub, and saving them whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from saten_edge.checkpoints.architectures import TASKS, Architecture, architecture, task_of
+from saten_edge.checkpoints.checkpoint import (  # importing it registers the "saten" method with transformers
+    SatenConfig,
+    seal,
+    verify_folder,
+)
+from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
+from saten_edge.checkpoints.modules import saten_layers
+from saten_exporters.exportable import LayerParts
+from saten_runtime.bundle.manifest import Postprocess
+from saten_runtime.errors import CheckpointError, SatenError, UsageError
+from saten_runtime.records.files import new_folder, read_json, sha256_file
+
+__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers"]
+
+# What sentence-transformers keeps beside the weights; without it the pooling would be guessed.
+SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+
+
+@dataclass
+class LoadedModel:
+    """A model in evaluation mode, what prepares its inputs, and what follows it to make an embedding.
+
+    task: a name in `TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
+    """
+
+    model: Any
+    tokenizer: Any
+    postprocess: Postprocess
+    max_length: int
+    source: dict[str, str]
+    folder: Path
+    task: str = "feature-extraction"
+    processor: Any = None
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's row of `ARCHITECTURES`."""
+        return architecture(self.model.config.model_type)
+
+    def encode(self, items: Sequence[Any], max_length: int | None = None) -> dict[str, torch.Tensor]:
+        """The model's inputs for texts, for pairs of texts, or for images.
+
+        items: strings, tuples of two strings, or images as PIL has them; all of one kind. Texts give
+        input_ids, attention_mask …, each (items, longest) int64; images give pixel_values (items, channels,
+        height, width).
+        """
+        if self.processor is not None:
+            return dict(self.processor(images=list(items), return_tensors="pt"))
+        cut = min(self.max_length, max_length or self.max_length)
+        columns = [list(column) for column in zip(*items, strict=True)] if _are_pairs(items) else [list(items)]
+        return dict(self.tokenizer(*columns, padding=True, truncation=True, max_length=cut, return_tensors="pt"))
+
+    def layer_parts(self) -> dict[str, LayerParts]:
+        """The numbers of every compressed layer, for the exporter; none for a dense model."""
+        return {name: layer.parts() for name, layer in saten_layers(self.model).items()}
+
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(n, t, width), (n, t) → (n, width), as `saten_runtime` does it on the device."""
+        if self.postprocess.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = mask[..., None].to(hidden.dtype)
+            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
+        return nn.functional.normalize(pooled, dim=-1) if self.postprocess.normalize else pooled
+
+
+def load_model(
+    name: str | Path,
+    task: str | None = None,
+    *,
+    num_labels: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | str = torch.float32,
+) -> LoadedModel:
+    """A dense or Saten model from a folder, or by name from the Hugging Face hub.
+
+    task: a name in `TASKS`; None reads it from the config, and a sentence-transformers folder is one for
+    feature-extraction. num_labels: size of a classifier; where the files hold none of that size, a new one is
+    drawn from `seed`, and nothing else ever is. One label is a regression. dtype: of the weights;
+    "auto" leaves them as they are stored, and then they stay in the file, mapped, until they are written to.
+
+    Raises:
+        CheckpointError: there is no such model, or its files cannot be read.
+        ExportError: a family that is not in `ARCHITECTURES`, or an option of it that we cannot express.
+        UsageError: a task that there is not, or that the family does not have.
+    """
+    folder = resolve_model(str(name))
+    tensors = read_headers(folder)
+    verify_folder(folder, tensors)
+    row, task = _family_and_task(folder, task)
+    try:
+        model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
+        tokenizer, processor = _preprocessors(folder, row)
+    except SatenError:
+        raise
+    except Exception as cause:  # transformers raises almost anything on a bad folder
+        raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({_one_line(cause)})") from cause
+    if missing:  # transformers would go on with random numbers
+        advice = "download it again" if num_labels else "download it again, or name a new head's --num-labels"
+        raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
+    if tokenizer is not None and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classifier reads the last token before it
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        _postprocess(folder),
+        _max_length(folder, model, row),
+        _source(str(name), folder, model),
+        folder,
+        task,
+        processor,
+    )
+
+
+def save_model(
+    loaded: LoadedModel,
+    path: Path,
+    *,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write model, tokenizer and side files into a new folder; it appears complete or not at all.
+
+    extra: file name → JSON data to put beside them. max_shard_size: of a weight file, in transformers' spelling.
+    """
+    with new_folder(path, overwrite=overwrite) as folder:
+        with silent_transformers():
+            loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
+        (loaded.tokenizer or loaded.processor).save_pretrained(folder)
+        for name in SIDE_FILES if loaded.task == "feature-extraction" else ():
+            if (loaded.folder / name).is_file():
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(loaded.folder / name, folder / name)
+        for name, data in (extra or {}).items():
+            (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        if saten_layers(loaded.model):
+            seal(folder)
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model: as given, or downloaded from the hub."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise CheckpointError(f"{name}: has no config.json; expected a transformers model folder")
+        refuse_odd_files(Path(name))
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except HFValidationError:
+        raise CheckpointError(f"{name}: no such folder, and no name of a model on the hub either") from None
+    except Exception as cause:  # the hub client raises many kinds, offline ones too
+        raise CheckpointError(
+            f"{name}: no such folder, and it cannot be fetched from the hub ({_one_line(cause)})"
+        ) from None
+
+
+def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]:
+    """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
+    config = read_json(folder / "config.json", CheckpointError)
+    row = architecture(config.get("model_type"))
+    if task is None:
+        sentences = (folder / "modules.json").is_file()
+        task = "feature-extraction" if sentences else task_of(list(config.get("architectures") or ()))
+    if task not in TASKS:
+        raise UsageError(f"no task {task!r}; there are: {', '.join(TASKS)}")
+    row.check_task(task)
+    return row, task
+
+
+def _read_weights(
+    folder: Path,
+    tensors: Mapping[str, Entry],
+    row: Architecture,
+    task: str,
+    num_labels: int | None,
+    seed: int,
+    dtype: torch.dtype | str,
+) -> tuple[Any, list[str]]:
+    """The model and the weights it lacks but for a new head's.
+
+    The pooler of a base model, which embeddings do not read, is left out where it can be.
+    """
+    import transformers
+
+    with silent_transformers():  # a pooler left unread is reported as unexpected keys
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **_labels(task, num_labels))
+        row.check_options(config.to_dict())
+        options: dict[str, Any] = {"add_pooling_layer": False} if task == "feature-extraction" and row.pooler else {}
+        auto = getattr(transformers, TASKS[task].auto)
+        if not hasattr(config, "quantization_config"):  # of a Saten model, its quantizer does it
+            with torch.device("meta"):
+                refuse_bomb(f"{folder / 'config.json'}", auto.from_config(config), tensors)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, found = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=num_labels is not None,
+                **options,
+            )
+    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    new = tuple(f"{head}." for head in row.heads) if num_labels is not None else ()
+    return model, sorted(key for key in absent if not key.startswith(new))
+
+
+def _labels(task: str, num_labels: int | None) -> dict[str, Any]:
+    if num_labels is None:
+        return {}
+    if num_labels < 1 or not task.endswith("-classification"):
+        raise UsageError(f"{num_labels} labels for {task}; expected at least one, for a classification")
+    regression = task == "text-classification" and num_labels == 1
+    return {"num_labels": num_labels, **({"problem_type": "regression"} if regression else {})}
+
+
+def _preprocessors(folder: Path, row: Architecture) -> tuple[Any, Any]:
+    """The tokenizer of a text model, or the image processor of a vision model, and None for the other."""
+    import transformers
+
+    if row.kind == "vision":
+        return None, transformers.AutoImageProcessor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders often name none; the mask hides it
+    return tokenizer, None
+
+
+@contextlib.contextmanager
+def silent_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers; `Talk` says what is going on."""
+    from transformers import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _source(name: str, folder: Path, model: Any) -> dict[str, str]:
+    """Where the weights come from; of a Saten checkpoint, which model was compressed."""
+    weights = sorted(folder.glob("*.safetensors"))
+    own = {
+        "model": Path(name).name if Path(name).exists() else name,
+        "architecture": type(model).__name__,
+        "sha256": sha256_file(weights[0]) if weights else "",
+    }
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SatenConfig):
+        return own
+    return {**own, "model": config.source["model"], "checkpoint": own["model"]}
+
+
+def _postprocess(folder: Path) -> Postprocess:
+    """Pooling as sentence-transformers configured it; the mean, normalized, where nothing is said."""
+    pooling = folder / "1_Pooling" / "config.json"
+    if not pooling.is_file():
+        return Postprocess("mean", True)
+    modes = read_json(pooling, CheckpointError)
+    chosen = {name for name in modes if name.startswith("pooling_mode_") and modes[name] is True}
+    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(chosen) != 1 or not chosen <= set(known):
+        raise CheckpointError(f"{pooling}: pooling by {sorted(chosen)}; expected one of {sorted(known)}")
+    modules = folder / "modules.json"
+    return Postprocess(known[chosen.pop()], not modules.is_file() or "Normalize" in modules.read_text("utf-8"))
+
+
+def _max_length(folder: Path, model: Any, row: Architecture) -> int:
+    """The length texts are cut to: sentence-transformers' choice, or the model's positions."""
+    positions = int(getattr(model.config, "max_position_embeddings", 512)) - row.first_position
+    side = folder / "sentence_bert_config.json"
+    if not side.is_file():
+        return positions
+    return min(positions, int(read_json(side, CheckpointError).get("max_seq_length") or positions))
+
+
+def _are_pairs(items: Sequence[Any]) -> bool:
+    return bool(items) and isinstance(items[0], tuple)
+
+
+def _some(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return f"{names[0]} and {len(names) - 1} more weights are" if len(names) > 1 else f"{names[0]} is"
+
+
+def _one_line(cause: BaseException) -> str:
+    return " ".join(str(cause).split())[:200] or type(cause).__name__

@@ -1,0 +1,77 @@
+"""What the commands of `saten-edge` print on this machine, as aligned text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from saten_runtime.records.plain_text import align
+
+if TYPE_CHECKING:
+    from saten_edge.serve import Run
+
+__all__ = ["evaluation_table", "layers_table", "metrics_table", "run_tables"]
+
+# A parameter that stayed dense is named in the table if it is this share of what is stored.
+_SHOWN_SHARE = 0.01
+
+
+def layers_table(table: dict[str, Any]) -> str:
+    """Every layer of a compression, their sum, and what stayed dense; the content of `saten_layers.json`."""
+    rows, dense = table["layers"], table["dense"]
+    head = ("layer", "in × out", "ranks", "residual", "bytes", "of dense", "error")
+    lines = [
+        (
+            row["name"],
+            " × ".join(map(str, row["shape"])),
+            ",".join(map(str, row["ranks"])),
+            str(row["nnz"]),
+            str(row["bytes"]),
+            f"{row['bytes'] / row['dense_bytes']:.3f}",
+            f"{row['error']:.3f}",
+        )
+        for row in rows
+    ]
+    stored, before = (sum(row[column] for row in rows) for column in ("bytes", "dense_bytes"))
+    last = ("all", "", "", "", str(stored), f"{stored / before:.3f}", "")
+    return "\n\n".join([align([head, *lines, last]), _dense_table(dense, stored + sum(dense.values()))])
+
+
+def _dense_table(dense: dict[str, int], stored: int) -> str:
+    """The larger of the parameters that stayed dense, in bytes, and their shares of all that is stored."""
+    large = {name: size for name, size in dense.items() if size >= _SHOWN_SHARE * stored}
+    smaller = sum(dense.values()) - sum(large.values())
+    listed = {**large, f"{len(dense) - len(large)} smaller parameters": smaller, "all": sum(dense.values())}
+    rows = [(name, str(size), f"{size / stored:.3f}") for name, size in listed.items()]
+    return align([("kept dense", "bytes", "of all stored"), *rows])
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Steps and loss of a fine-tuning, and how it was judged before and after."""
+    losses = [step["loss"] for step in metrics["history"]]
+    line = f"{metrics['steps']} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
+    if metrics["after"] is None:
+        return line
+    names = list(metrics["after"])
+    rows = [(when, *(_number(metrics[when][name]) for name in names)) for when in ("before", "after")]
+    return "\n".join([line, align([("", *names), *rows])])
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """A row of metrics per bundle; `result`: an `EvalResult` as JSON data."""
+    names = list(result["rows"][0]["metrics"])
+    rows = [(row["bundle"], *(_number(row["metrics"].get(name)) for name in names)) for row in result["rows"]]
+    return align([("bundle", *names), *rows])
+
+
+def run_tables(run: Run) -> str:
+    """What a page sent, and where it was stored."""
+    from saten_runtime.bench.results import table
+
+    tables = [f"{run.folder}:"]
+    tables += [table(run.bench)] if run.bench is not None else []
+    tables += [evaluation_table(run.evaluation.to_json())] if run.evaluation is not None else []
+    return "\n".join(tables)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""One matrix as tensor train + residual, and how many bytes each gets."""

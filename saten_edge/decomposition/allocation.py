@@ -1,0 +1,119 @@
+"""How the bytes of a budget are shared out among layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from saten_edge.decomposition.metric import Metric
+from saten_edge.decomposition.residual import VALUE_BYTES
+from saten_runtime.errors import CheckpointError, UsageError
+from saten_runtime.records.files import replace_file
+
+__all__ = ["ALLOCATIONS", "Measured", "allocate"]
+
+# However little a layer seems to need, it keeps this part of an equal share: a spectrum says what truncation
+# costs, not what the residual and fine-tuning will win back.
+SMALLEST_PART = 0.5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What calibration found out about the layers, by name; see `saten_edge.decomposition.calibration`."""
+
+    moments: Mapping[str, Tensor]
+    sensitivities: Mapping[str, float]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: `moments.<layer>` and `sensitivities.<layer>`, float64."""
+        tensors = {f"moments.{name}": moments.contiguous() for name, moments in self.moments.items()}
+        for name, sensitivity in self.sensitivities.items():
+            tensors[f"sensitivities.{name}"] = torch.tensor(sensitivity, dtype=torch.float64)
+        replace_file(path, save(tensors))
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """Back from `save`.
+
+        Raises:
+            CheckpointError: there is no such file, or it holds something else.
+        """
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as cause:
+            raise CheckpointError(f"{path}: cannot be read as measurements of a model ({cause})") from None
+        found: dict[str, dict[str, Tensor]] = {"moments": {}, "sensitivities": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            if part not in found:
+                raise CheckpointError(f"{path}: holds {key!r}, expected moments and sensitivities of layers")
+            found[part][name] = tensor
+        return cls(found["moments"], {name: float(value) for name, value in found["sensitivities"].items()})
+
+
+# matrices (in, out) by layer, share of the dense bytes, measurements → bytes by layer
+Allocation = Callable[[Mapping[str, Tensor], float, Measured | None], dict[str, int]]
+
+
+def allocate(how: str, matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+    """Bytes for each layer, together at most `budget` of the dense fp32 bytes of `matrices` (in, out).
+
+    Raises:
+        UsageError: no such allocation, or one that needs calibration without it.
+    """
+    if how not in ALLOCATIONS:
+        raise UsageError(f"no allocation {how!r}; there are: {', '.join(sorted(ALLOCATIONS))}")
+    return ALLOCATIONS[how](matrices, budget, measured)
+
+
+def uniform(matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+    """The same share of its dense bytes for every layer."""
+    return {name: int(matrix.numel() * VALUE_BYTES * budget) for name, matrix in matrices.items()}
+
+
+def by_sensitivity(matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+    """Bytes go where they lower the model's output error most.
+
+    One more rank of a layer's factors costs (in + out) values and removes one singular value σ_k of Σ^½ M: σ_k² / Σσ²
+    of the layer's squared relative error, times its sensitivity of the output's. These rates fall with
+    k, so buying ranks of all layers in the order of error removed per byte minimises the sum.
+    """
+    if measured is None:
+        raise UsageError("--allocation sensitivity needs calibration texts; pass --calibration FILE.jsonl")
+    floors = uniform(matrices, budget * SMALLEST_PART, None)
+    left = sum(uniform(matrices, budget, None).values()) - sum(floors.values())
+    offers = [
+        _offers(matrix, floors[name], measured.moments[name], measured.sensitivities[name])
+        for name, matrix in matrices.items()
+    ]
+    rates = torch.cat([rate for rate, _ in offers])
+    prices = torch.cat([price for _, price in offers])
+    layers = torch.repeat_interleave(torch.arange(len(offers)), torch.tensor([len(rate) for rate, _ in offers]))
+    order = rates.argsort(descending=True, stable=True)
+    bought = order[prices[order].cumsum(0) <= left]
+    extra = torch.zeros(len(offers), dtype=torch.float64).index_add(0, layers[bought], prices[bought])
+    return {name: floors[name] + int(size) for name, size in zip(matrices, extra.tolist(), strict=True)}
+
+
+def _offers(matrix: Tensor, floor_bytes: int, moments: Tensor, sensitivity: float) -> tuple[Tensor, Tensor]:
+    """Error removed per byte, and bytes, of each rank above the floor up to the size of the dense matrix."""
+    price = sum(matrix.shape) * VALUE_BYTES
+    ranks = _energy(matrix, moments)[floor_bytes // price : matrix.numel() // sum(matrix.shape)]
+    return ranks * sensitivity / price, torch.full_like(ranks, price)
+
+
+def _energy(matrix: Tensor, moments: Tensor) -> Tensor:
+    """σ_k² / Σσ² of Σ^½ M, largest first."""
+    gram = Metric.from_moments(moments).gram(matrix.double())
+    energy: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+    total: Tensor = energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
+    return energy / total
+
+
+ALLOCATIONS: dict[str, Allocation] = {"uniform": uniform, "sensitivity": by_sensitivity}

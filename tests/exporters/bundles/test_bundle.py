@@ -1,0 +1,571 @@
+"""export(): a complete, verified bundle, or nothing at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_exporters import DEFAULT_TARGET, PRECISIONS, TARGETS, export, rounding_bound
+from saten_exporters.bundles.export import LOADERS, _save_graph
+from saten_exporters.bundles.verify import approximation, measured_bound
+from saten_exporters.forms import DOMAIN
+from saten_exporters.passes.initializers import new_initializer
+from saten_runtime.accuracy.parity import Comparison, check_parity, compare_outputs, write_case
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.layers import layers_of
+from saten_runtime.bundle.manifest import Manifest
+from saten_runtime.errors import ExportError, ParityError, UsageError
+from saten_runtime.records.files import digest_of, sha256_file
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
+
+BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
+CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+BundleOf = Callable[[str, str], Bundle]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, traced: Callable[..., Any]) -> None:
+    """Exports take the graph traced before."""
+    monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)
+
+
+def weights_of(model: ir.Model) -> dict[str, int]:
+    """Name of each `saten` node → bytes of the initializers it reads, but for a bias."""
+    return {
+        node.name: sum(
+            value.const_value.nbytes
+            for name, value in zip(model.functions[node.op_identifier()].inputs, node.inputs, strict=True)
+            if name.name != "bias" and value.const_value is not None
+        )
+        for node in model.graph
+        if node.domain == DOMAIN
+    }
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "precision"), BUNDLES)
+def test_the_manifest(model: str, precision: str, bundle_of: BundleOf, loaded_tiny: dict[str, LoadedModel]) -> None:
+    manifest, source = bundle_of(model, precision).manifest, loaded_tiny[model]
+    assert manifest.name == f"{model}-{precision}"
+    assert (manifest.precision, manifest.task) == (precision, "feature-extraction")
+    assert manifest.source == source.source
+    assert manifest.source["architecture"] == "BertModel"
+    assert len(manifest.source["sha256"]) == 64
+    assert set(manifest.inputs) == INPUTS
+    assert manifest.outputs == ["last_hidden_state"]
+    assert (manifest.opset, manifest.ir_version) == (18, 10)
+    assert manifest.smallest_onnxruntime == TARGETS["x86-64"].smallest_onnxruntime
+    assert manifest.tokenizer.max_length == source.max_length
+    assert manifest.tokenizer.pad_id == source.tokenizer.pad_token_id
+    assert manifest.postprocess == source.postprocess
+    assert set(manifest.made_by) >= {"saten-edge", "torch", "onnxruntime"}
+    assert set(manifest.tolerance) == {"relative"}
+
+
+@pytest.mark.parametrize(("model", "precision"), BUNDLES)
+def test_every_file_is_listed(model: str, precision: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, precision)
+    found = {path.relative_to(bundle.path).as_posix() for path in bundle.path.rglob("*") if path.is_file()}
+    assert found == {*bundle.manifest.files, "saten_edge.json"}
+    arrays = {
+        f"validation/{case}.{name}.npy" for case in CASES for name in (*bundle.manifest.inputs, "last_hidden_state")
+    }
+    assert found == arrays | {
+        "saten_edge.json",
+        "model.onnx",
+        "model.onnx.data",
+        "export.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "validation/report.json",
+    }
+    for name, entry in bundle.manifest.files.items():
+        assert (bundle.path / name).stat().st_size == entry.bytes
+        assert sha256_file(bundle.path / name) == entry.sha256
+
+
+@pytest.mark.parametrize(("model", "precision"), BUNDLES)
+def test_bytes_per_layer_are_those_on_disk(
+    model: str, precision: str, bundle_of: BundleOf, loaded_tiny: dict[str, LoadedModel]
+) -> None:
+    bundle, parts = bundle_of(model, precision), loaded_tiny[model].layer_parts()
+    assert {layer.name: layer.bytes for layer in bundle.manifest.layers} == weights_of(ir.load(bundle.model))
+    assert {layer.name for layer in bundle.manifest.layers} == set(parts)
+    for layer in bundle.manifest.layers:
+        assert layer.dense_fp32_bytes == math.prod(parts[layer.name].shape) * 4
+        assert math.prod(layer.shape) * 4 == layer.dense_fp32_bytes
+
+
+@pytest.mark.parametrize("model", ["saten", "unstructured"])
+def test_a_bundle_keeps_the_budget_of_its_checkpoint(
+    model: str, bundle_of: BundleOf, loaded_tiny: dict[str, LoadedModel]
+) -> None:
+    promised = json.loads((loaded_tiny[model].folder / "saten_layers.json").read_text())["layers"]
+    stored = {layer.name: layer.bytes for layer in bundle_of(model, "fp32").manifest.layers}
+    for row in promised:
+        # 16: the shape that rebuilds a matrix; a checkpoint has positions of one byte, ONNX Runtime needs whole columns
+        columns = row["nnz"] + 4 * (row["shape"][1] + 1) if model == "unstructured" and row["kind"] == "linear" else 0
+        assert stored[row["name"]] <= row["bytes"] + columns + 16, row["name"]
+    quarter = {layer.name: layer.bytes for layer in bundle_of(model, "int8").manifest.layers}
+    assert sum(quarter.values()) < 0.5 * sum(stored.values())
+
+
+def test_the_weights_of_a_bundle_are_all_it_holds(bundle_of: BundleOf) -> None:
+    for model, precision in BUNDLES:
+        bundle = bundle_of(model, precision)
+        stored = sum(value.const_value.nbytes for value in ir.load(bundle.model).graph.initializers.values())
+        assert bundle.model_bytes - bundle.manifest.files["model.onnx"].bytes <= stored
+        assert stored <= bundle.model_bytes
+        layers = sum(layer.bytes for layer in bundle.manifest.layers)
+        dense = sum(layer.dense_fp32_bytes for layer in bundle.manifest.layers)
+        assert layers <= 0.4 * dense + 16 * len(bundle.manifest.layers)
+
+
+TYPES = {
+    "fp32": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "int8": ir.DataType.INT8,
+    "int8-block": ir.DataType.UINT8,
+    "int4": ir.DataType.UINT8,
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_dense_layers_are_in_the_graph(precision: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of("dense", precision)
+    assert bundle.manifest.layers == []
+    weights = list(ir.load(bundle.model).graph.initializers.values())
+    kinds = {value.dtype for value in weights if value.const_value.size >= 4096}
+    sizes = [value.const_value.size for value in weights if value.dtype == TYPES[precision]]
+    smallest = 4096 // (2 if precision == "int4" else 1)  # two codes in a byte
+    assert sum(size >= smallest for size in sizes) == 2 * 4 + 2  # queries, keys and values are one product; two tables
+    assert kinds == {TYPES[precision]}
+
+
+@pytest.mark.parametrize(("model", "precision"), BUNDLES)
+def test_the_report(model: str, precision: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, precision)
+    rows = json.loads((bundle.path / "validation" / "report.json").read_text())["comparisons"]
+    assert {(row["case"], row["optimized"]) for row in rows} == {(case, on) for case in CASES for on in (False, True)}
+    bound = bundle.manifest.tolerance["relative"]
+    for row in rows:
+        assert tuple(row["shape"][:2]) == CASES[row["case"]]
+        assert row["bound"] == bound
+        assert 0 < row["relative_error"] <= bound
+        assert row["cosine"] > 0.9
+    assert [row.to_json() for row in check_parity(bundle)] == rows
+
+
+def test_the_cases_cover_padding_and_ragged_batches(bundle_of: BundleOf) -> None:
+    folder = bundle_of("saten", "fp32").path / "validation"
+    masks = {case: np.load(folder / f"{case}.attention_mask.npy") for case in CASES}
+    assert {case: mask.shape for case, mask in masks.items()} == CASES
+    assert {case: mask.sum(axis=1).tolist() for case, mask in masks.items()} == {
+        "single": [1],
+        "short": [7],
+        "padded": [16, 5],
+        "ragged": [33, 2, 20],
+    }
+
+
+def test_fp32_and_int8_carry_the_same_cases(bundle_of: BundleOf) -> None:
+    folders = [bundle_of("saten", precision).path / "validation" for precision in PRECISIONS]
+    for file in folders[0].glob("*.npy"):
+        np.testing.assert_array_equal(np.load(file), np.load(folders[1] / file.name))
+
+
+@pytest.mark.parametrize(("model", "precision"), BUNDLES)
+def test_the_card(model: str, precision: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, precision)
+    card = (bundle.path / "README.md").read_text()
+    head, title = card.split("---\n")[1:3]
+    assert f"base_model: {bundle.manifest.source['model']}\n" in head
+    assert title.startswith(f"# {bundle.name}\n")
+    assert f"{bundle.model_bytes:,} bytes" in card
+    rows = json.loads((bundle.path / "validation" / "report.json").read_text())["comparisons"]
+    assert f"{max(row['relative_error'] for row in rows):.2e}" in card
+    assert f"over {len(rows)} comparisons" in card
+    for row in rows:
+        setting = "on" if row["optimized"] else "off"
+        shape = " × ".join(map(str, row["shape"]))
+        line = f"| {row['case']} | {row['output']} | {shape} | {setting} | {row['relative_error']:.2e} | "
+        assert line in card
+    for layer in bundle.manifest.layers:
+        assert f"| {layer.name} | {layer.form} |" in card
+    assert ("Every weight is dense." in card) == (model == "dense")
+    assert f"at {precision}, opset 18" in card
+
+
+# --- the bound ---------------------------------------------------------------------------------------------------
+
+
+def test_the_bound_counts_products_and_the_longest(parse_model: Callable[..., ir.Model]) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2, 9] x, float[9, 25] w, float[25, 4] v) => (float[2, 4] y) {
+            inner = MatMul (x, w)
+            active = Relu (inner)
+            y = MatMul (active, v)
+        }"""
+    model = parse_model(text, w=np.ones((9, 25), np.float32), v=np.ones((25, 4), np.float32))
+    assert rounding_bound(model.graph) == pytest.approx(2 * 5 * 2.0**-24)
+    model.graph.append(ir.Node("com.microsoft", "GroupQueryAttention", []))  # queries by keys, weights by values
+    assert rounding_bound(model.graph) == pytest.approx(4 * 5 * 2.0**-24)
+
+
+@pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])
+def test_the_bound_is_far_above_rounding_and_far_below_a_wrong_layer(model: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, "fp32")
+    bound = bundle.manifest.tolerance["relative"]
+    assert 1e-6 < bound < 1e-4
+    assert max(row.relative_error for row in check_parity(bundle)) < bound / 4
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_an_output_that_exists(
+    kind: str, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.export.trace", lambda *_: pytest.fail("traced all the same"))
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "file":
+        out.write_text("precious")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="already exists"):
+        export(loaded_tiny["dense"], out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int2"}, "--precision int2: there are fp32, fp16, int8, int8-block, int4"),
+        ({"target": "moon"}, "--target moon: there are x86-64, "),
+    ],
+)
+def test_no_such_option(
+    options: dict[str, Any], words: str, loaded_tiny: dict[str, LoadedModel], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        export(loaded_tiny["dense"], tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_slow_tokenizer(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        pad_token_id = 0
+        model_input_names = ("input_ids", "attention_mask", "token_type_ids")
+
+    monkeypatch.setattr(loaded_tiny["dense"], "tokenizer", Slow())
+    with pytest.raises(ExportError, match="Slow has no `tokenizers` form"):
+        export(loaded_tiny["dense"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- all or nothing ----------------------------------------------------------------------------------------------
+
+
+def perturb(relative: float) -> Callable[..., None]:
+    """write_case, with torch's outputs off by up to `relative` of their largest value."""
+
+    def write(folder: Path, case: str, arrays: dict[str, np.ndarray]) -> None:
+        random = np.random.default_rng(4)
+        moved = {
+            name: array
+            if name in INPUTS
+            else array + (relative * np.abs(array).max() * random.uniform(-1, 1, array.shape)).astype(array.dtype)
+            for name, array in arrays.items()
+        }
+        write_case(folder, case, moved)
+
+    return write
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("model", ["dense", "saten"])
+def test_another_answer_than_torchs_leaves_no_bundle(
+    model: str, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.verify.write_case", perturb(1e-2))
+    with pytest.raises(ParityError, match="8 of 8 comparisons fail"):
+        export(loaded_tiny[model], tmp_path / "parent" / "out")
+    assert list((tmp_path / "parent").iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_rounding_is_no_other_answer(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.verify.write_case", perturb(1e-6))
+    assert export(loaded_tiny["saten"], tmp_path / "out").path == tmp_path / "out"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_wrong_layer_leaves_no_bundle(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The values of one residual change places on their way to the graph."""
+    source = loaded_tiny["saten"]
+    parts = source.layer_parts()
+    name = next(name for name in parts if name.endswith("layer.1.output.dense"))
+    parts[name] = dataclasses.replace(parts[name], values=np.roll(parts[name].values, 1))
+    monkeypatch.setattr(source, "layer_parts", lambda: parts)
+    with pytest.raises(ParityError):
+        export(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("at", ["run_passes", "_save_graph", "write_cases", "compare", "model_card"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_no_bundle(
+    at: str,
+    error: type[BaseException],
+    loaded_tiny: dict[str, LoadedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: Any) -> None:
+        assert [path.name.startswith(".out.partial-") for path in tmp_path.iterdir()] == [True]
+        raise error
+
+    monkeypatch.setattr(f"saten_exporters.bundles.export.{at}", stop)
+    with pytest.raises(error):
+        export(loaded_tiny["dense"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_overwriting(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    first = export(loaded_tiny["dense"], out, name="first")
+    with monkeypatch.context() as patch:
+        patch.setattr("saten_exporters.bundles.verify.write_case", perturb(1e-2))
+        with pytest.raises(ParityError):
+            export(loaded_tiny["dense"], out, name="second", overwrite=True)
+    assert Bundle.open(out) == first
+    export(loaded_tiny["dense"], out, name="third", precision="int8", overwrite=True)
+    assert Bundle.open(out).name == "third"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_same_model_gives_the_same_bytes(
+    bundle_of: BundleOf, loaded_tiny: dict[str, LoadedModel], tmp_path: Path
+) -> None:
+    first, second = bundle_of("saten", "int8"), export(loaded_tiny["saten"], tmp_path / "saten-int8", precision="int8")
+    assert first.manifest == second.manifest
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_command_ends_with_3(
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    traced: Callable[..., Any],
+    loaded_tiny: dict[str, LoadedModel],
+) -> None:
+    from saten_edge.cli.commands import main
+
+    monkeypatch.setattr("saten_edge.stages.load_model", lambda *_: loaded_tiny["dense"])
+    monkeypatch.setattr("saten_exporters.bundles.verify.write_case", perturb(1e-2))
+    out = tmp_path / "parent" / "out"
+    monkeypatch.setattr(sys, "argv", ["saten-edge", "export", str(tiny_bert), "-o", str(out), "--quiet"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 3
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert stderr.startswith("saten-edge: error: ")
+    assert "from torch's, allowed are" in stderr
+    assert stderr.count("\n") == 1
+    assert list(out.parent.iterdir()) == []
+
+
+def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
+    bundle = bundle_of("saten", "fp32")
+    written = json.loads((bundle.path / "saten_edge.json").read_text())
+    assert isinstance(bundle.manifest, Manifest)
+    assert written.pop("seal") == digest_of(bundle.manifest.to_json())
+    assert written == bundle.manifest.to_json()
+
+
+# --- a folder instead of a model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_is_loaded_by_who_is_registered(
+    tiny_bert: Path, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str | Path, task: str | None) -> LoadedModel:
+        asked.append((name, task))
+        return loaded_tiny["dense"]
+
+    entry = SimpleNamespace(load=lambda: load)
+    monkeypatch.setattr(
+        "saten_exporters.bundles.export.entry_points", lambda group: [entry] if group == LOADERS else []
+    )
+    bundle = export(tiny_bert, str(tmp_path / "out"), task="feature-extraction", name="by-folder")
+    assert asked == [(tiny_bert, "feature-extraction")]
+    assert bundle.path == tmp_path / "out"
+    assert bundle.manifest.source == loaded_tiny["dense"].source
+
+
+def test_a_folder_without_anybody_to_load_it(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.export.entry_points", lambda group: [])
+    with pytest.raises(ExportError, match="no installed package loads models; install saten-edge"):
+        export(tiny_bert, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_package_registers_its_loader() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+    (value,) = project["entry-points"][LOADERS].values()
+    assert EntryPoint("saten-edge", value, LOADERS).load() is load_model
+
+
+# --- the measured bound ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_8_bit_answer_that_is_another_leaves_no_bundle(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.verify.write_case", perturb(2.0))
+    with pytest.raises(ParityError, match=r"usually more than 0\.5 is no rounding"):
+        export(loaded_tiny["dense"], tmp_path / "out", precision="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("model", ["dense", "saten", "unstructured"])
+def test_an_8_bit_bundle_is_held_to_what_was_measured(model: str, bundle_of: BundleOf) -> None:
+    bundle = bundle_of(model, "int8")
+    worst = max(row.relative_error for row in check_parity(bundle))
+    assert bundle.manifest.tolerance["relative"] == pytest.approx(2 * worst)
+    assert f"allowed {2 * worst:.2e}" in (bundle.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("errors", [(0.1, 0.1, math.nan), (0.1, 0.1, math.inf), (0.1, 0.51, 0.52)])
+def test_no_bound_is_measured_from_nonsense(errors: tuple[float, ...]) -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in errors]
+    with pytest.raises(ParityError, match="no rounding"):
+        measured_bound("name", "int8", rows)
+    assert measured_bound("name", "int8", rows[:1]) == pytest.approx(0.2)
+
+
+def test_one_answer_near_0_may_be_far_off() -> None:
+    rows = [Comparison("case", "y", True, [1], error, 1.0, None) for error in (0.1, 0.2, 0.9)]
+    assert measured_bound("name", "int8", rows) == pytest.approx(1.8)
+
+
+def test_stored_halves_widen_the_bound_by_their_rounding(parse_model: Callable[..., ir.Model]) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+        g (float[2, 9] x, float[9, 25] w) => (float[2, 25] y) { y = MatMul (x, w) }"""
+    graph = parse_model(text, w=np.ones((9, 25), np.float32)).graph
+    assert rounding_bound(graph, "fp16") == pytest.approx(5 * 2.0**-24 + 2.0**-11)
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+SAME = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[2, 3] x) => (float[2, 3] y) {
+        once = Neg (x)
+        again = Abs (once)
+        y = Neg (again)
+    }"""
+
+
+@pytest.mark.parametrize("name", ["again", "x", "y"])
+def test_two_values_of_one_name(name: str, parse_model: Callable[..., ir.Model], tmp_path: Path) -> None:
+    model = parse_model(SAME)
+    exported = SimpleNamespace(program=model, save_pretrained=lambda folder: None)
+    _save_graph(exported, tmp_path, TARGETS[DEFAULT_TARGET])
+    model.graph[0].outputs[0].name = name
+    with pytest.raises(ExportError, match="the graph is no valid ONNX"):
+        _save_graph(exported, tmp_path, TARGETS[DEFAULT_TARGET])
+
+
+def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
+    model = parse_model(SAME)
+    new_initializer(model, "layer.a", np.zeros(3, np.float32))
+    with pytest.raises(ExportError, match=r"two tensors of the graph would be called 'layer\.a'"):
+        new_initializer(model, "layer.a", np.ones(3, np.float32))
+
+
+# --- apart from it: the distance to the dense model ----------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_distance_to_the_dense_model_is_reported_apart(
+    loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf, tmp_path: Path
+) -> None:
+    saten, dense = loaded_tiny["saten"], loaded_tiny["dense"]
+    bundle = export(saten, tmp_path / "out", dense=dense)
+    report = json.loads((bundle.path / "validation" / "report.json").read_text())
+    assert len(report["comparisons"]) == 2 * len(CASES)
+    assert {row["case"] for row in report["approximation"]} == set(CASES)
+    for row in report["approximation"]:
+        arrays = [
+            np.load(each.path / "validation" / f"{row['case']}.last_hidden_state.npy")
+            for each in (bundle, bundle_of("dense", "fp32"))
+        ]
+        mask = np.load(bundle.path / "validation" / f"{row['case']}.attention_mask.npy")
+        assert row["relative_error"] == pytest.approx(compare_outputs(*arrays, mask)[0])
+        assert row["relative_error"] > 100 * bundle.manifest.tolerance["relative"]
+        assert row["bound"] is None
+    assert "From the dense model it was made of" in (bundle.path / "README.md").read_text()
+    assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
+
+
+def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf) -> None:
+    other = dataclasses.replace(loaded_tiny["dense"], task="text-classification")
+    with pytest.raises(
+        UsageError, match="does text-classification by BertModel, the model to export feature-extraction"
+    ):
+        approximation(bundle_of("saten", "fp32"), other)
+
+
+# --- the layers of a dense bundle -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", [each for each in PRECISIONS if each != "fp32"])
+def test_a_dense_bundle_has_the_same_layers_at_every_precision(precision: str, bundle_of: BundleOf) -> None:
+    plain, stored = (layers_of(bundle_of("dense", each)) for each in ("fp32", precision))
+    facts = [[(layer.name, layer.kind, layer.shape, layer.macs_per_row) for layer in each] for each in (plain, stored)]
+    assert facts[0] == facts[1]
+    assert facts[0]
+    share = sum(layer.bytes for layer in stored) / sum(layer.bytes for layer in plain)
+    assert share < 0.51
+    data = (bundle_of("dense", precision).path / "model.onnx.data").stat().st_size
+    assert sum(layer.bytes for layer in stored) <= data

@@ -1,0 +1,87 @@
+"""Pictures: resizing as Pillow does it, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saten_runtime.bundle.manifest import Image
+from saten_runtime.errors import BundleError, DataError
+from saten_runtime.run.image import KERNELS, pixel_values, read_picture, resize
+
+PLAIN = Image([], [], "bilinear", 1.0, [0.0] * 3, [1.0] * 3)
+CASES = [((40, 60), (20, 30)), ((37, 51), (224, 224)), ((300, 200), (32, 80)), ((5, 5), (5, 5)), ((9, 1), (4, 3))]
+
+
+def pillow(pixels: np.ndarray, size: tuple[int, int], kernel: str) -> np.ndarray:
+    images = pytest.importorskip("PIL.Image")
+    method = getattr(images.Resampling, kernel.upper())
+    return np.asarray(images.fromarray(pixels).resize((size[1], size[0]), method))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("before", "after"), CASES)
+def test_resize_is_pillows(kernel: str, before: tuple[int, int], after: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (*before, 3), np.uint8)
+    found, expected = resize(pixels, *after, kernel).astype(int), pillow(pixels, after, kernel).astype(int)
+    # One unit: Pillow's kernels have 22 bits, and it may take the two passes, each rounded, in the other order.
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < (0 if kernel == "nearest" else 0.2) + 1e-9
+    if before != after and before != (9, 1):
+        assert (resize(pixels[::-1], *after, kernel).astype(int) != expected).mean() > 0.5
+
+
+def test_order_of_the_steps() -> None:
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, 4:12, 0] = 200
+    how = Image([4], [4, 4], "nearest", 0.5, [10.0, 0.0, 1.0], [2.0, 1.0, 4.0])
+    values = pixel_values([pixels], how)
+    assert values.shape == (1, 3, 4, 4)
+    np.testing.assert_array_equal(values[0, 0], np.full((4, 4), (200 * 0.5 - 10) / 2))
+    np.testing.assert_array_equal(values[0, 2], np.full((4, 4), -0.25))
+
+
+def test_grey_becomes_three_channels(tmp_path: Path) -> None:
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    (tmp_path / "g.pgm").write_bytes(b"P5\n# a comment\n3 2\n255\n" + grey.tobytes())
+    for picture in (read_picture(grey), read_picture(tmp_path / "g.pgm")):
+        np.testing.assert_array_equal(picture, np.stack([grey] * 3, axis=2))
+
+
+BAD_FILES = {
+    "short.ppm": b"P6 6 4 255\n" + bytes(71),
+    "deep.ppm": b"P6 6 4 65535\n" + bytes(144),
+    "text.ppm": b"P3 1 1 255\n0 0 0",
+    "none.ppm": b"",
+    "huge.ppm": b"P6 999999 999999 255\n",
+    "zero.pgm": b"P5 0 4 255\n",
+    "none.npy": b"",
+    "object.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 60 + b"\n",
+    "claims.npy": b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999, 3), }"
+    + b" " * 48
+    + b"\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_are_no_pictures(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD_FILES[name])
+    with pytest.raises(DataError, match=name):
+        read_picture(tmp_path / name)
+    with pytest.raises(DataError, match="missing"):
+        read_picture(tmp_path / "missing.npy")
+
+
+def test_arrays_that_are_no_pictures() -> None:
+    for array in (np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2, 3), np.float32), np.zeros((0, 2, 3), np.uint8)):
+        with pytest.raises(DataError, match="expected uint8"):
+            read_picture(array)
+    small = np.zeros((2, 2, 3), np.uint8)
+    with pytest.raises(DataError, match="smaller than the crop"):
+        pixel_values([small], Image([], [3, 3], "bilinear", 1.0, [0.0] * 3, [1.0] * 3))
+    with pytest.raises(DataError, match="one size"):
+        pixel_values([small, np.zeros((3, 2, 3), np.uint8)], PLAIN)
+    with pytest.raises(BundleError, match="lanczos"):
+        pixel_values([small], Image([2], [], "lanczos", 1.0, [0.0] * 3, [1.0] * 3))

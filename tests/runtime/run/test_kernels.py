@@ -1,0 +1,109 @@
+"""Finding the native library, without one: what is not there, and what only pretends to be."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from saten_runtime.doctor import examine
+from saten_runtime.run import kernels
+from saten_runtime.run.kernels import SWITCH, Kernels, probe, register
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library of an installed package, not yet written."""
+    package = tmp_path / "site" / "saten_kernels"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('nothing of it is imported')\n")
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
+    kernels._say.cache_clear()
+    return package / "libsaten_kernels.so"
+
+
+def elf(machine: int) -> bytes:
+    return b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + bytes(100)
+
+
+OWN = {"x86_64": 62, "aarch64": 183}.get(platform.machine(), 0)
+OTHER = {"x86_64": 183, "aarch64": 62}.get(platform.machine(), 62)
+
+FAULTS = {
+    "missing": (None, "cannot be read (No such file or directory)"),
+    "empty": (b"", "is no library of this system"),
+    "a script": (b"#!/bin/sh\n" * 10, "is no library of this system"),
+    "for another machine": (elf(OTHER), f"this is {platform.machine()}"),
+    "a head without a body": (elf(OWN), "Failed to load library"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_fault_is_one_line_and_said_once(case: str, fake: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content, words = FAULTS[case]
+    if content is not None:
+        fake.write_bytes(content)
+    options = onnxruntime.SessionOptions()
+    with caplog.at_level(logging.WARNING, "saten_runtime"):
+        found = [register(options) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].state == "unusable"
+    assert words in found[0].fault
+    assert str(fake) in found[0].fault
+    (line,) = caplog.messages
+    assert line == f"native kernels: {found[0].fault}; the function bodies run instead"
+    assert "\n" not in line
+    assert "ONNXRuntimeError" not in line
+
+
+def test_the_switch_comes_before_everything(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.write_bytes(b"")
+    monkeypatch.setenv(SWITCH, "0")
+    assert register(onnxruntime.SessionOptions()) == Kernels("off")
+
+
+def test_not_installed_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert register(onnxruntime.SessionOptions()) == Kernels("not installed")
+    assert caplog.messages == []
+
+
+def test_the_current_folder_is_no_place_to_look(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.write_bytes(b"")
+    monkeypatch.chdir(fake.parents[2])
+    for here in ("", ".", str(fake.parents[2])):
+        monkeypatch.setattr(sys, "path", [here])
+        assert register(onnxruntime.SessionOptions()) == Kernels("not installed")
+
+
+def test_what_kills_the_process_is_reported_not_suffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        kernels, "python_command", lambda code: [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), 4)"]
+    )
+    found = probe()
+    assert found.state == "unusable"
+    assert "SIGILL" in found.fault
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "words"),
+    [
+        (Kernels("active", "1.2", "neon"), "OK", "1.2, neon"),
+        (Kernels("not installed"), "OK", "not installed"),
+        (Kernels("off"), "WARN", "off"),
+        (Kernels("unusable", fault="torn"), "WARN", "torn"),
+    ],
+)
+def test_doctor_says_it(found: Kernels, status: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saten_runtime.doctor.probe", lambda: found)
+    (check,) = [check for check in examine() if check.name == "kernels"]
+    assert (check.status, check.found) == (status, words)
+    assert bool(check.advice) == (status == "WARN")

@@ -1,0 +1,210 @@
+"""Every family of the table, in every task: compressed, saved, read by plain transformers, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from saten_edge.checkpoints.architectures import ARCHITECTURES, TASKS, architecture, task_of
+from saten_edge.checkpoints.compress import Selection, compress, compressible_layers, dense_layers
+from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
+from saten_edge.checkpoints.modules import SatenHead, saten_layers
+from saten_edge.decomposition.decompose import Recipe
+from saten_runtime.errors import ExportError, UsageError
+
+QUICK = Recipe(rounds=1, share=0.6)
+CASES = [(row.model_type, task) for row in ARCHITECTURES.values() for task in row.tasks]
+TIED = ("qwen2", "qwen3", "gpt2")
+
+
+def outputs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Everything a task's model says, flat."""
+    with torch.no_grad():
+        found = model(**batch)
+    names = ("logits", "start_logits", "end_logits") if "last_hidden_state" not in found else ("last_hidden_state",)
+    return torch.cat([found[name].reshape(-1) for name in names if name in found])
+
+
+def batch_of(loaded: LoadedModel, texts: list[str], images: list[Any]) -> dict[str, torch.Tensor]:
+    return loaded.encode(images[:3] if loaded.processor else texts[:3])
+
+
+@pytest.fixture(scope="module")
+def compressed_of(make_tiny: Callable[..., Path]) -> Callable[..., LoadedModel]:
+    def make(model_type: str, task: str, **options: Any) -> LoadedModel:
+        loaded = load_model(make_tiny(model_type, task, **options))
+        compress(loaded, 0.5, group=8, recipe=QUICK)
+        return loaded
+
+    return make
+
+
+def test_every_family_has_a_configuration(tiny_sizes: dict[str, dict[str, Any]]) -> None:
+    assert set(tiny_sizes) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(("model_type", "task"), CASES)
+def test_plain_transformers_reads_what_was_saved(model_type, task, compressed_of, texts, images, tmp_path):
+    loaded = compressed_of(model_type, task)
+    assert loaded.task == task
+    batch = batch_of(loaded, texts, images)
+    wanted = outputs(loaded.model, batch)
+    save_model(loaded, tmp_path / "saved")
+    model = getattr(transformers, TASKS[task].auto).from_pretrained(tmp_path / "saved").eval()
+    assert set(saten_layers(model)) == set(saten_layers(loaded.model))
+    assert torch.equal(outputs(model, batch), wanted)
+    assert torch.equal(outputs(load_model(tmp_path / "saved").model, batch), wanted)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_one_changed_value_changes_the_outputs(model_type, compressed_of, texts, images):
+    """The twin, for every layer: each is really used."""
+    loaded = compressed_of(model_type, ARCHITECTURES[model_type].tasks[-1])
+    batch = batch_of(loaded, texts, images)
+    wanted = outputs(loaded.model, batch)
+    for name, layer in saten_layers(loaded.model).items():
+        kept = [core.detach().clone() for core in layer.cores]
+        with torch.no_grad():
+            layer.cores[0].mul_(2)
+            assert not torch.equal(outputs(loaded.model, batch), wanted), name
+            for core, before in zip(layer.cores, kept, strict=True):
+                core.copy_(before)
+    assert torch.equal(outputs(loaded.model, batch), wanted)
+
+
+class TestTable:
+    @pytest.mark.parametrize("model_type", ARCHITECTURES)
+    def test_its_paths_are_those_of_the_models(self, model_type, make_tiny, tiny_sizes):
+        row = ARCHITECTURES[model_type]
+        for task in row.tasks:
+            model = load_model(make_tiny(model_type, task)).model
+            assert len(model.base_model.get_submodule(row.blocks)) == model.config.num_hidden_layers
+            tables = [model.base_model.get_submodule(table) for table in row.tables]
+            assert all(isinstance(table, torch.nn.Embedding) for table in tables)
+            if tables:
+                assert tables[0] is model.get_input_embeddings()
+            own = {name.split(".")[0] for name, _ in model.named_parameters()} - {model.base_model_prefix}
+            if task not in ("feature-extraction", "text-generation"):
+                assert own <= set(row.heads), own
+            if task == "text-generation":
+                assert model.get_output_embeddings() is model.get_submodule(str(row.tied_head))
+
+    def test_an_unknown_family(self):
+        with pytest.raises(ExportError, match=r"model_type 't5' is not known; there are: bert, deit, .*, vit$"):
+            architecture("t5")
+        with pytest.raises(ExportError, match="None is not known"):
+            architecture(None)
+
+    @pytest.mark.parametrize(
+        ("model_type", "task", "option", "message"),
+        [
+            ("mistral", "text-generation", {"sliding_window": 64}, "mistral with sliding_window = 64 cannot"),
+            (
+                "qwen2",
+                "text-generation",
+                {"use_sliding_window": True, "sliding_window": 64},
+                "use_sliding_window = True",
+            ),
+            (
+                "llama",
+                "text-generation",
+                {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+                "rope_parameters.rope_type = 'dynamic' cannot be expressed; expected one of: 'default', 'linear'",
+            ),
+            ("bert", "feature-extraction", {"is_decoder": True}, "bert with is_decoder = True cannot"),
+            ("roberta", "feature-extraction", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ],
+    )
+    def test_an_option_we_cannot_express(self, model_type, task, option, message, make_tiny):
+        with pytest.raises(ExportError, match=message):
+            load_model(make_tiny(model_type, task, **option))
+
+    @pytest.mark.parametrize(
+        ("architectures", "task"),
+        [
+            (["BertModel"], "feature-extraction"),
+            (["MPNetForMaskedLM"], "feature-extraction"),
+            (["GPT2LMHeadModel"], "text-generation"),
+            (["Qwen3ForCausalLM"], "text-generation"),
+            (["RobertaForSequenceClassification"], "text-classification"),
+            (["DeiTForImageClassificationWithTeacher"], "image-classification"),
+        ],
+    )
+    def test_the_task_of_a_class(self, architectures, task):
+        assert task_of(architectures) == task
+
+    @pytest.mark.parametrize("architectures", [[], ["BertForNextSentencePrediction"]])
+    def test_a_class_without_a_task(self, architectures):
+        with pytest.raises(UsageError, match="no task is known for a model of class"):
+            task_of(architectures)
+
+
+class TestTiedHeads:
+    """A table and a head of one weight share one set of parts, whatever transformers does to them."""
+
+    @pytest.mark.parametrize("model_type", TIED)
+    def test_shared_in_memory_and_saved_once(self, model_type, compressed_of, tmp_path):
+        loaded = compressed_of(model_type, "text-generation")
+        table, head = loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings()
+        assert isinstance(head, SatenHead)
+        assert head.table is table
+        assert "lm_head" not in saten_layers(loaded.model)
+        assert not any(name.startswith("lm_head") for name in dense_layers(loaded.model))
+        save_model(loaded, tmp_path / "saved")
+        assert not any(key.startswith("lm_head") for key in load_file(tmp_path / "saved" / "model.safetensors"))
+        again = load_model(tmp_path / "saved").model
+        assert again.get_output_embeddings().table is again.get_input_embeddings()
+
+    @pytest.mark.parametrize("model_type", TIED)
+    def test_the_head_is_the_transposed_table(self, model_type, compressed_of):
+        model = compressed_of(model_type, "text-generation").model
+        x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        matrix = model.get_input_embeddings().matrix()
+        with torch.no_grad():
+            found, wanted = model.get_output_embeddings()(x), x @ matrix.T
+            # Each way sums some 64 products of terms that are no larger than these.
+            bound = 4 * 64 * torch.finfo(torch.float32).eps * (x.abs() @ matrix.abs().T + x.norm() * matrix.norm())
+        assert ((found - wanted).abs() <= bound).all()
+        assert not ((found - wanted.roll(1, -1)).abs() <= bound).all()
+
+    @pytest.mark.parametrize("model_type", TIED)
+    def test_tying_again_changes_nothing(self, model_type, compressed_of, texts, tmp_path):
+        loaded = compressed_of(model_type, "text-generation")
+        save_model(loaded, tmp_path / "saved")
+        for model in (loaded.model, load_model(tmp_path / "saved").model):
+            wanted = outputs(model, loaded.encode(texts[:2]))
+            model.tie_weights()
+            model.set_input_embeddings(model.get_input_embeddings())
+            model.set_output_embeddings(model.get_output_embeddings())
+            model.tie_weights()
+            assert torch.equal(outputs(model, loaded.encode(texts[:2])), wanted)
+
+    @pytest.mark.parametrize("model_type", TIED)
+    def test_a_table_left_dense_keeps_its_head(self, model_type, make_tiny, texts, tmp_path):
+        loaded = load_model(make_tiny(model_type, "text-generation"))
+        table = next(name for name in compressible_layers(loaded.model))
+        compress(loaded, 0.5, group=8, recipe=QUICK, selection=Selection(exclude=(table,)))
+        assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+        save_model(loaded, tmp_path / "saved")
+        again = load_model(tmp_path / "saved")
+        assert again.model.get_output_embeddings().weight is again.model.get_input_embeddings().weight
+        batch = loaded.encode(texts[:2])
+        assert torch.equal(outputs(again.model, batch), outputs(loaded.model, batch))
+
+    def test_an_untied_head_is_a_layer_of_its_own(self, compressed_of):
+        assert "lm_head" in saten_layers(compressed_of("llama", "text-generation").model)
+
+    def test_the_same_text_is_generated(self, compressed_of, texts, tmp_path):
+        loaded = compressed_of("qwen2", "text-generation")
+        save_model(loaded, tmp_path / "saved")
+        pair = [
+            model.generate(**loaded.encode(texts[:1]), max_new_tokens=8, do_sample=False)
+            for model in (loaded.model, load_model(tmp_path / "saved").model)
+        ]
+        assert torch.equal(*pair)
