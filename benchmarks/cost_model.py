@@ -2,10 +2,10 @@
 
 Parts of layers in every form and precision, of several shapes (those of layers.py among them) and with 1 to 512 rows,
 take turns in one process on one thread; the shortest run of each counts, less that of an empty graph: others' turns on
-a shared machine only ever add. The prices of `saten_exporters.choice.cost` are fitted to the measurements by
-non-negative least squares of the relative error, on every shape but one. The table has, for each form, how far
-prediction and measurement are apart on the shapes fitted and on the one left out; then how often the model picks the fastest form and
-what it loses where it does not. With --write the prices go into the exporter's table, for this machine's target.
+a shared machine only ever add. The prices of `saten_exporters.choice.cost` are fitted to the measurements by non-
+negative least squares of the relative error, on every shape but one. The table has, for each form, how far prediction
+and measurement are apart on the shapes fitted and on the one left out; then how often the model picks the fastest form
+and what it loses where it does not. With --write the prices go into the exporter's table, for this machine's target.
 Where the native kernels are installed their prices are measured, too.
 """
 

@@ -19,7 +19,7 @@ import torch
 import typer.main
 from safetensors.torch import save_file
 
-from saten_edge.cli.commands import commands as cli
+from saten_edge.cli import commands as cli
 from saten_runtime.bench.options import make_parser
 
 DOCS = Path(__file__).parents[2] / "docs"

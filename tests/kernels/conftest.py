@@ -37,13 +37,13 @@ loaded_tiny, traced, bundle_of = _exporters.loaded_tiny, _exporters.traced, _exp
 @pytest.fixture(scope="session")
 def forms() -> ModuleType:
     """The float64 oracle and the bounds of `tests/exporters/forms/test_forms.py`."""
-    return load(TESTS / "exporters" / "test_forms.py")
+    return load(TESTS / "exporters" / "forms" / "test_forms.py")
 
 
 @pytest.fixture(scope="session")
 def heads() -> ModuleType:
     """The float64 oracle and the bounds of `tests/exporters/forms/test_head.py`."""
-    return load(TESTS / "exporters" / "test_head.py")
+    return load(TESTS / "exporters" / "forms" / "test_head.py")
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def saten_edge_command() -> Callable[..., subprocess.CompletedProcess[str]]:
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """run(*arguments) -> exit code, stdout, stderr of a command in this process."""
 
-    from saten_edge.cli.commands import commands as cli
+    from saten_edge.cli import commands as cli
 
     def in_process(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["saten-edge", *map(str, arguments)])

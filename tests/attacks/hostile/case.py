@@ -62,7 +62,7 @@ class Case:
 
 def saten_edge(*arguments: object) -> int:
     """The exit code of a `saten-edge` command."""
-    from saten_edge.cli.commands import commands as cli
+    from saten_edge.cli import commands as cli
 
     sys.argv = ["saten-edge", *map(str, arguments)]
     try:

@@ -128,7 +128,7 @@ class _Raised:
 
     @contextlib.contextmanager
     def watched(self) -> Any:
-        from saten_edge.cli.commands import commands as edge
+        from saten_edge.cli import commands as edge
         from saten_runtime import cli as run
 
         kept = edge.printable, run.printable

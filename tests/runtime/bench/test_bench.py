@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
+from saten_runtime.bench import measure as bench_module
 from saten_runtime.bench.measure import Interrupted, Plan, bench
-from saten_runtime.bench.measure import measure as bench_module
 from saten_runtime.bench.results import BenchResult, Cell, table
 from saten_runtime.errors import DeviceError, SatenError, UsageError
 from saten_runtime.machine.child import Child

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from saten_edge.cli.commands import commands as cli
+from saten_edge.cli import commands as cli
 from saten_edge.texts import write_lines
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
