@@ -103,7 +103,7 @@ def sizes_of(stem: str, precision: str, prices: Iterable[str]) -> set[int]:
 @cache
 def _prices(target: str) -> dict[str, Rates]:
     """Prices by "family precision", the target's own where they were measured there."""
-    table = json.loads(files("saten_exporters").joinpath(RATES_FILE).read_text(encoding="utf-8"))["targets"]
+    table = json.loads(files("saten_exporters.choice").joinpath(RATES_FILE).read_text(encoding="utf-8"))["targets"]
     sources = (MEASURED, *((MEASURED + KERNELS,) if target.endswith(KERNELS) else ()), target)
     return {key: Rates(**prices) for source in sources for key, prices in table.get(source, {}).items()}
 
