@@ -56,7 +56,7 @@ test-pythons:
 
 images: $(INSTALLED)
 	SATEN_REPORT=demo-out/report.html SATEN_IMAGES=docs/images $(BIN)/python -m pytest \
-		tests/saten_edge/report/test_browser.py -k readme
+		tests/saten_edge/reports/test_browser.py -k readme
 
 # New inputs are kept in build/fuzz, findings too; the seeds in the repository stay as they are.
 FUZZ_SECONDS ?= 600

@@ -44,7 +44,7 @@ class DemoSettings:
 
 
 def run_demo(out: Path, settings: DemoSettings, talk: Talk, *, model: Path | None = None) -> Any:
-    """Run every stage into the folder `out` and return the report (see `saten_edge.report`).
+    """Run every stage into the folder `out` and return the report (see `saten_edge.reports`).
 
     model: a sentence-embedding model folder; all-MiniLM-L6-v2 from its PyPI package by default.
 
@@ -116,8 +116,8 @@ def _compress(out: Path, source: Path, texts: list[str], settings: DemoSettings,
 
 def _finetune(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[dict[str, Any]]:
     """The history of the distillation."""
-    from saten_edge.finetune import Examples, Schedule
     from saten_edge.stages import finetune_stage
+    from saten_edge.training import Examples, Schedule
 
     metrics = finetune_stage(
         out / "compressed",
@@ -147,7 +147,7 @@ def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
 
 
 def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoSettings, talk: Talk) -> Any:
-    from saten_edge.report import build_report, summary_json, write_html
+    from saten_edge.reports import build_report, summary_json, write_html
     from saten_edge.stages import bench_stage, eval_stage
     from saten_runtime.bench.measure import Plan
     from saten_runtime.bundle.folder import Bundle

@@ -37,7 +37,7 @@ from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.records.files import refuse_existing
 
 if TYPE_CHECKING:
-    from saten_edge.finetune import Distillation, Examples, Schedule
+    from saten_edge.training import Distillation, Examples, Schedule
 
 __all__ = ["bench_stage", "compress_stage", "eval_stage", "export_stage", "finetune_stage", "import_stage"]
 
@@ -125,10 +125,10 @@ def finetune_stage(
 ) -> dict[str, Any]:
     """Fine-tune a dense or Saten model; the result goes to `out`, and `metrics.json` in it is returned.
 
-    task: a name in `saten_edge.finetune.TASKS`; None reads it off model and data. judged_on: data that only judges.
+    task: a name in `saten_edge.training.TASKS`; None reads it off model and data. judged_on: data that only judges.
     resume: go on where an interrupted run of the same settings stopped, if there is one.
     """
-    from saten_edge.finetune import prepare  # the Trainer takes seconds to import
+    from saten_edge.training import prepare  # the Trainer takes seconds to import
 
     if not overwrite:
         refuse_existing(out)

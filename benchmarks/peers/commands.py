@@ -16,7 +16,7 @@ __all__ = ["saten_edge"]
 NEEDED = (
     "saten_edge.cli.commands",
     "saten_edge.stages",
-    "saten_edge.finetune",
+    "saten_edge.training",
     "saten_exporters.bundles.layouts",
     "torch.export._trace",
     "torch._functorch.aot_autograd",

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saten_edge.report.colors import SERIES
+from saten_edge.reports.colors import SERIES
 
 __all__ = ["COLORS", "Line", "bars", "panels"]
 

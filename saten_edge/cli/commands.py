@@ -199,8 +199,8 @@ def finetune_command(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on labels, towards the dense model it was made from, or both."""
-    from saten_edge.finetune import Distillation, Schedule
     from saten_edge.stages import finetune_stage
+    from saten_edge.training import Distillation, Schedule
 
     parts = None if distill is None else tuple(part for part in distill.split(",") if part != "none")
     schedule = Schedule(
@@ -481,7 +481,7 @@ def report_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Put sizes, latency, memory and accuracy of bundles side by side."""
-    from saten_edge import report as reports
+    from saten_edge import reports
     from saten_runtime.bench.journal import SUMMARY_FILE
     from saten_runtime.bundle.folder import Bundle
     from saten_runtime.records.files import read_json, refuse_existing
@@ -516,7 +516,7 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Compare two bench runs cell by cell: how much faster or slower B is, and how surely."""
-    from saten_edge.report import compare_runs, comparison_table, read_run
+    from saten_edge.reports import compare_runs, comparison_table, read_run
 
     def notice(text: str) -> None:
         print(f"saten-edge: {printable(text)}", file=sys.stderr)
@@ -541,7 +541,7 @@ def demo_command(
 ) -> None:
     """Compress, fine-tune, export and measure all-MiniLM-L6-v2 on docstrings, offline."""
     from saten_edge.demo import DemoSettings, run_demo
-    from saten_edge.report import headline, print_table
+    from saten_edge.reports import headline, print_table
 
     settings = DemoSettings(pattern=pattern, group=group, budget=budget, minutes=minutes, rounds=rounds)
     report = run_demo(output, settings, Talk(quiet=quiet), model=model)

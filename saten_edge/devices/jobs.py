@@ -14,7 +14,7 @@ from saten_edge.devices.board import Board
 from saten_edge.devices.channel import Disconnected
 from saten_edge.devices.deploy import Cargo, bundle_path, data_path, deploy
 from saten_edge.devices.device import Device
-from saten_edge.report.schema import read_bench, read_evaluation
+from saten_edge.reports.schema import read_bench, read_evaluation
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bench.results import printable
 from saten_runtime.bundle.folder import Bundle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saten_edge.report.schema import Cell, read_bench, read_evaluation
+from saten_edge.reports.schema import Cell, read_bench, read_evaluation
 from saten_runtime.bench.results import align
 
 __all__ = ["bench_table", "eval_table", "invalid_reasons"]

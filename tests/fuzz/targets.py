@@ -19,7 +19,7 @@ import atheris
 with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_exporters"]):
     from saten_edge.checkpoints.checkpoint import verify_folder
     from saten_edge.checkpoints.guard import read_headers
-    from saten_edge.report.schema import read_bench, read_evaluation, read_profile
+    from saten_edge.reports.schema import read_bench, read_evaluation, read_profile
     from saten_edge.serve.schema import Answer, Bench, End, parse_post
     from saten_runtime.bundle.graph import read_graph
     from saten_runtime.bundle.manifest import read_manifest

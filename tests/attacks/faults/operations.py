@@ -65,12 +65,12 @@ def check_checkpoint(state: State) -> None:
 
 def finetune(state: State) -> None:
     """A training that is prepared, saved after each of its steps; it goes on where the one before was cut short."""
-    import saten_edge.finetune
+    import saten_edge.training
     from saten_edge.console import Talk
     from saten_edge.stages import finetune_stage
 
     job, quiet = state.job, Talk(quiet=True)
-    saten_edge.finetune.prepare = lambda *_: job
+    saten_edge.training.prepare = lambda *_: job
     finetune_stage(
         job.student.folder, state.out, data="", schedule=job.schedule, resume=True, talk=quiet, overwrite=True
     )
@@ -127,7 +127,7 @@ def check_bench(state: State) -> None:
 
 
 def report(state: State) -> None:
-    from saten_edge.report import write_html
+    from saten_edge.reports import write_html
 
     write_html(state.report, state.out)
 

@@ -293,7 +293,7 @@ class TestH4Json:
 
 class TestH5Markup:
     def test_a_user_agent_stays_text(self, served, bench_of, dense, saten):
-        from saten_edge.report import build_report, html_page
+        from saten_edge.reports import build_report, html_page
         from saten_runtime.bundle.folder import Bundle
 
         evil = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saten_edge.report import build_report, html_page
+from saten_edge.reports import build_report, html_page
 from saten_edge.serve import make_job
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.plan import Plan

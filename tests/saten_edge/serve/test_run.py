@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from saten_edge.report import build_report
+from saten_edge.reports import build_report
 from saten_edge.serve import Run, make_job
 from saten_edge.serve.run import AGREEMENT, Mismatch
 from saten_edge.serve.schema import Answer, Bench, End, parse_post
