@@ -56,7 +56,7 @@ class Row:
     """One bundle.
 
     bytes: on disk, everything the device needs; model_bytes: graph and weights alone. dense: no
-    layer was compressed. cells: latency by token count, in the report's setting. Whatever was not
+    layer is stored compressed. cells: latency by token count, in the report's setting. Whatever was not
     measured is None or empty.
     """
 
@@ -214,7 +214,7 @@ def _contents(bundle: Bundle | None, load: Load | None) -> dict[str, Any]:
     files = ((printable(name), FileEntry(entry.bytes, printable(entry.sha256))) for name, entry in _files(bundle))
     return {
         "precision": printable(bundle.manifest.precision),
-        "dense": all(layer.form.startswith("dense") for layer in layers),
+        "dense": bundle.manifest.is_dense,
         "bytes": bundle.size_bytes,
         "model_bytes": bundle.model_bytes,
         "layers": layers,

@@ -80,7 +80,7 @@ class Job:
         ]
         return {
             "name": name,
-            "dense": all(layer.form.startswith("dense") for layer in bundle.manifest.layers),
+            "dense": bundle.manifest.is_dense,
             "inputs": bundle.manifest.inputs,
             "files": files,
             "sheet": {"name": "questions", "bytes": len(self.sheets[name]), "sha256": _sha256(self.sheets[name])},

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,16 @@ def saten_edge_command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lowered_dense(tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a compressed model, every layer of it written as a dense matrix. Read-only."""
+    from saten_edge.checkpoints.models import load_model
+    from saten_exporters import export
+
+    folder = tmp_path_factory.mktemp("lowered") / "lowered-dense"
+    return export(load_model(tiny_saten), folder, lowering="dense").path
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import Form, Weights, Work, product
 from saten_exporters.forms.storage import Storage
+from saten_runtime.bundle.manifest import DENSE
 
 __all__ = ["dense_embedding", "dense_linear", "matrix_of"]
 
@@ -23,7 +24,7 @@ def dense_linear(storage: Storage) -> Form:
         return dict(zip(stored, storage.pack_product(matrix_of(parts)), strict=True))
 
     return Form(
-        "Dense",
+        DENSE,
         "linear",
         storage.precision.name,
         stored,
@@ -43,7 +44,7 @@ def dense_embedding(storage: Storage) -> Form:
         return dict(zip(stored, storage.pack_whole(matrix_of(parts)), strict=True))
 
     return Form(
-        "Dense",
+        DENSE,
         "embedding",
         storage.precision.name,
         stored,

@@ -16,6 +16,7 @@ from saten_runtime.errors import BundleError
 from saten_runtime.records.files import digest_of, read_regular_json
 
 __all__ = [
+    "DENSE",
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "CacheEntry",
@@ -33,6 +34,8 @@ __all__ = [
 
 MANIFEST_FILE = "saten_edge.json"
 SCHEMA_VERSION = 3
+DENSE = "Dense"
+"""How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
 # What manifests of an older version lack, with the value that says the same.
 _ADDED: dict[int, dict[str, Any]] = {
@@ -84,6 +87,11 @@ class Layer:
     lowering: str = ""
     predicted_us: float | None = None
     rejected: list[Rejected] = field(default_factory=list)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the whole matrix is stored, not factors and a residual."""
+        return self.form.startswith(DENSE)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,11 @@ class Manifest:
     labels: list[str] = field(default_factory=list)
     image: Image | None = None
     generation: Generation | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer is stored compressed; a dense model lists none."""
+        return all(layer.is_dense for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON data."""

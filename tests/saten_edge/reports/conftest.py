@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from saten_edge.reports import build_report, html_page
+from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, sum_of
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import FileEntry, Layer, Manifest, Postprocess, Tokenizer
 
@@ -43,7 +44,7 @@ def _layer(name, shape, precision, kept):
     return Layer(
         name=name,
         kind=kind,
-        form="lowrank+grouped" if compressed else "dense",
+        form=_form(kind, precision, compressed),
         shape=[rows, width],
         ranks=[24, 64, 24] if compressed else [],
         nnz=rows * width // 10 if compressed else 0,
@@ -51,6 +52,14 @@ def _layer(name, shape, precision, kept):
         dense_fp32_bytes=dense,
         macs_per_row=0 if kind == "embedding" else round(rows * width * min(1.0, 1.2 * kept)),
     )
+
+
+def _form(kind, precision, compressed):
+    """A name of the exporter's own."""
+    if not compressed:
+        return DENSE_FORMS[kind, precision].op_type
+    layout = "grouped" if kind == "linear" else "rows"
+    return sum_of(TRAIN_FORMS[kind, precision], RESIDUAL_FORMS[layout, kind, precision]).op_type
 
 
 def make_bundle(name, precision="fp32", linear=1.0, embedding=1.0):

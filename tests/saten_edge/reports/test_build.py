@@ -1,10 +1,14 @@
 """The door: what is joined, what is refused, and the exact summary."""
 
 import copy
+import dataclasses
 
 import pytest
 
 from saten_edge.reports import build_report, summary_json
+from saten_edge.reports.colors import series
+from saten_exporters.forms import DENSE_FORMS, TRAIN_FORMS
+from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DataError
 
 SUMMARY_KEYS = ["name", "bytes", "p50_ms", "peak_anon_mib", "recall_at_1", "recall_at_10", "cosine"]
@@ -53,6 +57,23 @@ def test_baseline_is_what_the_ratios_refer_to(bundles, bench):
         cell["ratio"] = cell["ratio"] and cell["ratio"] | {"to": "dense-int8"}
     assert build_report(bundles, bench).baseline.name == "dense-int8"
     assert build_report(bundles[2:]).baseline.name == "saten-fp32"
+
+
+def test_a_bundle_whose_layers_are_all_lowered_dense_counts_as_dense(lowered_dense, bundle):
+    real = Bundle.open(lowered_dense)
+    assert len(real.manifest.layers) == 14
+    report = build_report([real, bundle("saten", linear=0.26, embedding=0.24)])
+    assert [row.dense for row in report.rows] == [True, False]
+    assert series(report.rows) == {"lowered-dense": "dense-0", "saten": "saten-0"}
+
+
+@pytest.mark.parametrize("form", DENSE_FORMS.values(), ids=lambda form: form.op_type)
+def test_one_layer_that_is_not_dense_makes_a_compressed_bundle(bundle, form):
+    made = bundle("made")
+    layers = [dataclasses.replace(layer, form=form.op_type) for layer in made.manifest.layers]
+    assert dataclasses.replace(made.manifest, layers=layers).is_dense
+    layers[3] = dataclasses.replace(layers[3], form=TRAIN_FORMS["linear", "fp32"].op_type)
+    assert not dataclasses.replace(made.manifest, layers=layers).is_dense
 
 
 def test_the_table_keeps_to_one_setting(bundles, bench):

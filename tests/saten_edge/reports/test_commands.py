@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from saten_exporters.forms import DENSE_FORMS
 from saten_runtime.bundle.folder import Bundle
 
 PROFILED = "encoder.layer.0.output.dense"
+DENSE = DENSE_FORMS["linear", "int8"].op_type
 
 
 @pytest.fixture
@@ -17,7 +19,7 @@ def work(tmp_path, monkeypatch, bundles, evaluation, write_run):
     made = {bundle.name: bundle for bundle in bundles}
     monkeypatch.setattr(Bundle, "open", lambda path: made[path.name])
     (tmp_path / "eval.json").write_text(json.dumps(evaluation))
-    row = {"name": PROFILED, "form": "dense", "ms": 1.5, "time_share": 1.0, "bytes_share": 1.0, "macs_share": 1.0}
+    row = {"name": PROFILED, "form": DENSE, "ms": 1.5, "time_share": 1.0, "bytes_share": 1.0, "macs_share": 1.0}
     profile = {
         "schema_version": 1,
         "bundle": "saten-int8",

@@ -36,6 +36,11 @@ def test_a_post_of_the_whole_plan_fits_its_cap(job):
     assert cells * given["most_samples"] <= MOST_SAMPLES
 
 
+def test_what_is_stored_dense_is_served_as_dense(saten, lowered_dense):
+    served = {bundle["name"]: bundle["dense"] for bundle in make_job([saten, lowered_dense], PLAN).to_json()["bundles"]}
+    assert served == {"saten-int8": False, "lowered-dense": True}
+
+
 def test_only_graphs_weights_and_questions_are_served(job):
     for sha256, found in job.files().items():
         content = found if isinstance(found, bytes) else found.read_bytes()
