@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.forms import ENDINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of, head_of
+from saten_exporters.forms import EPILOGUES, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of, head_of
 from saten_exporters.forms.form import NATIVE
 
 MakeParts = Callable[..., LayerParts]
@@ -116,12 +116,12 @@ def test_a_node(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize(("row", "whole"), LINEAR, ids=named(LINEAR))
 def test_a_node_with_its_ending(
     row: tuple[str | None, str, str],
     whole: bool,
-    ending: str,
+    epilogue: str,
     isa: str,
     forms: ModuleType,
     make_parts: MakeParts,
@@ -133,23 +133,23 @@ def test_a_node_with_its_ending(
     parts = make_parts(kind, pattern)
     bias = np.random.default_rng(3).standard_normal(parts.shape[1]).astype(np.float32)
     layer = form_at(row, whole, parts)
-    form = dataclasses.replace(followed_by(layer, ending), pack=lambda parts: {**layer.pack(parts), "bias": bias})
+    form = dataclasses.replace(followed_by(layer, epilogue), pack=lambda parts: {**layer.pack(parts), "bias": bias})
     x = forms.make_x(parts, (2, 7))
     plain = forms.wanted(x, parts, train=whole or pattern is None, residual=pattern is not None)
-    expected, bound = ended(plain, bias, forms.allowed(x, parts, forms.forms_at(*row, whole=whole)), ending)
+    expected, bound = ended(plain, bias, forms.allowed(x, parts, forms.forms_at(*row, whole=whole)), epilogue)
     native = without_meaning(one_form(form, parts))
     (got,) = use(monkeypatch, isa, lambda: session(native, threads=2)).run(None, {"x": x})
     assert forms.same(got, expected, bound), np.abs(got - expected).max()
     body = onnxruntime.InferenceSession(ir.to_proto(one_form(form, parts)).SerializeToString())
     assert forms.same(body.run(None, {"x": x})[0], expected, bound)
-    assert not forms.same(got, ended(plain, np.roll(bias, 1), bound, ending)[0], bound)
+    assert not forms.same(got, ended(plain, np.roll(bias, 1), bound, epilogue)[0], bound)
 
 
-def ended(y: Array, bias: Array, bound: Array, ending: str) -> tuple[Array, Array]:
-    """What an ending makes of y in float64, and of its bound: gelu' is at most 1.13, its own error 8 units of its x."""
+def ended(y: Array, bias: Array, bound: Array, epilogue: str) -> tuple[Array, Array]:
+    """What an epilogue makes of y in float64, and of its bound: gelu' is at most 1.13, its error 8 units of its x."""
     y = y + bias.astype(np.float64)
     bound = bound + UNIT * (np.abs(y) + bound)
-    if ending == "Bias":
+    if epilogue == "Bias":
         return y, bound
     erf = np.vectorize(math.erf)
     return y * (1 + erf(y / math.sqrt(2))) / 2, 1.13 * bound + 8 * UNIT * (np.abs(y) + bound)

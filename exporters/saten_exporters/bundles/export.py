@@ -14,7 +14,7 @@ from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
@@ -57,7 +57,7 @@ def export(
     loads; what is loaded here is let go again before ONNX Runtime loads the graph, so that it takes half the memory.
     task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
     the folder's own name by default. dense: the model that a compressed one was made of, likewise; how far it is from
-    that is reported apart from how far the graph is from torch. rows, lowering: as in `Choices`.
+    that is reported apart from how far the graph is from torch. rows, lowering: as in `ExportSettings`.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
@@ -67,9 +67,9 @@ def export(
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    path, choices = Path(out), Choices(precision, target, rows, lowering)
+    path, settings = Path(out), ExportSettings(precision, target, rows, lowering)
     with new_folder(path, overwrite=overwrite) as folder:
-        manifest = _write_model(model, task, folder, name or path.name, choices)
+        manifest = _write_model(model, task, folder, name or path.name, settings)
         forget_graphs()
         _write_manifest(folder, manifest)
         apart = [] if dense is None else _compare_dense(dense, folder)
@@ -81,20 +81,20 @@ def export(
 
 
 def _write_model(
-    model: Exportable | str | Path, task: str | None, folder: Path, name: str, choices: Choices
+    model: Exportable | str | Path, task: str | None, folder: Path, name: str, settings: ExportSettings
 ) -> Manifest:
     """All that torch is needed for: the graph, and what torch computes of every case."""
-    target = TARGETS[choices.target]
+    target = TARGETS[settings.target]
     source = _loaded(model, task)
     _refuse_half(source)
     exported = trace(source, target)
-    layers = run_passes(exported.program, source.layer_parts(), choices)
+    layers = run_passes(exported.program, source.layer_parts(), settings)
     check_operators(exported.program, target)
     _save_graph(exported, folder, target)
     graph = exported.program.graph
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
-    return _manifest(source, folder, name, choices, target, graph, layers)
+    return _manifest(source, folder, name, settings, target, graph, layers)
 
 
 def _compare_dense(dense: Exportable | str | Path, folder: Path) -> list[Comparison]:
@@ -154,7 +154,7 @@ def _manifest(
     source: Exportable,
     folder: Path,
     name: str,
-    choices: Choices,
+    settings: ExportSettings,
     target: Target,
     graph: ir.Graph,
     layers: list[Layer],
@@ -167,9 +167,9 @@ def _manifest(
         name=name,
         source=source.source,
         task=name_on_the_device(source),
-        precision=choices.precision,
-        target=choices.target,
-        rows=choices.rows,
+        precision=settings.precision,
+        target=settings.target,
+        rows=settings.rows,
         opset=target.opset,
         ir_version=target.ir_version,
         smallest_onnxruntime=target.smallest_onnxruntime,
@@ -177,7 +177,7 @@ def _manifest(
         outputs=[value.name or "" for value in graph.outputs],
         tokenizer=None if kind.pictures else save_tokenizer(source, folder),
         postprocess=source.postprocess if task.pooled else Postprocess(),
-        tolerance={"relative": rounding_bound(graph, choices.precision)} if choices.precision in DERIVED else {},
+        tolerance={"relative": rounding_bound(graph, settings.precision)} if settings.precision in DERIVED else {},
         layers=layers,
         labels=labels_of(source) if task.classes else [],
         image=image_of(source) if kind.pictures else None,

@@ -10,15 +10,16 @@ and where it says on what machine. They are sums, not the larger of two, because
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import LOWERINGS, Form, Lowering, Work, head_of
+from saten_exporters.forms import LOWERINGS, Form, Lowering, Weights, Work, head_of
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
@@ -53,11 +54,22 @@ class Candidate:
 
     lowering: str
     form: Form
+    parts: LayerParts
     predicted_us: float
+
+    @cached_property
+    def weights(self) -> Weights:
+        """What is stored, packed when it is first asked for, and kept."""
+        return self.form.pack(self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of what is stored."""
+        return sum(array.nbytes for array in self.weights.values())
 
 
 def choose(
-    parts: LayerParts, choices: Choices, asked: str | None = None, *, with_head: bool = False
+    parts: LayerParts, settings: ExportSettings, asked: str | None = None, *, with_head: bool = False
 ) -> tuple[Candidate, list[Candidate]]:
     """The way to write a layer, and the other ways there are; with_head: the layer is a table and a head, too.
 
@@ -68,13 +80,13 @@ def choose(
         ExportError: `asked` cannot write this layer, or the layer is empty.
     """
     fitting = [lowering for lowering in LOWERINGS.values() if not lowering.refusal(parts)]
-    candidates = {each.name: _candidate(each, parts, choices, with_head) for each in fitting}
+    candidates = {each.name: _candidate(each, parts, settings, with_head) for each in fitting}
     if asked is not None and asked not in candidates:
         raise ExportError(
             f"{parts.name}: --lowering {asked} does not apply, {LOWERINGS[asked].refusal(parts)}; "
             f"this layer can be written as {', '.join(candidates)}"
         )
-    chosen = candidates[asked] if asked else _cheapest(list(candidates.values()), parts)
+    chosen = candidates[asked] if asked else _cheapest(list(candidates.values()))
     return chosen, [each for each in candidates.values() if each is not chosen]
 
 
@@ -108,27 +120,22 @@ def _prices(target: str) -> dict[str, Rates]:
     return {key: Rates(**prices) for source in sources for key, prices in table.get(source, {}).items()}
 
 
-def _candidate(lowering: Lowering, parts: LayerParts, choices: Choices, with_head: bool) -> Candidate:
-    form = lowering.form(parts, choices.precision)
+def _candidate(lowering: Lowering, parts: LayerParts, settings: ExportSettings, with_head: bool) -> Candidate:
+    form = lowering.form(parts, settings.precision)
     called = (form, head_of(form)) if with_head else (form,)
-    time = sum(predicted_us(each, parts, choices.rows, choices.target) for each in called)
-    return Candidate(lowering.name, form, time)
+    time = sum(predicted_us(each, parts, settings.rows, settings.target) for each in called)
+    return Candidate(lowering.name, form, parts, time)
 
 
-def _cheapest(candidates: list[Candidate], parts: LayerParts) -> Candidate:
+def _cheapest(candidates: list[Candidate]) -> Candidate:
     *structured, dense = candidates
     best = min(structured, key=lambda each: each.predicted_us)
-    if dense.predicted_us < best.predicted_us and _no_larger(dense.form, best.form, parts):
+    if dense.predicted_us < best.predicted_us and _no_larger(dense, best):
         return dense
     return best
 
 
-def _no_larger(dense: Form, structured: Form, parts: LayerParts) -> bool:
+def _no_larger(dense: Candidate, structured: Candidate) -> bool:
     """Whether the whole matrix takes no more bytes; it is only built where it might not."""
-    stored = _stored_bytes(structured, parts)
-    at_least = parts.shape[0] * parts.shape[1] * PRECISIONS[dense.precision].bits // 8
-    return at_least <= stored and _stored_bytes(dense, parts) <= stored
-
-
-def _stored_bytes(form: Form, parts: LayerParts) -> int:
-    return sum(array.nbytes for array in form.pack(parts).values())
+    at_least = math.prod(dense.parts.shape) * PRECISIONS[dense.form.precision].bits // 8
+    return at_least <= structured.bytes and dense.bytes <= structured.bytes

@@ -13,11 +13,11 @@ from saten_exporters.forms import LOWERINGS
 from saten_runtime.errors import UsageError
 from saten_runtime.records.files import read_json
 
-__all__ = ["Choices", "lowerings_of"]
+__all__ = ["ExportSettings", "lowerings_of"]
 
 
 @dataclass(frozen=True)
-class Choices:
+class ExportSettings:
     """precision: of `PRECISIONS`. target: of `TARGETS`. rows: of x that a layer is expected to get at once.
 
     lowering: of `LOWERINGS`, for every layer that it can write; or a JSON file, pattern of layer names → lowering, of

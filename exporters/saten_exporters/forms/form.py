@@ -21,7 +21,7 @@ from saten_exporters.quantize import PRECISIONS
 __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
-    "ENDINGS",
+    "EPILOGUES",
     "NATIVE",
     "Form",
     "Weights",
@@ -36,7 +36,7 @@ DOMAIN_VERSION = 1
 NATIVE = ("fp32", "int8")  # precisions that the native library has kernels for
 
 # What may follow a linear layer in the same node, by the end of its name → the text of y from what the layer makes.
-ENDINGS: Mapping[str, str] = {
+EPILOGUES: Mapping[str, str] = {
     "Bias": """
         y = Add (product, bias)""",
     "BiasGelu": """
@@ -79,7 +79,7 @@ class Form:
     pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
     steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
     to; sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
-    ending: what follows in the same node, one of `ENDINGS` or nothing.
+    epilogue: what follows in the same node, one of `EPILOGUES` or nothing.
     """
 
     stem: str
@@ -93,12 +93,12 @@ class Form:
     attributes: tuple[str, ...] = ()
     sizes: Callable[[LayerParts, int], Mapping[str, int]] = _no_sizes
     parts: tuple[Form, ...] = ()
-    ending: str = ""
+    epilogue: str = ""
 
     @property
     def op_type(self) -> str:
         """E.g. "LowRankGroupedLinear", "LowRankLinearInt8BiasGelu"."""
-        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}{self.ending}"
+        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}{self.epilogue}"
 
     def steps(self, parts: LayerParts, *, native: bool = False) -> tuple[tuple[str, Work], ...]:
         """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""
@@ -154,14 +154,14 @@ def sum_of(train: Form, residual: Form) -> Form:
     )
 
 
-def followed_by(form: Form, ending: str) -> Form:
-    """The form of a layer and of what follows it: y = ending(layer(x), bias), with bias (outputs) as the last input."""
+def followed_by(form: Form, epilogue: str) -> Form:
+    """The form of a layer and its epilogue: y = epilogue(layer(x), bias), with bias (outputs) as the last input."""
     return replace(
         form,
         inputs=(*form.inputs, "bias"),
-        body=form.call("product") + ENDINGS[ending],
+        body=form.call("product") + EPILOGUES[epilogue],
         parts=(form,),
-        ending=ending,
+        epilogue=epilogue,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_attention import ExpandAttentionPass
@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 
-def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) -> list[Layer]:
+def run_passes(model: ir.Model, parts: dict[str, LayerParts], settings: ExportSettings) -> list[Layer]:
     """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer."""
-    lower = LowerPass(parts, choices)
+    lower = LowerPass(parts, settings)
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
@@ -49,7 +49,7 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], choices: Choices) 
         KeepAxesPass(),
         CancelLayoutsPass(),
         lower,
-        QuantizeDensePass(choices),
+        QuantizeDensePass(settings),
         common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
         UsedOpsetsPass(),

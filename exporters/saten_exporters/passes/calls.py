@@ -33,9 +33,7 @@ def call(
     """Replace `old`, a node of the main graph, by a call of `form`."""
     attributes = [ir.AttrInt64(key, value) for key, value in sizes.items()]
     new = ir.Node(DOMAIN, form.op_type, inputs, attributes, name=name)
-    before, after = old.outputs[0], new.outputs[0]
-    after.name, after.shape, after.type = before.name, before.shape, before.type
-    ir.convenience.replace_nodes_and_values(model.graph, old, [old], [new], [before], [after])
+    ir.convenience.replace_nodes_and_values(model.graph, old, [old], [new], old.outputs, new.outputs)
 
 
 def expand_dense(model: ir.Model) -> None:

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-__all__ = ["Following", "following"]
+__all__ = ["Epilogue", "epilogue_of"]
 
-# (domain, operator) → the ending that it is
+# (domain, operator) → its name as an epilogue
 _OPERATORS = {("", "Add"): "Bias", ("com.microsoft", "BiasGelu"): "BiasGelu"}
 
 
 @dataclass(frozen=True)
-class Following:
-    """ending: one of `forms.ENDINGS`; bias: a constant (outputs); node: what the call takes the place of."""
+class Epilogue:
+    """name: one of `forms.EPILOGUES`; bias: a constant (outputs); node: what the call takes the place of."""
 
-    ending: str
+    name: str
     bias: ir.Value
     node: ir.Node
 
 
-def following(model: ir.Model, layer: ir.Node, *, split: bool) -> Following | None:
+def epilogue_of(model: ir.Model, layer: ir.Node, *, split: bool) -> Epilogue | None:
     """What may go into the node of `layer`: a sum with a constant of one axis, which alone reads what it makes.
 
     split: take the bias out of a sum of three, too; the other two are added as before.
@@ -38,9 +38,9 @@ def following(model: ir.Model, layer: ir.Node, *, split: bool) -> Following | No
     if len(biases) != 1:
         return None
     if (reader.domain, reader.op_type) == ("", "Sum") and len(reader.inputs) == 3 and split:
-        return Following("Bias", biases[0], _apart(model, reader, product, biases[0]))
-    ending = _OPERATORS.get((reader.domain, reader.op_type))
-    return Following(ending, biases[0], reader) if ending else None
+        return Epilogue("Bias", biases[0], _apart(model, reader, product, biases[0]))
+    name = _OPERATORS.get((reader.domain, reader.op_type))
+    return Epilogue(name, biases[0], reader) if name else None
 
 
 def _is_bias(value: ir.Value, product: ir.Value) -> bool:
@@ -57,7 +57,6 @@ def _apart(model: ir.Model, whole: ir.Node, product: ir.Value, bias: ir.Value) -
     first.outputs[0].shape, first.outputs[0].type = product.shape, product.type
     others = [value for value in whole.inputs if value is not product and value is not bias]
     second = ir.Node("", "Sum", [first.outputs[0], *others], name=whole.name)
-    old, new = whole.outputs[0], second.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(model.graph, whole, [whole], [first, second], [old], [new])
+    nodes = [first, second]
+    ir.convenience.replace_nodes_and_values(model.graph, whole, [whole], nodes, whole.outputs, second.outputs)
     return first

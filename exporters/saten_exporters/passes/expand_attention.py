@@ -32,7 +32,5 @@ def _expand(model: ir.Model, node: ir.Node) -> None:
     masked = ir.Node("", "Add", [scores.outputs[0], added])
     weights = ir.Node("", "Softmax", masked.outputs, [ir.AttrInt64("axis", -1)])
     attended = ir.Node("", "MatMul", [weights.outputs[0], values], name=node.name)
-    old, new = node.outputs[0], attended.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
     nodes = [scores, masked, weights, attended]
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, attended.outputs)

@@ -50,7 +50,5 @@ def _expand(model: ir.Model, node: ir.Node) -> None:
     root = ir.Node("", "Sqrt", positive.outputs)
     unit = ir.Node("", "Div", [x, root.outputs[0]])
     scaled = ir.Node("", "Mul", [unit.outputs[0], scale], name=node.name)
-    old, new = node.outputs[0], scaled.outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
     nodes = [square, mean, positive, root, unit, scaled]
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs[:1], scaled.outputs)

@@ -8,12 +8,12 @@ from collections import Counter
 import onnx_ir as ir
 
 from saten_exporters.choice.cost import Candidate, choose
-from saten_exporters.choice.settings import Choices, lowerings_of
+from saten_exporters.choice.settings import ExportSettings, lowerings_of
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, Form, followed_by, head_of
 from saten_exporters.passes.calls import add_functions, call, expand_dense
-from saten_exporters.passes.epilogues import following
+from saten_exporters.passes.epilogues import epilogue_of
 from saten_exporters.passes.initializers import new_initializer
 from saten_runtime.bundle.manifest import Layer, Rejected
 from saten_runtime.errors import ExportError
@@ -35,9 +35,9 @@ class LowerPass(ir.passes.InPlacePass):
             the lowering asked for cannot write it.
     """
 
-    def __init__(self, parts: dict[str, LayerParts], choices: Choices) -> None:
+    def __init__(self, parts: dict[str, LayerParts], settings: ExportSettings) -> None:
         super().__init__()
-        self.parts, self.choices = parts, choices
+        self.parts, self.settings = parts, settings
         self.layers: list[Layer] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -47,7 +47,7 @@ class LowerPass(ir.passes.InPlacePass):
         if names != set(self.parts):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
-        asked = lowerings_of(self.choices.lowering, self.parts)
+        asked = lowerings_of(self.settings.lowering, self.parts)
         headed = {node.attributes.get_string("layer", "") for node in found if node.op_type == "Head"}
         lowered: dict[str, tuple[Candidate, list[ir.Value]]] = {}
         calls: Counter[str] = Counter()
@@ -72,11 +72,11 @@ class LowerPass(ir.passes.InPlacePass):
 
         Returns the form of both.
         """
-        after = following(model, node, split=TARGETS[self.choices.target].kernels) if _ends(form) else None
+        after = epilogue_of(model, node, split=TARGETS[self.settings.target].kernels) if _takes_epilogue(form) else None
         inputs = [node.inputs[0], *weights, *([after.bias] if after else [])]
-        whole = followed_by(form, after.ending) if after else form
+        whole = followed_by(form, after.name) if after else form
         add_functions(model, whole)
-        call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.choices.rows), name)
+        call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.settings.rows), name)
         if after:
             model.graph.remove(node, safe=True)
         return whole
@@ -85,21 +85,21 @@ class LowerPass(ir.passes.InPlacePass):
         self, model: ir.Model, parts: LayerParts, asked: str | None, *, with_head: bool
     ) -> tuple[Candidate, list[ir.Value]]:
         """Choose a layer's form, put its weights into the model, and note it."""
-        chosen, others = choose(parts, self.choices, asked, with_head=with_head)
-        weights = chosen.form.pack(parts)
-        row = _row(chosen, others, parts, sum(array.nbytes for array in weights.values()))
+        chosen, others = choose(parts, self.settings, asked, with_head=with_head)
+        weights = chosen.weights
+        row = _row(chosen, others, parts)
         if with_head:
             row = dataclasses.replace(row, macs_per_row=row.macs_per_row + head_of(chosen.form).macs(parts))
         self.layers.append(row)
         return chosen, [new_initializer(model, f"{parts.name}.{name}", weights[name]) for name in chosen.form.inputs]
 
 
-def _ends(form: Form) -> bool:
+def _takes_epilogue(form: Form) -> bool:
     """Whether a form has a kernel that may go on with what follows."""
     return form.kind == "linear" and form.native is not None
 
 
-def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts, size_bytes: int) -> Layer:
+def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts) -> Layer:
     rows_by_columns = (parts.shape[1], parts.shape[0]) if parts.kind == "linear" else parts.shape
     return Layer(
         name=parts.name,
@@ -108,7 +108,7 @@ def _row(chosen: Candidate, others: list[Candidate], parts: LayerParts, size_byt
         shape=list(rows_by_columns),
         ranks=parts.ranks,
         nnz=int(parts.values.size),
-        bytes=size_bytes,
+        bytes=chosen.bytes,
         dense_fp32_bytes=parts.shape[0] * parts.shape[1] * 4,
         macs_per_row=chosen.form.macs(parts),
         lowering=chosen.lowering,

@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
-from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.passes.initializers import constant
 
 __all__ = ["QuantizeDensePass"]
 
@@ -26,13 +26,13 @@ class QuantizeDensePass(ir.passes.InPlacePass):
     Does nothing to activations times activations, to small weights, to anything already stored so, and at fp32.
     """
 
-    def __init__(self, choices: Choices) -> None:
+    def __init__(self, settings: ExportSettings) -> None:
         super().__init__()
-        self.choices = choices
+        self.settings = settings
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Store every dense weight of the main graph anew."""
-        if self.choices.precision == "fp32":
+        if self.settings.precision == "fp32":
             return ir.passes.PassResult(model, modified=False)
         modified = [self._store(model, node) for node in list(model.graph)]
         if any(modified):
@@ -48,13 +48,14 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         dense = _dense_weight(weight)
         if weight is None or dense is None:
             return False
-        storage, form = STORAGES[self.choices.precision], DENSE_FORMS[kind, self.choices.precision]
+        storage, form = STORAGES[self.settings.precision], DENSE_FORMS[kind, self.settings.precision]
         pack = storage.pack_product if kind == "linear" else storage.pack_whole
         stored = [
-            _once(model, f"{weight.name}.{name}", array) for name, array in zip(form.inputs, pack(dense), strict=True)
+            constant(model, f"{weight.name}.{name}", array)
+            for name, array in zip(form.inputs, pack(dense), strict=True)
         ]
         shape = dense.shape[::-1] if kind == "head" else dense.shape
-        sizes = storage.sizes({form.inputs[0]: shape}, self.choices.rows) if form.attributes else {}
+        sizes = storage.sizes({form.inputs[0]: shape}, self.settings.rows) if form.attributes else {}
         add_functions(model, form)
         call(model, node, form, [x, *stored], sizes, node.name)
         return True
@@ -80,9 +81,3 @@ def _dense_weight(value: ir.Value | None) -> np.ndarray | None:
     if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2 or tensor.size < SMALLEST_WEIGHT:
         return None
     return np.asarray(tensor.numpy())
-
-
-def _once(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer, made once however many nodes read it."""
-    known = model.graph.initializers
-    return known[name] if name in known else new_initializer(model, name, array)

@@ -39,7 +39,5 @@ def _split(model: ir.Model, node: ir.Node) -> bool:
     nodes = [ir.Node("", "MatMul", [x, weight], name=node.name)]
     if bias and bias[0] is not None:
         nodes.append(ir.Node("", "Add", [nodes[0].outputs[0], bias[0]]))
-    old, new = node.outputs[0], nodes[-1].outputs[0]
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [old], [new])
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
     return True

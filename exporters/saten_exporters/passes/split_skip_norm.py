@@ -42,8 +42,6 @@ def _split(model: ir.Model, node: ir.Node) -> None:
     # An absent offset must be left out: ONNX Runtime 1.31 crashes while optimizing where it is named empty.
     inputs = [summed.outputs[0], scale, *([] if offset is None else [offset])]
     norm = ir.Node("", "LayerNormalization", inputs, [ir.AttrInt64("axis", -1), epsilon], name=node.name)
-    pairs = [(node.outputs[0], norm.outputs[0]), *((old, summed.outputs[0]) for old in node.outputs[3:])]
-    for old, new in pairs:
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-    old_values, new_values = [old for old, _ in pairs], [new for _, new in pairs]
-    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [summed, norm], old_values, new_values)
+    old = [node.outputs[0], *node.outputs[3:]]  # what it gives, and the sum where that is read
+    new = [norm.outputs[0], *summed.outputs][: len(old)]
+    ir.convenience.replace_nodes_and_values(model.graph, node, [node], [summed, norm], old, new)

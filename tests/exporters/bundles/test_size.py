@@ -15,7 +15,7 @@ import pytest
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import PRECISIONS, export
 from saten_exporters.bundles.export import ALIGNED_FROM_BYTES, ALIGNMENT_BYTES
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.passes import run_passes
 from saten_runtime.bundle.folder import Bundle
 
@@ -56,7 +56,7 @@ def test_a_weight_that_lies_twice_is_noticed_and_the_passes_join_it(
     model = parse_model(text, w=weight, v=weight.copy())
     ir.save(model, tmp_path / "twice.onnx")
     assert set(repeated(tmp_path / "twice.onnx")) == {"w", "v"}
-    run_passes(model, {}, Choices())
+    run_passes(model, {}, ExportSettings())
     ir.save(model, tmp_path / "once.onnx")
     assert list(tensors(tmp_path / "once.onnx")) == ["w"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from saten_exporters import PRECISIONS, TARGETS, LayerParts
 from saten_exporters.choice.cost import Rates, choose, predicted_us, rates_of
-from saten_exporters.choice.settings import Choices, lowerings_of
+from saten_exporters.choice.settings import ExportSettings, lowerings_of
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_FORMS, Work
 from saten_exporters.forms.form import NATIVE, product
 from saten_runtime.errors import ExportError, UsageError
@@ -138,7 +138,7 @@ def test_factors_are_cheaper_than_the_matrix_they_replace() -> None:
 
 def test_the_cheapest_of_all_that_apply() -> None:
     for rows in (1, 128):
-        chosen, others = choose(layer(), Choices(rows=rows), None)
+        chosen, others = choose(layer(), ExportSettings(rows=rows), None)
         assert {chosen.lowering, *(each.lowering for each in others)} == {"low-rank", "tt-chain", "dense"}
         assert chosen.predicted_us == min(each.predicted_us for each in (chosen, *others))
 
@@ -147,7 +147,7 @@ def test_the_cheapest_of_all_that_apply() -> None:
 def test_dense_only_where_it_takes_no_more_bytes(density: float, lowering: str) -> None:
     """The body of compressed rows multiplies the whole matrix, so dense is faster; an entry takes 3 bytes, not 1."""
     parts = layer("csr", density=density)
-    chosen, others = choose(parts, Choices("int8"), None)
+    chosen, others = choose(parts, ExportSettings("int8"), None)
     assert chosen.lowering == lowering
     dense = next(each for each in (chosen, *others) if each.lowering == "dense")
     assert dense.predicted_us == min(each.predicted_us for each in (chosen, *others))
@@ -156,20 +156,20 @@ def test_dense_only_where_it_takes_no_more_bytes(density: float, lowering: str) 
 def test_at_equal_bytes_the_slower_matrix_is_not_taken() -> None:
     parts = dataclasses.replace(layer(rank=700), cores=((), ()))
     for rows in (1, 128):
-        chosen, others = choose(parts, Choices(rows=rows), None)
+        chosen, others = choose(parts, ExportSettings(rows=rows), None)
         assert chosen.predicted_us == min(each.predicted_us for each in (chosen, *others))
 
 
 def test_what_is_asked_for_is_taken() -> None:
     for name in ("low-rank", "tt-chain", "dense"):
-        chosen, others = choose(layer(), Choices(), name)
+        chosen, others = choose(layer(), ExportSettings(), name)
         assert chosen.lowering == name
         assert name not in {each.lowering for each in others}
 
 
 def test_what_does_not_apply_is_refused_by_name() -> None:
     with pytest.raises(ExportError) as caught:
-        choose(layer(), Choices(), "residual")
+        choose(layer(), ExportSettings(), "residual")
     assert str(caught.value) == (
         "layer: --lowering residual does not apply, it has a tensor train; "
         "this layer can be written as low-rank, tt-chain, dense"
@@ -222,4 +222,4 @@ def test_neither_a_name_nor_a_file() -> None:
 
 def test_a_layer_gets_at_least_one_row() -> None:
     with pytest.raises(UsageError, match="--rows 0: a layer gets at least 1 row"):
-        Choices(rows=0)
+        ExportSettings(rows=0)

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, form_of
 from saten_exporters.forms.head import HEAD_FORMS, head_of
 from saten_exporters.passes import LowerPass
@@ -102,7 +102,7 @@ def step(x: Array) -> float:
 
 
 def lowered(parts: LayerParts, precision: str, parse_model: Callable[..., ir.Model]) -> tuple[ir.Model, LowerPass]:
-    model, lower = parse_model(SHARED), LowerPass({"layer": parts}, Choices(precision, lowering="low-rank"))
+    model, lower = parse_model(SHARED), LowerPass({"layer": parts}, ExportSettings(precision, lowering="low-rank"))
     assert lower(model).modified
     return model, lower
 

@@ -8,10 +8,10 @@ import pytest
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import TARGETS
-from saten_exporters.choice.settings import Choices
-from saten_exporters.forms import DOMAIN, ENDINGS, RESIDUAL_FORMS, followed_by
+from saten_exporters.choice.settings import ExportSettings
+from saten_exporters.forms import DOMAIN, EPILOGUES, RESIDUAL_FORMS, followed_by
 from saten_exporters.passes import run_passes
-from saten_exporters.passes.epilogues import following
+from saten_exporters.passes.epilogues import epilogue_of
 
 WIDTH = 6
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1, "saten" : 1]>'
@@ -30,12 +30,12 @@ def graph(parse: Parse, rest: str, outputs: str = "y", bias: np.ndarray = BIAS) 
 
 def found(model: ir.Model, *, split: bool = False) -> str | None:
     node = next(node for node in model.graph if node.domain == DOMAIN)
-    after = following(model, node, split=split)
-    return after and after.ending
+    after = epilogue_of(model, node, split=split)
+    return after and after.name
 
 
 @pytest.mark.parametrize(
-    ("rest", "ending"),
+    ("rest", "epilogue"),
     [
         ("y = Add (h, bias)", "Bias"),
         ("y = Add (bias, h)", "Bias"),
@@ -49,8 +49,8 @@ def found(model: ir.Model, *, split: bool = False) -> str | None:
         ("y = Sum (h, other, bias)", None),
     ],
 )
-def test_what_goes_into_the_node(rest: str, ending: str | None, parse_model: Parse) -> None:
-    assert found(graph(parse_model, rest)) == ending
+def test_what_goes_into_the_node(rest: str, epilogue: str | None, parse_model: Parse) -> None:
+    assert found(graph(parse_model, rest)) == epilogue
 
 
 def test_what_is_an_output_stays(parse_model: Parse) -> None:
@@ -72,11 +72,11 @@ def test_a_sum_of_three_is_split_where_asked(parse_model: Parse) -> None:
     assert model.graph.outputs[0] is total.outputs[0]
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_the_function_calls_the_layer(ending: str) -> None:
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_the_function_calls_the_layer(epilogue: str) -> None:
     form = RESIDUAL_FORMS["grouped", "linear", "int8"]
-    whole, layer = followed_by(form, ending).functions(18)
-    assert whole.name == form.op_type + ending
+    whole, layer = followed_by(form, epilogue).functions(18)
+    assert whole.name == form.op_type + epilogue
     assert [value.name for value in whole.inputs] == ["x", *form.inputs, "bias"]
     assert next(node.op_type for node in whole) == layer.name == form.op_type
     assert whole.outputs[0] is list(whole)[-1].outputs[0]
@@ -95,9 +95,9 @@ def test_layers_take_their_biases_along(
     source = loaded_tiny["saten"]
     model = traced(source, TARGETS["x86-64"]).program
     before = biases_outside(model)
-    run_passes(model, source.layer_parts(), Choices(lowering="low-rank", target=target))
+    run_passes(model, source.layer_parts(), ExportSettings(lowering="low-rank", target=target))
     layers = [node for node in model.graph if node.domain == DOMAIN and "Linear" in node.op_type]
-    ended = [node for node in layers if node.op_type.endswith(tuple(ENDINGS))]
+    ended = [node for node in layers if node.op_type.endswith(tuple(EPILOGUES))]
     # The sums that skip a layer keep their bias, unless kernels are there to take it.
     sums = [node for node in model.graph if node.op_type == "Sum"]
     assert {len(node.inputs) for node in sums} == ({2} if "kernels" in target else {3})

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from saten_exporters import LayerParts
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DOMAIN, RESIDUAL_FORMS, Form, form_of
 from saten_exporters.passes import LowerPass
 from saten_runtime.errors import ExportError
@@ -66,7 +66,7 @@ def test_a_placeholder_becomes_its_form(
 ) -> None:
     model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
     form = form_of(parts, precision)
-    lower = LowerPass({"layer": parts}, Choices(precision, lowering="low-rank"))
+    lower = LowerPass({"layer": parts}, ExportSettings(precision, lowering="low-rank"))
     assert lower(model).modified
     assert [(node.domain, node.op_type, node.name) for node in model.graph] == [(DOMAIN, form.op_type, "layer")]
     weights = {f"layer.{name}": array for name, array in form.pack(parts).items()}
@@ -89,7 +89,7 @@ def test_the_row_for_the_manifest(
     layout: str, kind: str, precision: str, parse_model: Parse, make_parts: MakeParts
 ) -> None:
     model, parts = parse_model(ONE[kind]), make_parts(kind, layout)
-    lower = LowerPass({"layer": parts}, Choices(precision, lowering="low-rank"))
+    lower = LowerPass({"layer": parts}, ExportSettings(precision, lowering="low-rank"))
     lower(model)
     (row,) = lower.layers
     assert (row.name, row.kind, row.form) == ("layer", kind, form_of(parts, precision).op_type)
@@ -113,7 +113,7 @@ def test_multiplications_for_one_row(
     layout: str, kind: str, macs: int, parse_model: Parse, make_parts: MakeParts
 ) -> None:
     parts = make_parts(kind, layout)
-    lower = LowerPass({"layer": parts}, Choices(lowering="low-rank"))
+    lower = LowerPass({"layer": parts}, ExportSettings(lowering="low-rank"))
     lower(parse_model(ONE[kind]))
     assert [row.macs_per_row for row in lower.layers] == [macs + (parts.values.size if layout == "csr" else 0)]
 
@@ -122,7 +122,7 @@ def test_a_layer_used_twice_is_stored_once(
     parse_model: Parse, make_parts: MakeParts, run_ort: Callable[..., list[np.ndarray]]
 ) -> None:
     model, parts = parse_model(TWICE), make_parts("linear", "grouped")
-    lower = LowerPass({"layer": parts}, Choices(lowering="low-rank"))
+    lower = LowerPass({"layer": parts}, ExportSettings(lowering="low-rank"))
     assert lower(model).modified
     assert len(lower.layers) == 1
     names = [node.name for node in model.graph if node.domain == DOMAIN]
@@ -135,7 +135,7 @@ def test_a_layer_used_twice_is_stored_once(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_graph_without_placeholders_stays(precision: str, parse_model: Parse) -> None:
     model = parse_model(NONE)
-    before, lower = to_bytes(model), LowerPass({}, Choices(precision, lowering="low-rank"))
+    before, lower = to_bytes(model), LowerPass({}, ExportSettings(precision, lowering="low-rank"))
     assert not lower(model).modified
     assert to_bytes(model) == before
     assert lower.layers == []
@@ -143,9 +143,9 @@ def test_a_graph_without_placeholders_stays(precision: str, parse_model: Parse) 
 
 def test_lowering_again_finds_nothing(parse_model: Parse, make_parts: MakeParts) -> None:
     model = parse_model(ONE["linear"])
-    LowerPass({"layer": make_parts("linear", "grouped")}, Choices(lowering="low-rank"))(model)
+    LowerPass({"layer": make_parts("linear", "grouped")}, ExportSettings(lowering="low-rank"))(model)
     before = to_bytes(model)
-    assert not LowerPass({}, Choices(lowering="low-rank"))(model).modified
+    assert not LowerPass({}, ExportSettings(lowering="low-rank"))(model).modified
     assert to_bytes(model) == before
 
 
@@ -154,7 +154,8 @@ def test_layers_and_nodes_must_be_the_same(names: list[str], parse_model: Parse,
     parts = make_parts("linear", "grouped")
     model = parse_model(ONE["linear"])
     before = to_bytes(model)
+    named = {name: dataclasses.replace(parts, name=name) for name in names}
     with pytest.raises(ExportError) as caught:
-        LowerPass({name: dataclasses.replace(parts, name=name) for name in names}, Choices(lowering="low-rank"))(model)
+        LowerPass(named, ExportSettings(lowering="low-rank"))(model)
     assert all(name in str(caught.value) for name in {"layer"} ^ set(names))
     assert to_bytes(model) == before

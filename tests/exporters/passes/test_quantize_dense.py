@@ -7,11 +7,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_exporters.choice.settings import Choices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.passes import QuantizeDensePass
 from saten_exporters.quantize import PRECISIONS
 
-INT8 = Choices("int8")
+INT8 = ExportSettings("int8")
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1]>'
 LINEAR = (
@@ -209,7 +209,7 @@ def test_a_linear_layer_at(precision: str, rows: int, optimized: bool, parse_mod
     w, x = weight(64, 96), weight(3, 5, 64)
     model = parse_model(LINEAR, w=w)
     (before,) = run_ort(model, {"x": x})
-    assert QuantizeDensePass(Choices(precision, rows=rows))(model).modified
+    assert QuantizeDensePass(ExportSettings(precision, rows=rows))(model).modified
     assert set(operators(model)) == OPERATORS[precision][0]
     (after,) = run_ort(model, {"x": x}, optimized=optimized)
     moved = half_step(w, precision, 0)
@@ -226,7 +226,7 @@ def test_a_linear_layer_at(precision: str, rows: int, optimized: bool, parse_mod
 def test_a_table_at(precision: str, parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])
     model = parse_model(LOOKUP, w=w)
-    assert QuantizeDensePass(Choices(precision))(model).modified
+    assert QuantizeDensePass(ExportSettings(precision))(model).modified
     assert set(operators(model)) == OPERATORS[precision][1]
     (after,) = run_ort(model, {"x": x})
     bound = half_step(w, precision, 1)[x]
@@ -242,7 +242,7 @@ def test_a_table_at(precision: str, parse_model: Parse, run_ort: RunOrt) -> None
 def test_nothing_changes_at_fp32(text: str, parse_model: Parse) -> None:
     model = parse_model(text, w=weight(64, 96) if text is LINEAR else weight(100, 48))
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert not QuantizeDensePass(Choices("fp32"))(model).modified
+    assert not QuantizeDensePass(ExportSettings("fp32"))(model).modified
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
 
 
@@ -252,5 +252,5 @@ def test_left_alone_at(name: str, precision: str, parse_model: Parse) -> None:
     text, shapes = LEFT_ALONE[name]
     model = parse_model(HEAD + text, **{weight_name: weight(*shape) for weight_name, shape in shapes.items()})
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    assert not QuantizeDensePass(Choices(precision))(model).modified
+    assert not QuantizeDensePass(ExportSettings(precision))(model).modified
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
