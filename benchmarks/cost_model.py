@@ -18,11 +18,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from layers import SHAPES as LAYERS
 from peers.artifacts import target
 from peers.plots import COLORS, bars
@@ -67,7 +67,7 @@ class Subject:
     name: str
     shape: tuple[int, int]
     native: bool
-    run: onnxruntime.InferenceSession
+    run: Any
     steps: tuple[tuple[str, Work], ...]
 
 
@@ -219,7 +219,7 @@ def write_prices(prices: dict[str, Rates], kernels: str) -> None:
     native = {key: vars(rates) for key, rates in prices.items() if key.startswith("native")}
     own = {key: vars(rates) for key, rates in prices.items() if key not in native}
     new = {target(): own, **({target() + KERNELS: native} if native else {})}
-    versions = {"onnxruntime": onnxruntime.__version__, "kernels": kernels}
+    versions = {"onnxruntime": version("onnxruntime"), "kernels": kernels}
     write_json(path, {**versions, "nanoseconds": "per unit", "targets": {**old, **new}})
 
 

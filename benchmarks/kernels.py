@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish
 
@@ -40,7 +39,7 @@ class Subject:
     """One session to time. macs: for one row; weight_bytes: what one row reads."""
 
     name: str
-    run: onnxruntime.InferenceSession
+    run: Any
     macs: int
     weight_bytes: int
 
@@ -82,7 +81,7 @@ def session(
     form: Form | None,
     library: Path,
     threads: int,
-) -> onnxruntime.InferenceSession:
+) -> Any:
     """One node from x (rows, inputs) to y (rows, outputs), on the kernels where it is one of ours."""
     x = ir.Value(name="x", shape=ir.Shape(["rows", shape[0]]), type=ir.TensorType(ir.DataType.FLOAT))
     values = []
@@ -96,6 +95,8 @@ def session(
     graph = ir.Graph([x], [y], nodes=[node], initializers=values, opset_imports=imports, name="layer")
     functions = form.functions(TARGET.opset) if form else []
     model = ir.Model(graph, ir_version=TARGET.ir_version, functions=functions)
+    import onnxruntime  # after saten_runtime, which turns its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     options.register_custom_ops_library(str(library))

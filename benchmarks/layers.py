@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from peers.artifacts import target
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish, short
@@ -62,7 +61,7 @@ class Subject:
     form: Form
     parts: LayerParts
     kernels: bool
-    run: onnxruntime.InferenceSession
+    run: Any
     macs: int
 
     @property

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from encoder import METHODS, random_checkpoints
 from peers.artifacts import Maker, Row, build, saten_rows, target
 from peers.comparison import say
@@ -126,7 +125,7 @@ class Subject:
     lowering: str
     form: Form
     parts: LayerParts
-    run: onnxruntime.InferenceSession
+    run: Any
     kernels: bool
 
     @property

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
+import saten_runtime  # noqa: F401  before a test imports onnxruntime, whose telemetry it turns off
+
 # The same examples in every run, no database beside the sources, and failures that are shrunk but not explained.
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, phases=PHASES)

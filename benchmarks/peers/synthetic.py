@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
@@ -74,7 +74,7 @@ def matrix_of(parts: LayerParts) -> np.ndarray:
     return matrix
 
 
-def session(form: Form, parts: LayerParts, rows: int, *, native: bool = False) -> onnxruntime.InferenceSession:
+def session(form: Form, parts: LayerParts, rows: int, *, native: bool = False) -> Any:
     """One node from x (rows, inputs), or ids (rows) of a table, to y (rows, outputs), on one thread.
 
     rows: of x to expect; native: with the kernels.
@@ -100,7 +100,7 @@ def session(form: Form, parts: LayerParts, rows: int, *, native: bool = False) -
     return _start(ir.Model(graph, ir_version=TARGET.ir_version, functions=form.functions(TARGET.opset)), native)
 
 
-def check(name: str, run: onnxruntime.InferenceSession, matrix: np.ndarray, precision: str) -> None:
+def check(name: str, run: Any, matrix: np.ndarray, precision: str) -> None:
     """Refuse to time a form that computes something else.
 
     Raises:
@@ -113,7 +113,7 @@ def check(name: str, run: onnxruntime.InferenceSession, matrix: np.ndarray, prec
         raise SystemExit(f"{name}: relative error {error:.1e}, expected at most {ALLOWED[precision]}")
 
 
-def samples_ns(run: onnxruntime.InferenceSession, x: np.ndarray, least_s: float) -> list[int]:
+def samples_ns(run: Any, x: np.ndarray, least_s: float) -> list[int]:
     """Nanoseconds of runs that take `least_s` seconds together, or of three; the first, untimed, warms up."""
     run.run(None, {"x": x})
     samples: list[int] = []
@@ -135,7 +135,9 @@ def idle_ns(rounds: int) -> float:
     return min(min(samples_ns(run, np.zeros(1, np.float32), 2e-3)) for _ in range(rounds))
 
 
-def _start(model: ir.Model, native: bool) -> onnxruntime.InferenceSession:
+def _start(model: ir.Model, native: bool) -> Any:
+    import onnxruntime  # after saten_runtime, which turns its telemetry off
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     if native:

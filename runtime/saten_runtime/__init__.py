@@ -6,6 +6,7 @@ vectors = runner.predict(["first text", "second text"])
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# ONNX Runtime's wheels for Linux report their use, unless this is set before they are imported (docs/security.md).
+# All of ours that imports them, in this process or in one that it starts, imports this package first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), "run.predict"),
