@@ -10,8 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.bench.options import PROGRAM, make_parser
+from saten_runtime.accuracy.options import EvalOptions
+from saten_runtime.arguments import PROGRAM, make_parser
+from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError, system_refusal
+from saten_runtime.options import values_of
 from saten_runtime.records.files import refuse_existing, write_json
 from saten_runtime.records.plain_text import align, printable
 from saten_runtime.start import INTERRUPTED
@@ -53,8 +56,14 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--context: the task {runner.bundle.manifest.task} takes {kind}")
     given = [(item, arguments.context) for item in items] if kind == "pairs" else items
     result = runner.predict(given, batch_size=arguments.batch)
-    for item, record in zip(items, runner.task.records(result, runner.bundle), strict=True):
-        print(json.dumps({"text": item, **record}, ensure_ascii=False))
+    rows = (
+        {"text": item, **record} for item, record in zip(items, runner.task.records(result, runner.bundle), strict=True)
+    )
+    if arguments.as_json:
+        print(json.dumps(list(rows), indent=2, ensure_ascii=False))
+        return 0
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False))
     return 0
 
 
@@ -64,69 +73,53 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     how = Sampling(arguments.max_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
-    for piece in runner.generate(arguments.prompt, how):
+    pieces = runner.generate(arguments.prompt, how)
+    if arguments.as_json:
+        print(json.dumps({"prompt": arguments.prompt, "text": "".join(pieces)}, indent=2, ensure_ascii=False))
+        return 0
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
     return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from saten_runtime.bench.measure import Interrupted, Plan, bench
+    from saten_runtime.bench.measure import Interrupted, bench
     from saten_runtime.bench.results import table
 
-    plan = Plan(
-        threads=arguments.threads,
-        batches=arguments.batch,
-        tokens=arguments.tokens,
-        memory_modes=arguments.memory,
-        min_time_s=arguments.min_time,
-        rounds=arguments.rounds,
-        generate=arguments.generate,
-        depths=arguments.depth,
-        timeout_s=arguments.timeout,
-        floor=not arguments.no_floor,
-    )
+    plan, files = values_of(Plan, arguments), values_of(BenchFiles, arguments)
     try:
-        result = bench(
-            arguments.bundles,
-            plan,
-            baseline=arguments.baseline,
-            output=arguments.output,
-            overwrite=arguments.overwrite,
-            resume=arguments.resume,
-            progress=_progress(arguments.quiet),
-            notice=_notice,
-        )
+        result = bench(arguments.bundles, plan, **vars(files), progress=_progress(arguments.quiet), notice=_notice)
         code = 0 if result.verdict.valid else InvalidRun.exit_code
     except Interrupted as interrupt:
         result, code = interrupt.result, INTERRUPTED
-    print(json.dumps(result.to_json(), indent=2) if arguments.json else table(result))
+    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else table(result))
     return code
 
 
 def _eval(arguments: argparse.Namespace) -> int:
     from saten_runtime.accuracy.evaluate import eval_table, evaluate
 
-    if arguments.output is not None and not arguments.overwrite and not arguments.resume:
-        refuse_existing(arguments.output)
+    options = values_of(EvalOptions, arguments)
+    options.refuse_existing()
     result = evaluate(
         arguments.bundles,
         arguments.data,
-        reference=arguments.reference,
-        threads=arguments.threads,
-        examples=arguments.examples,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
+        reference=options.reference,
+        threads=options.threads,
+        examples=options.examples,
+        resume=options.resume,
+        overwrite=options.overwrite,
         progress=_progress(arguments.quiet),
         notice=_notice,
     )
     _write(arguments.output, result)
-    print(json.dumps(result.to_json(), indent=2) if arguments.json else eval_table(result))
+    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else eval_table(result))
     return 0
 
 
 def _profile(arguments: argparse.Namespace) -> int:
-    from saten_runtime.bench.plan import Plan, Setup
+    from saten_runtime.bench.plan import Setup
     from saten_runtime.bench.profiling import profile, profile_table
     from saten_runtime.bundle.folder import Bundle
 
@@ -138,18 +131,17 @@ def _profile(arguments: argparse.Namespace) -> int:
     size = Plan(batches=(arguments.batch,), tokens=(arguments.tokens,)).sizes(bundle.manifest.task)[0]
     result = profile(bundle, Setup(arguments.threads, arguments.memory), size, runs=arguments.runs)
     _write(arguments.output, result)
-    print(json.dumps(result.to_json(), indent=2) if arguments.json else profile_table(result))
+    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else profile_table(result))
     return 0
 
 
 def _floor(arguments: argparse.Namespace) -> int:
     from saten_runtime.bench.floor import floor_report, floor_table
-    from saten_runtime.bench.plan import Plan
     from saten_runtime.bundle.folder import open_bundles
 
     plan = Plan(threads=(arguments.threads,), batches=(arguments.batch,), tokens=arguments.tokens)
     report = floor_report(open_bundles(arguments.bundles), plan)
-    print(json.dumps(report, indent=2) if arguments.json else floor_table(report))
+    print(json.dumps(report, indent=2) if arguments.as_json else floor_table(report))
     return 0
 
 
@@ -157,10 +149,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from saten_runtime.doctor import examine
 
     checks = examine(arguments.bundle)
-    if arguments.json:
+    if arguments.as_json:
         print(json.dumps([check.to_json() for check in checks], indent=2))
     else:
-        print(align([(check.status, check.name, check.found, check.advice) for check in checks]))
+        shown = [check for check in checks if not arguments.quiet or check.status != "OK"]
+        print(align([(check.status, check.name, check.found, check.advice) for check in shown]) if shown else "OK")
     return SatenError.exit_code if any(check.status == "FAIL" for check in checks) else 0
 
 

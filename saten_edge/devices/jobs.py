@@ -19,6 +19,7 @@ from saten_runtime.bench.plan import Plan
 from saten_runtime.bench.results import printable
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DeviceError, SatenError
+from saten_runtime.options import arguments_of
 from saten_runtime.records.files import parse_json, parse_object, refuse_existing, write_json
 
 __all__ = ["RECONNECT_S", "Job", "bench_job", "eval_job", "examine", "run_job", "run_jobs"]
@@ -58,21 +59,8 @@ def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job
     opened = [Bundle.open(path) for path in bundles]
     other = [] if baseline is None else [Bundle.open(baseline)]
     cargo = Cargo([*opened, *(bundle for bundle in other if bundle_path(bundle) not in map(bundle_path, opened))])
-    lists = {
-        "--threads": plan.threads,
-        "--batch": plan.batches,
-        "--tokens": plan.tokens,
-        "--memory": plan.memory_modes,
-        "--min-time": (plan.min_time_s,),
-        "--rounds": (plan.rounds,),
-        "--generate": plan.generate,
-        "--depth": plan.depths,
-        "--timeout": (plan.timeout_s,),
-    }
-    arguments = ["bench", *map(_there, opened), "-o", "out", "--quiet"]
-    arguments += [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
+    arguments = ["bench", *map(_there, opened), "-o", "out", "--quiet", *arguments_of(plan)]
     arguments += [part for bundle in other for part in ("--baseline", _there(bundle))]
-    arguments += [] if plan.floor else ["--no-floor"]
     return Job("bench", cargo, arguments, _journal_lines(plan, cargo.bundles))
 
 

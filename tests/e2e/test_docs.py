@@ -20,7 +20,7 @@ import typer.main
 from safetensors.torch import save_file
 
 from saten_edge.cli import commands as cli
-from saten_runtime.bench.options import make_parser
+from saten_runtime.arguments import make_parser
 
 DOCS = Path(__file__).parents[2] / "docs"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -60,7 +60,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "b", "-t", "two"], "'two': expected whole numbers with commas between them"),
         (["bench", "b", "--rounds", "0"], "rounds 0"),
         (["floor", "b", "-s", "1,,2"], "'1,,2': expected whole numbers"),
-        (["bench", "b", "-s", "0,5"], "tokens [0, 5]"),
+        (["bench", "b", "-s", "0,5"], "--tokens 0,5: expected different numbers, each at least 1"),
         (["bench", "b", "--memory", "big"], "'big'"),
         (["bench", "nowhere"], "nowhere: no such folder"),
         (["predict", "nowhere"], "no text given"),
@@ -130,9 +130,7 @@ def test_bench_prints_a_table_or_json(
 def test_invalid_run_ends_with_4(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saten_runtime.bench.measure import verdict
-
-    monkeypatch.setattr(verdict, "throttle_reasons", lambda states: ["throttled"])
+    monkeypatch.setattr("saten_runtime.bench.verdict.throttle_reasons", lambda states: ["throttled"])
     assert main(["bench", str(tiny), "-s", "8", "--min-time", "0", "--rounds", "1", "--no-floor"]) == 4
     assert "INVALID: throttled" in capsys.readouterr().out
 

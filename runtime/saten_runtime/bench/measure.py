@@ -34,7 +34,7 @@ from saten_runtime.machine.memory import Memory, Timeline, Watch, check_room
 from saten_runtime.machine.power import Energy, EnergyMeter
 from saten_runtime.records.jsonl import Notice, silent
 from saten_runtime.run.kernels import probe
-from saten_runtime.run.session import MEMORY_MODES
+from saten_runtime.run.memory_modes import MEMORY_MODES
 from saten_runtime.run.text import Encoder
 
 __all__ = ["Interrupted", "Plan", "Progress", "bench"]

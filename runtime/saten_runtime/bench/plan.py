@@ -7,12 +7,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import UsageError
-from saten_runtime.run.session import MEMORY_MODES
+from saten_runtime.options import check_ranges, numbers, option, words
+from saten_runtime.run.memory_modes import MEMORY_MODES
 
-__all__ = ["PHASES", "Key", "Plan", "Setup", "Size", "turns"]
+__all__ = ["PHASES", "BenchFiles", "Key", "Plan", "Setup", "Size", "turns"]
 
 # What one sample is: a run of the graph; reading a prompt up to its first new token; generating.
 PHASES = ("run", "prompt", "generate")
@@ -83,30 +85,33 @@ class Plan:
         UsageError: an empty list, a repeated or impossible value.
     """
 
-    threads: Sequence[int] = (1,)
-    batches: Sequence[int] = (1,)
-    tokens: Sequence[int] = (32, 128)
-    memory_modes: Sequence[str] = ("fast",)
-    min_time_s: float = 1.0
-    rounds: int = 10
-    generate: Sequence[int] = (64,)
-    depths: Sequence[int] = (0,)
-    timeout_s: float = 600.0
-    floor: bool = True
+    threads: Sequence[int] = option((1,), "Numbers of threads", "--threads", "-t", read=numbers, low=1, metavar="LIST")
+    batches: Sequence[int] = option((1,), "Sequences per batch", "--batch", "-b", read=numbers, low=1, metavar="LIST")
+    tokens: Sequence[int] = option(
+        (32, 128), "Tokens per sequence", "--tokens", "-s", read=numbers, low=1, metavar="LIST"
+    )
+    memory_modes: Sequence[str] = option(
+        ("fast",), f"Memory modes, of {', '.join(MEMORY_MODES)}", "--memory", read=words, metavar="LIST"
+    )
+    min_time_s: float = option(
+        1.0, "Seconds of measuring per cell", "--min-time", low=0, high=_LONGEST_S, metavar="SECONDS"
+    )
+    rounds: int = option(10, "Times that each bundle is started and measured", low=1, high=_MOST_ROUNDS)
+    generate: Sequence[int] = option(
+        (64,), "Tokens that a decoder generates", "--generate", "-g", read=numbers, low=1, metavar="LIST"
+    )
+    depths: Sequence[int] = option(
+        (0,), "Tokens that a decoder has read before", "--depth", "-d", read=numbers, low=0, metavar="LIST"
+    )
+    timeout_s: float = option(
+        600.0, "Seconds that one request may take beyond --min-time", "--timeout", metavar="SECONDS"
+    )
+    floor: bool = option(True, "Do not measure the rates of the machine", "--no-floor", const=False)
 
     def __post_init__(self) -> None:
-        lists = (("threads", self.threads), ("batch", self.batches), ("tokens", self.tokens), ("gen", self.generate))
-        for name, values in lists:
-            if not values or min(values) < 1 or len(set(values)) != len(values):
-                raise UsageError(f"{name} {list(values)}: expected different numbers from 1 on")
-        if not self.depths or min(self.depths) < 0 or len(set(self.depths)) != len(self.depths):
-            raise UsageError(f"depth {list(self.depths)}: expected different numbers from 0 on")
         if not self.memory_modes or not set(self.memory_modes) <= set(MEMORY_MODES):
             raise UsageError(f"memory {list(self.memory_modes)}: there are {', '.join(MEMORY_MODES)}")
-        if not 1 <= self.rounds <= _MOST_ROUNDS:
-            raise UsageError(f"rounds {self.rounds}: must be at least 1 and at most {_MOST_ROUNDS}")
-        if not 0 <= self.min_time_s <= _LONGEST_S:
-            raise UsageError(f"minimum time {self.min_time_s} s: must be 0 or more, and at most a day")
+        check_ranges(self)
         if not 0 < self.timeout_s < math.inf:
             raise UsageError(f"timeout {self.timeout_s} s: must be above 0")
 
@@ -133,6 +138,16 @@ class Plan:
         else:
             sizes = [Size(*pair) for pair in itertools.product(self.batches, self.tokens)]
         return sorted(sizes, key=lambda size: (size.phase != "prompt", size.batch * size.longest))
+
+
+@dataclass(frozen=True)
+class BenchFiles:
+    """What a benchmark compares with and writes; the keywords of `bench`."""
+
+    baseline: Path | None = option(None, "Bundle that the others are compared with", metavar="BUNDLE")
+    output: Path | None = option(None, "Folder for samples.jsonl and bench.json", "--output", "-o", metavar="FOLDER")
+    resume: bool = option(False, "Measure only what the output folder lacks", const=True)
+    overwrite: bool = option(False, "Replace the output if it exists", const=True)
 
 
 def turns(names: Sequence[str], index: int) -> list[str]:

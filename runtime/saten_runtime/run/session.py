@@ -5,35 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, UsageError
 from saten_runtime.run.kernels import register
+from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
 
-__all__ = ["MEMORY_MODES", "OPTIMIZED_FILE", "MemoryMode", "make_session", "ort_errors"]
+__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors"]
 
 OPTIMIZED_FILE = "optimized.onnx"
 
-
-@dataclass(frozen=True)
-class MemoryMode:
-    """What ONNX Runtime may spend memory on.
-
-    prepacking: weights copied into the layout of the kernels; without it they stay memory-mapped
-    pages of the file. arena: freed buffers are kept.
-    """
-
-    prepacking: bool
-    arena: bool
-
-
-MEMORY_MODES = {
-    "fast": MemoryMode(prepacking=True, arena=True),
-    "small": MemoryMode(prepacking=False, arena=False),
-}
 
 # What ONNX Runtime says when the file is sound but this build of it cannot run it.
 _MISMATCH_WORDS = (

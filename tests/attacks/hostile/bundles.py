@@ -487,9 +487,9 @@ RESULTS = [
         for name, arguments, words in (
             ("no rounds", ("--rounds", "0"), "rounds"),
             ("rounds below zero", ("--rounds", "-3"), "rounds"),
-            ("a time below zero", ("--min-time", "-1"), "minimum time"),
-            ("a time of NaN", ("--min-time", "nan"), "minimum time"),
-            ("a time without end", ("--min-time", "inf"), "minimum time"),
+            ("a time below zero", ("--min-time", "-1"), "--min-time"),
+            ("a time of NaN", ("--min-time", "nan"), "--min-time"),
+            ("a time without end", ("--min-time", "inf"), "--min-time"),
             ("a batch of nothing", ("-b", "0"), "batch"),
             ("a batch below zero", ("-b", "-1"), "batch"),
             ("no tokens", ("-s", "0"), "tokens"),

@@ -7,7 +7,8 @@ import pytest
 
 from saten_runtime import Bundle, SatenError
 from saten_runtime.errors import BundleError, RuntimeMismatch
-from saten_runtime.run.session import MEMORY_MODES, make_session
+from saten_runtime.run.memory_modes import MEMORY_MODES
+from saten_runtime.run.session import make_session
 
 MakeBundle = Callable[..., Path]
 

@@ -89,15 +89,12 @@ class TestBench:
 
     def test_the_command_is_one_that_saten_run_takes(self, bundle, monkeypatch):
         from saten_runtime import cli
-        from saten_runtime.bench.options import make_parser
+        from saten_runtime.arguments import make_parser
+        from saten_runtime.options import values_of
 
-        job = bench_job(
-            [bundle], Plan((1, 2), (1,), (8, 16), ("fast", "small"), 0.5, 3, timeout_s=7.0, floor=False), bundle
-        )
-        arguments = make_parser(cli._COMMANDS).parse_args(job.arguments)
-        assert (arguments.threads, arguments.tokens, arguments.memory) == ((1, 2), (8, 16), ("fast", "small"))
-        assert (arguments.min_time, arguments.rounds) == (0.5, 3)
-        assert (arguments.timeout, arguments.no_floor) == (7.0, True)
+        plan = Plan((1, 2), (3,), (8, 16), ("fast", "small"), 0.5, 3, (5,), (0, 7), timeout_s=7.0, floor=False)
+        arguments = make_parser(cli._COMMANDS).parse_args(bench_job([bundle], plan, bundle).arguments)
+        assert values_of(Plan, arguments) == plan
         assert arguments.baseline in arguments.bundles
 
     def test_its_steps_are_the_lines_of_the_journal(self, tiny_bert, tmp_path):

@@ -1,0 +1,126 @@
+"""The arguments of `saten-run`, one function per command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from saten_runtime import __version__
+from saten_runtime.accuracy.options import EvalOptions
+from saten_runtime.bench.plan import BenchFiles, Plan
+from saten_runtime.errors import UsageError
+from saten_runtime.options import Printing, add_options
+
+__all__ = ["PROGRAM", "make_parser"]
+
+PROGRAM = "saten-run"
+Commands = Mapping[str, Callable[[argparse.Namespace], int]]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def make_parser(commands: Commands) -> argparse.ArgumentParser:
+    """The parser; `arguments.command` is the function of the chosen command."""
+    parser = _Parser(prog=PROGRAM, description="Run and measure saten-edge bundles on this device.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    chosen = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (about, add) in _COMMANDS.items():
+        sub = chosen.add_parser(name, help=about, description=about)
+        sub.set_defaults(command=commands[name])
+        add(sub)
+        add_options(sub, Printing)
+    return parser
+
+
+def _predict(parser: argparse.ArgumentParser) -> None:
+    _one_bundle(parser)
+    parser.add_argument(
+        "texts", nargs="*", metavar="ITEM", help="Text or, for an image model, a .npy, .ppm or .pgm file"
+    )
+    parser.add_argument("--file", type=Path, help="File with one item per line; - reads standard input")
+    parser.add_argument("--context", help="Text that the items are questions about")
+    parser.add_argument("-b", "--batch", type=int, default=32, help="Items per run (default: 32)")
+    _setup(parser)
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    _one_bundle(parser)
+    parser.add_argument("prompt", metavar="PROMPT", help="Text to continue")
+    parser.add_argument("-n", "--max-tokens", type=int, default=64, help="Tokens to generate at most (default: 64)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="Temperature; 0 takes the likeliest token (default: 0)",
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="Probability that the drawn tokens share (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the draw (default: 0)")
+    _setup(parser)
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    _bundles(parser, "Bundles to measure")
+    add_options(parser, Plan)
+    add_options(parser, BenchFiles)
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    _bundles(parser, "Bundles to evaluate")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON Lines or CSV file; its fields say what is measured",
+    )
+    add_options(parser, EvalOptions)
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    _one_bundle(parser)
+    parser.add_argument("-s", "--tokens", type=int, default=128, help="Tokens per sequence (default: 128)")
+    parser.add_argument("-b", "--batch", type=int, default=1, help="Sequences per batch (default: 1)")
+    parser.add_argument("-n", "--runs", type=int, default=20, help="Runs to average (default: 20)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="Write the profile as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the output if it exists")
+    _setup(parser)
+
+
+def _floor(parser: argparse.ArgumentParser) -> None:
+    _bundles(parser, "Bundles whose floor is computed", nargs="*")
+    parser.add_argument("-t", "--threads", type=int, default=1, help="Number of threads (default: 1)")
+    parser.add_argument("-b", "--batch", type=int, default=1, help="Sequences per batch (default: 1)")
+    add_options(parser, Plan, only=("tokens",))
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="Bundle to try")
+
+
+def _one_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="Bundle to run")
+
+
+def _bundles(parser: argparse.ArgumentParser, what: str, nargs: str = "+") -> None:
+    parser.add_argument("bundles", nargs=nargs, type=Path, metavar="BUNDLE", help=what)
+
+
+def _setup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-t", "--threads", type=int, default=1, help="Number of threads (default: 1)")
+    parser.add_argument("--memory", default="fast", help="Memory mode: fast or small (default: fast)")
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
+    "predict": ("Print what a bundle says about texts or pictures, one JSON object per line.", _predict),
+    "generate": ("Print the continuation of a prompt as it is made.", _generate),
+    "bench": ("Measure latency, start and memory of bundles, taking turns.", _bench),
+    "eval": ("Measure the accuracy of bundles on a data file.", _eval),
+    "profile": ("Print where the time of a run goes, by layer.", _profile),
+    "floor": ("Print the rates of this machine, and the time no program could beat with them.", _floor),
+    "doctor": ("Check what could stop a run on this device.", _doctor),
+}
