@@ -125,7 +125,7 @@ def finetune_stage(
 ) -> dict[str, Any]:
     """Fine-tune a dense or Saten model; the result goes to `out`, and `metrics.json` in it is returned.
 
-    task: a name in `saten_edge.training.TASKS`; None reads it off model and data. judged_on: data that only judges.
+    task: a name in `saten_edge.training.TRAININGS`; None reads it off model and data. judged_on: data that only judges.
     resume: go on where an interrupted run of the same settings stopped, if there is one.
     """
     from saten_edge.training import prepare  # the Trainer takes seconds to import

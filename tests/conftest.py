@@ -189,14 +189,14 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
     import torch
     import transformers
 
-    from saten_edge.checkpoints.architectures import TASKS
+    from saten_runtime.vocabulary.tasks import HUB_TASKS
 
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     architectures = ["DeiTForImageClassification"] if (model_type, task) == ("deit", "image-classification") else None
     sizes = {**TINY[model_type], "initializer_range": 0.1, "architectures": architectures, **options}
     config = transformers.AutoConfig.for_model(model_type, **sizes)
-    model = getattr(transformers, TASKS[task].auto).from_config(config)
+    model = getattr(transformers, HUB_TASKS[task].auto).from_config(config)
     stir(model)
     model.save_pretrained(folder)
     if "image_size" in sizes:

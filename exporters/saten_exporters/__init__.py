@@ -6,13 +6,11 @@ from saten_exporters.bundles.export import PRECISIONS, export
 from saten_exporters.bundles.verify import rounding_bound
 from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS
 from saten_exporters.exportable import Exportable, LayerParts
-from saten_exporters.tracing.signatures import TASKS
 
 __all__ = [
     "DEFAULT_TARGET",
     "PRECISIONS",
     "TARGETS",
-    "TASKS",
     "Exportable",
     "LayerParts",
     "export",

@@ -45,7 +45,8 @@ class LayerParts:
 class Exportable(Protocol):
     """A loaded model: what `saten_edge.checkpoints.models.load_model` returns.
 
-    task: a name in `tasks.TASKS`. tokenizer, processor: the one that prepares the model's inputs, None for the other.
+    task: a name in `saten_runtime.vocabulary.tasks.HUB_TASKS`. tokenizer, processor: the one that prepares the model's
+    inputs, None for the other.
     max_length: tokens that a text is cut to, or a decoder's whole context.
     """
 

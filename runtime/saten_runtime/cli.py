@@ -18,6 +18,7 @@ from saten_runtime.options import values_of
 from saten_runtime.records.files import refuse_existing, write_json
 from saten_runtime.records.plain_text import align, printable
 from saten_runtime.start import INTERRUPTED
+from saten_runtime.vocabulary.tasks import PAIRS
 
 __all__ = ["main"]
 
@@ -51,14 +52,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     if not items:
         raise UsageError("no text given; pass ITEM or --file")
     runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
-    kind = runner.task.items
-    if (kind == "pairs") != (arguments.context is not None):
+    kind = runner.bundle.items
+    if (kind == PAIRS) != (arguments.context is not None):
         raise UsageError(f"--context: the task {runner.bundle.manifest.task} takes {kind}")
-    given = [(item, arguments.context) for item in items] if kind == "pairs" else items
+    given = [(item, arguments.context) for item in items] if kind == PAIRS else items
     result = runner.predict(given, batch_size=arguments.batch)
-    rows = (
-        {"text": item, **record} for item, record in zip(items, runner.task.records(result, runner.bundle), strict=True)
-    )
+    records = runner.predictor.records(result, runner.bundle)
+    rows = ({"text": item, **record} for item, record in zip(items, records, strict=True))
     if arguments.as_json:
         print(json.dumps(list(rows), indent=2, ensure_ascii=False))
         return 0
@@ -128,7 +128,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.runs < 1:
         raise UsageError(f"runs {arguments.runs}: must be at least 1")
     bundle = Bundle.open(arguments.bundle)
-    size = Plan(batches=(arguments.batch,), tokens=(arguments.tokens,)).sizes(bundle.manifest.task)[0]
+    size = Plan(batches=(arguments.batch,), tokens=(arguments.tokens,)).sizes(bundle.items)[0]
     result = profile(bundle, Setup(arguments.threads, arguments.memory), size, runs=arguments.runs)
     _write(arguments.output, result)
     print(json.dumps(result.to_json(), indent=2) if arguments.as_json else profile_table(result))

@@ -167,7 +167,7 @@ def _bundle(examination: Examination) -> Check:
 
 
 def _smallest(folder: Path) -> Size:
-    return Plan(tokens=(2,), generate=(1,)).sizes(read_manifest(folder).task)[0]
+    return Plan(tokens=(2,), generate=(1,)).sizes(Bundle(folder, read_manifest(folder)).items)[0]
 
 
 def _runs(examination: Examination) -> Check:

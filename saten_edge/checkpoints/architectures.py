@@ -11,33 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    HUB_TASKS,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TOKEN_CLASSIFICATION,
+)
 
-__all__ = ["ARCHITECTURES", "TASKS", "Architecture", "architecture", "task_of"]
+__all__ = ["ARCHITECTURES", "Architecture", "architecture", "task_of"]
 
 
-@dataclass(frozen=True)
-class Task:
-    """auto: transformers' class that builds the model. suffixes: of the classes in `config.architectures`."""
-
-    auto: str
-    suffixes: tuple[str, ...]
-
-
-# A regression is a text classification with one label, as in transformers.
-TASKS = {
-    "feature-extraction": Task("AutoModel", ("Model", "ForPreTraining", "ForMaskedLM", "ForMaskedImageModeling")),
-    "text-classification": Task("AutoModelForSequenceClassification", ("ForSequenceClassification",)),
-    "token-classification": Task("AutoModelForTokenClassification", ("ForTokenClassification",)),
-    "question-answering": Task("AutoModelForQuestionAnswering", ("ForQuestionAnswering",)),
-    "image-classification": Task(
-        "AutoModelForImageClassification", ("ForImageClassification", "ForImageClassificationWithTeacher")
-    ),
-    "text-generation": Task("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel")),
-}
-
-ENCODER = ("feature-extraction", "text-classification", "token-classification", "question-answering")
-VISION = ("feature-extraction", "image-classification")
-DECODER = ("feature-extraction", "text-classification", "text-generation")
+ENCODER = tuple(row.hub for row in (FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING))
+VISION = tuple(row.hub for row in (FEATURE_EXTRACTION, IMAGE_CLASSIFICATION))
+DECODER = tuple(row.hub for row in (FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TEXT_GENERATION))
 
 ENCODER_OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
@@ -55,7 +44,8 @@ BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
 class Architecture:
     """One family.
 
-    kind: "encoder", "decoder" or "vision". tables: lookup tables to compress, the vocabulary first, then positions.
+    kind: "encoder", "decoder" or "vision". tasks: as the hub names them. tables: lookup tables to compress, the
+    vocabulary first, then positions.
     blocks: the list of blocks, whose outputs distillation compares. linear: class of the linear layers; Conv1D
     keeps its weight as (in, out). tied_head: the layer that uses the vocabulary table again where
     `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
@@ -196,19 +186,20 @@ def architecture(model_type: object) -> Architecture:
 
 
 def task_of(architectures: list[str]) -> str:
-    """The task of the model classes named in a config.
+    """The task of the model classes named in a config, as the hub names it.
 
     Raises:
         UsageError: none of ours; the message lists the tasks there are.
     """
-    suffixes = sorted(((suffix, task) for task, row in TASKS.items() for suffix in row.suffixes), key=_longest_first)
+    suffixes = sorted(
+        ((suffix, task) for task, row in HUB_TASKS.items() for suffix in row.suffixes), key=_longest_first
+    )
     for name in architectures:
         for suffix, task in suffixes:
             if name.endswith(suffix):
                 return task
-    raise UsageError(
-        f"no task is known for a model of class {', '.join(architectures) or 'none'}; pass one of: {', '.join(TASKS)}"
-    )
+    named = ", ".join(architectures) or "none"
+    raise UsageError(f"no task is known for a model of class {named}; pass one of: {', '.join(HUB_TASKS)}")
 
 
 def _entry(config: Mapping[str, Any], path: list[str], default: Any) -> Any:

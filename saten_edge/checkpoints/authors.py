@@ -35,6 +35,13 @@ from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Residual,
 from saten_edge.decomposition.tt import TensorTrain
 from saten_runtime.errors import CheckpointError, SatenError
 from saten_runtime.records.files import read_json
+from saten_runtime.vocabulary.tasks import (
+    HUB_TASKS,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+)
 
 __all__ = ["best_pattern", "import_checkpoint", "read_state"]
 
@@ -58,7 +65,7 @@ def import_checkpoint(
 ) -> tuple[LoadedModel, list[CompressedLayer]]:
     """Read a state dict of the authors' code into the architecture of `base`, whose tokenizer it takes.
 
-    src: a file, or a folder of them. task: a name in `TASKS`; by default what the heads in the state dict say.
+    src: a file, or a folder of them. task: a name in `HUB_TASKS`; by default what the heads in the state dict say.
     The errors in the rows are relative to the weights of `base`.
 
     Raises:
@@ -70,7 +77,7 @@ def import_checkpoint(
         raise CheckpointError(f"{src}: no layer has factors; expected keys such as encoder.layer.0.….factors.0")
     row = architecture(read_json(resolve_model(str(base)) / "config.json", CheckpointError).get("model_type"))
     task, labels = (task, _labels(layers, row)) if task else _task(layers, row)
-    loaded = load_model(base, task, num_labels=labels if task and task.endswith("-classification") else None)
+    loaded = load_model(base, task, num_labels=labels if task in HUB_TASKS and HUB_TASKS[task].labels else None)
     placed = _placed(src, loaded.model, layers, row)
     _refuse_missing(src, loaded.model, placed)
     rows = []
@@ -203,11 +210,12 @@ def _task(layers: Mapping[str, ForeignLayer], row: Architecture) -> tuple[str | 
     """The task whose head is in a state dict, and its number of labels; None leaves both to the base model."""
     heads = [name for name in layers if _is_head(name, row) and "pooler" not in name]
     if any(name.startswith("qa_outputs") for name in heads):
-        return "question-answering", None
+        return QUESTION_ANSWERING.hub, None
     if row.tied_head is not None and row.tied_head in heads:
-        return "text-generation", None
+        return TEXT_GENERATION.hub, None
     if heads:
-        return ("image-classification" if row.kind == "vision" else "text-classification"), _labels(layers, row)
+        classification = IMAGE_CLASSIFICATION if row.kind == "vision" else TEXT_CLASSIFICATION
+        return classification.hub, _labels(layers, row)
     return None, None
 
 

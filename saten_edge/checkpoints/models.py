@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from saten_edge.checkpoints.architectures import TASKS, Architecture, architecture, task_of
+from saten_edge.checkpoints.architectures import Architecture, architecture, task_of
 from saten_edge.checkpoints.checkpoint import (  # importing it registers the "saten" method with transformers
     SatenConfig,
     seal,
@@ -25,6 +25,7 @@ from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.records.files import new_folder, read_json, sha256_file
+from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers"]
 
@@ -36,7 +37,7 @@ SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_tran
 class LoadedModel:
     """A model in evaluation mode, what prepares its inputs, and what follows it to make an embedding.
 
-    task: a name in `TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
+    task: a name in `HUB_TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
     """
 
     model: Any
@@ -45,7 +46,7 @@ class LoadedModel:
     max_length: int
     source: dict[str, str]
     folder: Path
-    task: str = "feature-extraction"
+    task: str = FEATURE_EXTRACTION.hub
     processor: Any = None
 
     @property
@@ -90,7 +91,7 @@ def load_model(
 ) -> LoadedModel:
     """A dense or Saten model from a folder, or by name from the Hugging Face hub.
 
-    task: a name in `TASKS`; None reads it from the config, and a sentence-transformers folder is one for
+    task: a name in `HUB_TASKS`; None reads it from the config, and a sentence-transformers folder is one for
     feature-extraction. num_labels: size of a classifier; where the files hold none of that size, a new one is
     drawn from `seed`, and nothing else ever is. One label is a regression. dtype: of the weights;
     "auto" leaves them as they are stored, and then they stay in the file, mapped, until they are written to.
@@ -144,7 +145,7 @@ def save_model(
         with silent_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
-        for name in SIDE_FILES if loaded.task == "feature-extraction" else ():
+        for name in SIDE_FILES if HUB_TASKS[loaded.task].pooled else ():
             if (loaded.folder / name).is_file():
                 (folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(loaded.folder / name, folder / name)
@@ -180,9 +181,9 @@ def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]
     row = architecture(config.get("model_type"))
     if task is None:
         sentences = (folder / "modules.json").is_file()
-        task = "feature-extraction" if sentences else task_of(list(config.get("architectures") or ()))
-    if task not in TASKS:
-        raise UsageError(f"no task {task!r}; there are: {', '.join(TASKS)}")
+        task = FEATURE_EXTRACTION.hub if sentences else task_of(list(config.get("architectures") or ()))
+    if task not in HUB_TASKS:
+        raise UsageError(f"no task {task!r}; there are: {', '.join(HUB_TASKS)}")
     row.check_task(task)
     return row, task
 
@@ -205,8 +206,8 @@ def _read_weights(
     with silent_transformers():  # a pooler left unread is reported as unexpected keys
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **_labels(task, num_labels))
         row.check_options(config.to_dict())
-        options: dict[str, Any] = {"add_pooling_layer": False} if task == "feature-extraction" and row.pooler else {}
-        auto = getattr(transformers, TASKS[task].auto)
+        options: dict[str, Any] = {"add_pooling_layer": False} if HUB_TASKS[task].pooled and row.pooler else {}
+        auto = getattr(transformers, HUB_TASKS[task].auto)
         if not hasattr(config, "quantization_config"):  # of a Saten model, its quantizer does it
             with torch.device("meta"):
                 refuse_bomb(f"{folder / 'config.json'}", auto.from_config(config), tensors)
@@ -229,9 +230,9 @@ def _read_weights(
 def _labels(task: str, num_labels: int | None) -> dict[str, Any]:
     if num_labels is None:
         return {}
-    if num_labels < 1 or not task.endswith("-classification"):
+    if num_labels < 1 or HUB_TASKS[task].labels is None:
         raise UsageError(f"{num_labels} labels for {task}; expected at least one, for a classification")
-    regression = task == "text-classification" and num_labels == 1
+    regression = device_task(task, num_labels).labels == VALUES
     return {"num_labels": num_labels, **({"problem_type": "regression"} if regression else {})}
 
 

@@ -66,7 +66,7 @@ def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job
 
 def _journal_lines(plan: Plan, bundles: Sequence[Bundle]) -> int:
     """Environment and rates; for each setup, memory, and in each round starts, sizes and the state of the machine."""
-    sizes = max(len(plan.sizes(bundle.manifest.task)) for bundle in bundles)
+    sizes = max(len(plan.sizes(bundle.items)) for bundle in bundles)
     a_round = len(bundles) * (1 + sizes) + 1
     return 1 + plan.floor * len(plan.threads) + len(plan.setups) * (len(bundles) + a_round * plan.rounds)
 

@@ -19,11 +19,11 @@ from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.bundle.manifest import FileEntry
 from saten_runtime.errors import UsageError
 from saten_runtime.run.text import Encoder, random_feeds
+from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, TASKS, TEXT_CLASSIFICATION, TEXTS
 
 __all__ = ["Job", "graph_files", "make_job"]
 
-EMBEDDING = "feature-extraction"
-PAGE_TASKS = (EMBEDDING, "text-classification")
+PAGE_TASKS = (FEATURE_EXTRACTION, TEXT_CLASSIFICATION)
 WARMUP_RUNS = 3  # as `saten_runtime.bench.measure`
 WARMUP_MS = 200  # and so long at least: browsers compile what runs often once more, in the background
 
@@ -125,7 +125,7 @@ def make_job(
     if len(measures) > 1:
         raise UsageError(f"{', '.join(named)}: are of different tasks; serve them apart")
     (measure,) = measures
-    if target is not None and (measure is None or measure.bundle_task != EMBEDDING):
+    if target is not None and (measure is None or not TASKS[measure.bundle_task].pooled):
         raise UsageError("--reference: needs --data on which the bundles give embeddings")
     vocabulary = min(Encoder(bundle).vocabulary for bundle in named.values())
     sheets = {name: _sheet(exam) for name, exam in exams.items()}
@@ -161,12 +161,15 @@ def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
         UsageError: a bundle of a task the page has no questions for, or a plan that does not fit it or one post.
     """
     for name, bundle in named.items():
-        if bundle.manifest.task not in PAGE_TASKS:
-            raise UsageError(f"{name}: is for {bundle.manifest.task}; the page measures {', '.join(PAGE_TASKS)}")
+        if bundle.task not in PAGE_TASKS or bundle.items != TEXTS:
+            measured = ", ".join(task.name for task in PAGE_TASKS)
+            raise UsageError(
+                f"{name}: is for {bundle.manifest.task} of {bundle.items}; the page measures {measured} of {TEXTS}"
+            )
         longest = bundle.tokenizer.max_length
         if max(plan.tokens) > longest:
             raise UsageError(f"{name}: takes at most {longest} tokens, found {max(plan.tokens)}")
-    sizes = plan.sizes(PAGE_TASKS[0])
+    sizes = plan.sizes(TEXTS)
     needed = len(plan.setups) * len(sizes) * len(named) * plan.rounds * math.ceil(MIN_SAMPLES / plan.rounds)
     if needed > MOST_SAMPLES:
         raise UsageError(

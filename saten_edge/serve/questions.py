@@ -22,7 +22,7 @@ from saten_runtime.accuracy.data import Data, read_data
 from saten_runtime.accuracy.evaluate import measure_of
 from saten_runtime.accuracy.measures import Examined, Measure, Metrics
 from saten_runtime.accuracy.metrics import cosines
-from saten_runtime.accuracy.parity import Comparison, compare_outputs, read_cases
+from saten_runtime.accuracy.parity import Comparison, compare_case, read_cases
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import DataError, UsageError
@@ -73,11 +73,10 @@ class Exam:
         answers[k]: to question k; those of all cases at least.
         """
         bound = self.bundle.manifest.tolerance.get("relative")
-        compared = []
+        compared: list[Comparison] = []
         for (case, arrays), answer in zip(self.cases.items(), answers, strict=False):
-            for name, got in answer.items():
-                error, cosine = compare_outputs(got, arrays[name], arrays.get("attention_mask"))
-                compared.append(Comparison(case, name, True, list(got.shape), error, cosine, bound))
+            rows = compare_case(self.bundle.task, case, answer, arrays, bound=bound)
+            compared += [dataclasses.replace(row, optimized=True) for row in rows]
         return compared
 
     def examine(self, answers: Sequence[Outputs]) -> Examined:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from saten_edge.training.data import Examples, read_examples
 from saten_edge.training.job import Job, prepare
-from saten_edge.training.objectives import TASKS, Distillation, Task, task_named
+from saten_edge.training.objectives import TRAININGS, Distillation, Training, training_for
 from saten_edge.training.run import Outcome, finetune
 from saten_edge.training.schedule import Progress, Schedule
 
 __all__ = [
-    "TASKS",
+    "TRAININGS",
     "Distillation",
     "Examples",
     "Job",
     "Outcome",
     "Progress",
     "Schedule",
-    "Task",
+    "Training",
     "finetune",
     "prepare",
     "read_examples",
-    "task_named",
+    "training_for",
 ]

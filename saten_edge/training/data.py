@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.texts import FORMATS, Row, read_rows
-from saten_edge.training.objectives import Task
+from saten_edge.training.objectives import Training
 from saten_runtime.errors import DataError
+from saten_runtime.vocabulary.tasks import VALUES
 
 __all__ = ["Batches", "Examples", "checked", "collator", "encode", "read_examples", "split_off"]
 
@@ -90,7 +91,7 @@ class Examples:
 def read_examples(source: str, inputs: str | None, *, split: str = "train") -> Examples:
     """Read a JSON Lines or CSV file, or a data set of the `datasets` library by `name[:config]` or folder.
 
-    inputs: see `Task`; None where the columns decide. "plain" takes every string of every row.
+    inputs: see `Training`; None where the columns decide. "plain" takes every string of every row.
 
     Raises:
         DataError: it cannot be read, is empty, or its columns do not fit.
@@ -256,13 +257,15 @@ def _dataset_rows(source: str, split: str) -> list[Row]:
     return [(f"{source}[{number}]", row) for number, row in enumerate(rows)]
 
 
-def checked(task: Task, examples: Examples, known: int | None) -> tuple[Examples, int | None]:
+def checked(training: Training, examples: Examples, known: int | None) -> tuple[Examples, int | None]:
     """The examples with labels as the task's loss wants them, and the number of outputs of its head."""
-    if task.labels is None:
+    if training.task.labels is None:
         return examples, None
-    if task.labels == "values":
+    if training.task.labels == VALUES:
         return replace(examples, labels=examples.values()), 1
     count = examples.classes(known)
     if count is None:
-        raise DataError(f"{examples.source}: labels are real numbers; {task.name} expects whole ones from 0 on")
+        raise DataError(
+            f"{examples.source}: labels are real numbers; {training.task.name} expects whole ones from 0 on"
+        )
     return examples, count

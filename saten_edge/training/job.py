@@ -20,11 +20,20 @@ from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.training.data import Examples, checked, read_examples
 from saten_edge.training.judge import judge
-from saten_edge.training.objectives import TASKS, Distillation, Task, task_named
+from saten_edge.training.objectives import TRAININGS, Distillation, Training, training_for
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
 from saten_runtime.errors import CheckpointError, UsageError
 from saten_runtime.records.files import read_json, write_json
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    HUB_TASKS,
+    IMAGE_CLASSIFICATION,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_REGRESSION,
+    VALUES,
+)
 
 __all__ = ["Job", "prepare"]
 
@@ -37,7 +46,7 @@ class Job:
 
     student: LoadedModel
     teacher: LoadedModel | None
-    task: Task
+    training: Training
     examples: Examples
     judged_on: Examples | None
     schedule: Schedule
@@ -81,7 +90,7 @@ class Job:
         before = self._judged()
         outcome = finetune(
             self.student,
-            self.task,
+            self.training,
             self.examples,
             self.schedule,
             teacher=self.teacher,
@@ -104,7 +113,7 @@ class Job:
     def _judged(self) -> dict[str, Any] | None:
         if self.judged_on is None:
             return None
-        return judge(self.task, self.student, self.teacher, self.judged_on, self.schedule.max_length)
+        return judge(self.training, self.student, self.teacher, self.judged_on, self.schedule.max_length)
 
     def _layer_errors(self) -> dict[str, float] | None:
         """Of every compressed layer against the teacher's, where the teacher is what was compressed."""
@@ -147,17 +156,17 @@ def prepare(
     Raises:
         SatenError: whatever does not fit; nothing has been written yet.
     """
-    wanted = task_named(task) if task is not None else None
+    wanted = training_for(task) if task is not None else None
     examples = (
         data if isinstance(data, Examples) else read_examples(data, wanted.inputs if wanted else None, split=split)
     )
     family, known = _head(model)
     row = _settle(wanted or _guess(examples, family), examples, family, known)
-    labelled, outputs = checked(row, examples, known if family == row.head else None)
-    student = load_model(model, row.head, num_labels=outputs, seed=schedule.seed)
-    if row.labels == "values" and family != row.head:
+    labelled, outputs = checked(row, examples, known if family == row.task.hub else None)
+    student = load_model(model, row.task.hub, num_labels=outputs, seed=schedule.seed)
+    if row.task.labels == VALUES and family != row.task.hub:
         _start_at_mean(student, labelled)
-    master = load_model(teacher, row.head) if teacher is not None else None
+    master = load_model(teacher, row.task.hub) if teacher is not None else None
     if row.label_loss is None and not student.layer_parts():
         raise UsageError(f"{model}: has no compressed layer; run `saten-edge compress` first")
     judging = read_examples(judged_on, row.inputs, split=judged_split) if judged_on is not None else None
@@ -168,7 +177,7 @@ def prepare(
     learning.chosen(row, master is not None)
     settings = {
         "model": student.source,
-        "task": row.name,
+        "task": row.task.name,
         "data": labelled.source,
         "examples": len(labelled.inputs),
         "teacher": master.source if master is not None else None,
@@ -190,22 +199,22 @@ def _head(model: str | Path) -> tuple[str | None, int | None]:
         return None, None
     config = read_json(folder / "config.json", CheckpointError)
     found = task_of(list(config.get("architectures") or ()))
-    return found, len(config.get("id2label") or range(2)) if found.endswith("-classification") else None
+    return found, len(config.get("id2label") or range(2)) if HUB_TASKS[found].labels else None
 
 
-def _guess(examples: Examples, family: str | None) -> Task:
+def _guess(examples: Examples, family: str | None) -> Training:
     """By labels in the data, else by the model's head."""
     if examples.labels is not None:
-        return TASKS["image-classification" if examples.images else "text-classification"]
-    return TASKS["text-generation" if family == "text-generation" else "feature-extraction"]
+        return TRAININGS[(IMAGE_CLASSIFICATION if examples.images else TEXT_CLASSIFICATION).name]
+    return TRAININGS[(TEXT_GENERATION if family == TEXT_GENERATION.hub else FEATURE_EXTRACTION).name]
 
 
-def _settle(task: Task, examples: Examples, family: str | None, known: int | None) -> Task:
+def _settle(training: Training, examples: Examples, family: str | None, known: int | None) -> Training:
     """A classification of texts is a regression where the labels are real, or the model's head has one output."""
-    if task.name != "text-classification":
-        return task
-    regression = known == 1 if family == task.head else examples.classes(None) is None
-    return TASKS["text-regression"] if regression else task
+    if training.task != TEXT_CLASSIFICATION:
+        return training
+    regression = known == 1 if family == training.task.hub else examples.classes(None) is None
+    return TRAININGS[TEXT_REGRESSION.name] if regression else training
 
 
 def _start_at_mean(student: LoadedModel, examples: Examples) -> None:

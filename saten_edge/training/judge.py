@@ -9,7 +9,7 @@ import torch
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Examples, checked, collator, encode
 from saten_edge.training.losses import Sides
-from saten_edge.training.objectives import Task
+from saten_edge.training.objectives import Training
 
 __all__ = ["judge"]
 
@@ -17,14 +17,14 @@ BATCH = 64
 
 
 def judge(
-    task: Task, student: LoadedModel, teacher: LoadedModel | None, examples: Examples, max_length: int
+    training: Training, student: LoadedModel, teacher: LoadedModel | None, examples: Examples, max_length: int
 ) -> dict[str, Any]:
     """The task's metrics of a student in evaluation mode, in float32, and the number of examples.
 
     Raises:
         DataError: labels that do not fit the model's head.
     """
-    labelled, _ = checked(task, examples, student.model.config.num_labels)
+    labelled, _ = checked(training, examples, student.model.config.num_labels)
     rows = encode(student, labelled, labelled.labels, max_length)
     rows.sort(key=lambda row: len(row.get("input_ids", ())))  # no metric knows an order, and there is less padding
     collate, device = collator(student, labelled), student.model.device
@@ -33,10 +33,10 @@ def judge(
     with torch.no_grad():
         for start in range(0, len(rows), BATCH):
             batch = {name: tensor.to(device) for name, tensor in collate(rows[start : start + BATCH]).items()}
-            parts = task.judged(_sides(student, teacher if task.label_loss is None else None, batch))
+            parts = training.judged(_sides(student, teacher if training.label_loss is None else None, batch))
             found.append([part.reshape(-1, *part.shape[1:]).cpu() for part in parts])
     arrays = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
-    return {**task.metrics(*arrays), "examples": len(rows)}
+    return {**training.metrics(*arrays), "examples": len(rows)}
 
 
 def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, Any]) -> Sides:

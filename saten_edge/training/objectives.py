@@ -1,7 +1,7 @@
-"""What a model can be trained for: one row per task.
+"""How a model is trained for a task: the table `TRAININGS`, one row per task that can be trained.
 
-A row says which head a model gets, what its examples look like, what is minimised and how the result is judged.
-To add a task, add a row to `TASKS`.
+A row says what is minimised and how the result is judged; the head and the labels are the task's own, in
+`saten_runtime.vocabulary.tasks`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,17 @@ from saten_edge.training.losses import (
 )
 from saten_edge.training.metrics import class_metrics, embedding_metrics, language_metrics, top_metrics, value_metrics
 from saten_runtime.errors import UsageError
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    IMAGES,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_REGRESSION,
+    Task,
+)
 
-__all__ = ["NO_DISTILLATION", "TASKS", "Distillation", "Task", "task_named"]
+__all__ = ["NO_DISTILLATION", "TRAININGS", "Distillation", "Training", "training_for"]
 
 NO_DISTILLATION = "none"
 
@@ -34,28 +43,32 @@ Loss = Callable[[Sides], Fraction]
 
 
 @dataclass(frozen=True)
-class Task:
-    """head: the task's name on the hub, for `load_model`. inputs: "plain" texts (any strings), labelled "text" or
-    labelled "image". labels: "classes", "values" or none. label_loss: None where only a teacher can be learned from.
-    distances: to a teacher, by name. distilled: those used by default. judged: what a batch adds to `metrics`.
+class Training:
+    """label_loss: None where only a teacher can be learned from. distances: to a teacher, by name.
+
+    distilled: those used by default. judged: what a batch adds to `metrics`.
     """
 
-    name: str
-    head: str
-    inputs: str
-    labels: str | None
+    task: Task
     label_loss: Loss | None
     distances: Mapping[str, Loss]
     distilled: tuple[str, ...]
     judged: Callable[[Sides], tuple[Tensor, Tensor]]
     metrics: Callable[[Any, Any], dict[str, Any]]
 
+    @property
+    def inputs(self) -> str:
+        """What examples look like: "plain" texts (any strings), labelled "text" or labelled "image"."""
+        if self.task.labels is None:
+            return "plain"
+        return "image" if self.task.takes == (IMAGES,) else "text"
+
 
 @dataclass(frozen=True)
 class Distillation:
     """How a teacher is learned from.
 
-    parts: names in `Task.distances`, or None for the task's own choice. temperature: that logits are divided by.
+    parts: names in `Training.distances`, or None for the task's own choice. temperature: that logits are divided by.
     label_weight: of the loss on labels, beside a weight of 1 for each part.
     """
 
@@ -63,36 +76,39 @@ class Distillation:
     temperature: float = 2.0
     label_weight: float = 1.0
 
-    def chosen(self, task: Task, taught: bool) -> tuple[str, ...]:
+    def chosen(self, training: Training, taught: bool) -> tuple[str, ...]:
         """The parts that are used, none without a teacher.
 
         Raises:
             UsageError: a part that the task has not, or nothing left to learn from.
         """
-        parts = task.distilled if self.parts is None else self.parts
-        unknown = sorted(set(parts) - set(task.distances))
+        parts = training.distilled if self.parts is None else self.parts
+        unknown = sorted(set(parts) - set(training.distances))
         if unknown:
+            known = ", ".join(training.distances)
             raise UsageError(
-                f"--distill {','.join(unknown)}: {task.name} distils {', '.join(task.distances)}, or {NO_DISTILLATION}"
+                f"--distill {','.join(unknown)}: {training.task.name} distils {known}, or {NO_DISTILLATION}"
             )
-        if taught and not parts and not (task.label_loss and self.label_weight):
+        if taught and not parts and not (training.label_loss and self.label_weight):
             raise UsageError(f"--distill {NO_DISTILLATION}: there is nothing else to learn from; leave it out")
-        if not taught and task.label_loss is None:
-            raise UsageError(f"{task.name} learns from a teacher; pass --teacher with the model that was compressed")
+        if not taught and training.label_loss is None:
+            raise UsageError(
+                f"{training.task.name} learns from a teacher; pass --teacher with the model that was compressed"
+            )
         if not taught and self.parts:
             raise UsageError(f"--distill {','.join(parts)} needs a --teacher")
         return parts if taught else ()
 
 
-def task_named(name: str) -> Task:
-    """The row called `name`.
+def training_for(name: str) -> Training:
+    """The row of the task called `name`.
 
     Raises:
         UsageError: no such task; the message lists those there are.
     """
-    if name not in TASKS:
-        raise UsageError(f"--task {name!r}: there are {', '.join(TASKS)}")
-    return TASKS[name]
+    if name not in TRAININGS:
+        raise UsageError(f"--task {name!r}: there are {', '.join(TRAININGS)}")
+    return TRAININGS[name]
 
 
 def _logits_and_labels(sides: Sides) -> tuple[Tensor, Tensor]:
@@ -102,55 +118,40 @@ def _logits_and_labels(sides: Sides) -> tuple[Tensor, Tensor]:
 _OF_CLASSES: dict[str, Loss] = {"logits": kl_divergence, "hidden": hidden_distance}
 
 _ROWS = (
-    Task(
-        name="feature-extraction",
-        head="feature-extraction",
-        inputs="plain",
-        labels=None,
+    Training(
+        FEATURE_EXTRACTION,
         label_loss=None,
         distances={"hidden": hidden_distance, "embedding": embedding_distance},
         distilled=("hidden", "embedding"),
         judged=embedding_distance,
         metrics=embedding_metrics,
     ),
-    Task(
-        name="text-classification",
-        head="text-classification",
-        inputs="text",
-        labels="classes",
+    Training(
+        TEXT_CLASSIFICATION,
         label_loss=cross_entropy,
         distances=_OF_CLASSES,
         distilled=("logits", "hidden"),
         judged=_logits_and_labels,
         metrics=class_metrics,
     ),
-    Task(
-        name="text-regression",
-        head="text-classification",
-        inputs="text",
-        labels="values",
+    Training(
+        TEXT_REGRESSION,
         label_loss=squared_error,
         distances={"logits": logits_error, "hidden": hidden_distance},
         distilled=("logits", "hidden"),
         judged=_logits_and_labels,
         metrics=value_metrics,
     ),
-    Task(
-        name="image-classification",
-        head="image-classification",
-        inputs="image",
-        labels="classes",
+    Training(
+        IMAGE_CLASSIFICATION,
         label_loss=cross_entropy,
         distances=_OF_CLASSES,
         distilled=("logits", "hidden"),
         judged=_logits_and_labels,
         metrics=top_metrics,
     ),
-    Task(
-        name="text-generation",
-        head="text-generation",
-        inputs="plain",
-        labels=None,
+    Training(
+        TEXT_GENERATION,
         label_loss=next_token,
         distances=_OF_CLASSES,
         distilled=("logits", "hidden"),
@@ -158,4 +159,4 @@ _ROWS = (
         metrics=language_metrics,
     ),
 )
-TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+TRAININGS: dict[str, Training] = {row.task.name: row for row in _ROWS}

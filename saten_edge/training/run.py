@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from saten_edge.checkpoints.models import LoadedModel, silent_transformers
 from saten_edge.training.data import Batches, Examples, checked, collator, encode, split_off
 from saten_edge.training.masks import Reselect
-from saten_edge.training.objectives import Distillation, Task
+from saten_edge.training.objectives import Distillation, Training
 from saten_edge.training.schedule import Progress, Schedule
 from saten_edge.training.trainer import Interrupt, Objective, SatenTrainer, interruptible, training_arguments
 from saten_runtime.errors import DataError
@@ -35,7 +35,7 @@ class Outcome:
 
 def finetune(
     student: LoadedModel,
-    task: Task,
+    training: Training,
     examples: Examples,
     schedule: Schedule,
     *,
@@ -55,8 +55,8 @@ def finetune(
         UsageError: nothing to learn from.
         KeyboardInterrupt: after Ctrl-C; the last checkpoint holds what was trained.
     """
-    labelled, _ = checked(task, examples, student.model.config.num_labels)
-    objective = Objective(task, student, teacher, distillation or Distillation())
+    labelled, _ = checked(training, examples, student.model.config.num_labels)
+    objective = Objective(training, student, teacher, distillation or Distillation())
     rows = encode(student, labelled, labelled.labels, schedule.max_length)
     trained_on, held_out = split_off(rows, schedule.hold_out, schedule.seed)
     interrupt = Interrupt()
@@ -69,17 +69,17 @@ def finetune(
             share = {"process": arguments.process_index, "processes": arguments.world_size}
             return Batches(rows, collator(student, labelled), size, seed=schedule.seed, **share)
 
-        training = batches(trained_on, schedule.batch_size)
-        if not len(training):
+        feed = batches(trained_on, schedule.batch_size)
+        if not len(feed):
             raise DataError(
                 f"{len(trained_on)} examples to train on, expected at least one batch of "
                 f"{schedule.batch_size * arguments.world_size}"
             )
-        arguments.max_steps = schedule.total_steps(len(training))
+        arguments.max_steps = schedule.total_steps(len(feed))
         trainer = SatenTrainer(
             student,
             objective,
-            training,
+            feed,
             batches(held_out, min(schedule.batch_size, len(held_out))) if schedule.patience else None,
             schedule,
             arguments,

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Batches
 from saten_edge.training.losses import Fraction, Sides
-from saten_edge.training.objectives import Distillation, Loss, Task
+from saten_edge.training.objectives import Distillation, Loss, Training
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_runtime.records.files import system_errors
 
@@ -36,17 +36,17 @@ class Objective:
     """The weighted sum of the losses of a batch."""
 
     def __init__(
-        self, task: Task, student: LoadedModel, teacher: LoadedModel | None, distillation: Distillation
+        self, training: Training, student: LoadedModel, teacher: LoadedModel | None, distillation: Distillation
     ) -> None:
-        parts = distillation.chosen(task, teacher is not None)
-        weighted: list[tuple[float, Loss]] = [(1.0, task.distances[part]) for part in parts]
-        if task.label_loss is not None and distillation.label_weight:
-            weighted.append((distillation.label_weight, task.label_loss))
+        parts = distillation.chosen(training, teacher is not None)
+        weighted: list[tuple[float, Loss]] = [(1.0, training.distances[part]) for part in parts]
+        if training.label_loss is not None and distillation.label_weight:
+            weighted.append((distillation.label_weight, training.label_loss))
         self.losses, self.teacher, self.temperature = weighted, teacher if parts else None, distillation.temperature
         self.hidden = bool({"hidden", "embedding"} & set(parts))
         self.pools = (student.pool, teacher.pool) if teacher is not None else ()
         # a head that no loss looks at
-        self.leaves_unused = task.label_loss is not None and not (distillation.label_weight or "logits" in parts)
+        self.leaves_unused = training.label_loss is not None and not (distillation.label_weight or "logits" in parts)
 
     def __call__(self, model: Any, batch: Mapping[str, Tensor], average: Callable[[Tensor], Tensor]) -> Tensor:
         """The loss of `model`, the student or what wraps it.

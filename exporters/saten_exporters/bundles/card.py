@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from saten_exporters.tracing.signatures import name_on_the_hub
 from saten_runtime.accuracy.parity import Comparison
 from saten_runtime.bundle.manifest import Manifest
+from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TASKS, TEXTS
 
 __all__ = ["model_card"]
 
+# A first command, by what the bundle reads.
 USES = {
-    "text-generation": ("generate", '"a prompt"'),
-    "question-answering": ("predict", '"a question" --context "a text that answers it"'),
-    "image-classification": ("predict", "picture.ppm"),
+    TEXTS: ("predict", '"some text"'),
+    PAIRS: ("predict", '"a question" --context "a text that answers it"'),
+    PROMPTS: ("generate", '"a prompt"'),
+    IMAGES: ("predict", "picture.ppm"),
 }
 
 
@@ -24,13 +26,14 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
     worst = max(comparison.relative_error for comparison in comparisons)
     bound = manifest.tolerance.get("relative")
     limit = f"allowed {bound:.2e}" if bound is not None else "no bound"
-    command, item = USES.get(manifest.task, ("predict", '"some text"'))
+    task = TASKS[manifest.task]
+    command, item = USES[task.takes[0] if manifest.image is None else IMAGES]
     return "\n".join(
         (
             "---",
             f"base_model: {manifest.source['model']}",
             "library_name: onnx",
-            f"pipeline_tag: {name_on_the_hub(manifest.task)}",
+            f"pipeline_tag: {task.hub}",
             "tags: [onnx, onnxruntime, saten, tensor-train, sparse]",
             "---",
             f"# {manifest.name}",

@@ -18,7 +18,7 @@ from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
-from saten_exporters.tracing.signatures import kind_of, name_on_the_device, name_on_the_hub, task_of
+from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_exporters.tracing.trace import forget_graphs, trace
 from saten_runtime.accuracy.parity import Comparison, compare, judge
 from saten_runtime.bundle.folder import Bundle
@@ -100,7 +100,7 @@ def _write_model(
 def _compare_dense(dense: Exportable | str | Path, folder: Path) -> list[Comparison]:
     """How far what torch computed of the cases in a bundle is from what it computes of them with `dense`."""
     bundle = Bundle.open(folder)
-    return approximation(bundle, _loaded(dense, name_on_the_hub(bundle.manifest.task)))
+    return approximation(bundle, _loaded(dense, bundle.task.hub))
 
 
 def _loaded(model: Exportable | str | Path, task: str | None) -> Exportable:
@@ -179,7 +179,7 @@ def _manifest(
         postprocess=source.postprocess if task.pooled else Postprocess(),
         tolerance={"relative": rounding_bound(graph, settings.precision)} if settings.precision in DERIVED else {},
         layers=layers,
-        labels=labels_of(source) if task.classes else [],
+        labels=labels_of(source) if task.labels else [],
         image=image_of(source) if kind.pictures else None,
         generation=generation_of(source, graph) if kind.cached else None,
     )

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from saten_exporters.bundles.export import ALIGNED_FROM_BYTES, ALIGNMENT_BYTES
-from saten_exporters.tracing.signatures import name_on_the_hub
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, ExportError, UsageError
 from saten_runtime.records.files import new_folder, read_json, write_json
+from saten_runtime.vocabulary.tasks import TASKS
 
 __all__ = ["LAYOUTS", "laid_out", "write_layout"]
 
@@ -113,7 +113,7 @@ def _js_card(bundle: Bundle, dtype: str, folder: Path) -> str:
             "---",
             f"base_model: {manifest.source['model']}",
             "library_name: transformers.js",
-            f"pipeline_tag: {name_on_the_hub(manifest.task)}",
+            f"pipeline_tag: {TASKS[manifest.task].hub}",
             "tags: [onnx, transformers.js, saten, tensor-train, sparse]",
             "---",
             f"# {manifest.name}",
@@ -124,7 +124,7 @@ def _js_card(bundle: Bundle, dtype: str, folder: Path) -> str:
             "```js",
             'import { pipeline } from "@huggingface/transformers";',
             "",
-            f'const run = await pipeline("{name_on_the_hub(manifest.task)}", "owner/name", {{ dtype: "{dtype}" }});',
+            f'const run = await pipeline("{TASKS[manifest.task].hub}", "owner/name", {{ dtype: "{dtype}" }});',
             "```",
             "",
             "| file | bytes |",

@@ -12,7 +12,7 @@ import torch
 
 from saten_exporters.exportable import Exportable
 from saten_exporters.forms import DOMAIN
-from saten_exporters.tracing.signatures import TASKS, kind_of, name_on_the_device
+from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_runtime.accuracy.parity import READS, Comparison, compare_case, read_cases, write_case
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ParityError, UsageError
@@ -52,7 +52,7 @@ def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
     Raises:
         UsageError: `dense` is of another task or architecture.
     """
-    manifest, outputs, rows = bundle.manifest, TASKS[dense.task].outputs, []
+    manifest, outputs, rows = bundle.manifest, task_of(dense, None).outputs, []
     ours = f"{manifest.task} by {manifest.source['architecture']}"
     theirs = f"{name_on_the_device(dense)} by {dense.source['architecture']}"
     if ours != theirs:
@@ -60,7 +60,7 @@ def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
     for name, arrays in read_cases(bundle).items():
         inputs = {each: torch.from_numpy(arrays[each]) for each in manifest.inputs if each in arrays}
         wanted = {**arrays, **_computed(dense, inputs, outputs)}
-        rows += compare_case(manifest.task, name, {each: arrays[each] for each in outputs}, wanted)
+        rows += compare_case(bundle.task, name, {each: arrays[each] for each in outputs}, wanted)
     return rows
 
 

@@ -13,22 +13,23 @@ from typing import Any
 import torch
 
 from saten_exporters.exportable import Exportable
+from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TEXTS
 
-__all__ = ["CACHED", "PIXELS", "TOKENS", "Case", "Kind", "padded_tokens"]
+__all__ = ["KINDS", "Case", "Kind", "padded_tokens"]
 
 Inputs = dict[str, Any]
 
 # (tokens, padded length) of each row: batches of 1, 2 and 3, short and long, with and without padding
-TEXTS = {
+TEXT_CASES = {
     "single": [(1, 1)],
     "short": [(7, 7)],
     "padded": [(16, 16), (5, 16)],
     "ragged": [(33, 33), (2, 33), (20, 33)],
 }
-PICTURES = {"one": 1, "two": 2, "three": 3}
+PICTURE_CASES = {"one": 1, "two": 2, "three": 3}
 # As above, and the tokens read in each run, the first of them with an empty cache; several after earlier ones only
 # where there is one row, which is all that GroupQueryAttention takes.
-PROMPTS = {
+PROMPT_CASES = {
     "single": ([(1, 1)], (1,)),
     "prompt": ([(7, 7)], (7,)),
     "steps": ([(9, 9)], (6, 1, 1, 1)),
@@ -81,7 +82,7 @@ def padded_tokens(source: Exportable, lengths: list[tuple[int, int]], *, left: b
 
 
 def _token_cases(source: Exportable) -> dict[str, Case]:
-    return {name: Case(padded_tokens(source, lengths)) for name, lengths in TEXTS.items()}
+    return {name: Case(padded_tokens(source, lengths)) for name, lengths in TEXT_CASES.items()}
 
 
 def _pictures(source: Exportable, count: int) -> dict[str, torch.Tensor]:
@@ -92,7 +93,7 @@ def _pictures(source: Exportable, count: int) -> dict[str, torch.Tensor]:
 
 
 def _picture_cases(source: Exportable) -> dict[str, Case]:
-    return {name: Case(_pictures(source, count)) for name, count in PICTURES.items()}
+    return {name: Case(_pictures(source, count)) for name, count in PICTURE_CASES.items()}
 
 
 def _prompts(source: Exportable, lengths: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
@@ -124,7 +125,7 @@ def _prompt_with_past(source: Exportable) -> Inputs:
 def _prompt_cases(source: Exportable) -> dict[str, Case]:
     cases = {
         name: Case(_prompts(source, lengths), reads)
-        for name, (lengths, reads) in PROMPTS.items()
+        for name, (lengths, reads) in PROMPT_CASES.items()
         if sum(reads) <= source.max_length
     }
     return {**cases, "greedy": _continued(source)}
@@ -163,3 +164,4 @@ def _cached_axes(name: str) -> Mapping[int, str]:
 TOKENS = Kind(lambda source: padded_tokens(source, [(2, 16), (2, 16)]), _text_axes, _token_cases)
 PIXELS = Kind(lambda source: _pictures(source, 2), _picture_axes, _picture_cases, pictures=True)
 CACHED = Kind(_prompt_with_past, _cached_axes, _prompt_cases, cached=True)
+KINDS: dict[str, Kind] = {TEXTS: TOKENS, PAIRS: TOKENS, PROMPTS: CACHED, IMAGES: PIXELS}

@@ -17,7 +17,7 @@ import torch
 from saten_exporters.choice.targets import Target
 from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.attention import placeholders
-from saten_exporters.tracing.signatures import TASKS, kind_of
+from saten_exporters.tracing.signatures import kind_of, task_of
 from saten_runtime.errors import ExportError
 
 __all__ = ["forget_graphs", "name_axes", "trace"]
@@ -57,7 +57,7 @@ def trace(source: Exportable, target: Target) -> Any:
         raise ExportError(f"{where} cannot be traced to ONNX ({reason})") from cause
     graph = exported.program.graph
     _refuse_lost(where, "input", {name for name in inputs if name != "use_cache"}, graph.inputs)
-    _refuse_lost(where, "output", set(TASKS[source.task].outputs), graph.outputs)
+    _refuse_lost(where, "output", set(task_of(source, None).outputs), graph.outputs)
     name_axes(graph, {value.name or "": kind.axes(value.name or "") for value in graph.inputs})
     return exported
 

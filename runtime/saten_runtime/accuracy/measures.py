@@ -31,6 +31,15 @@ from saten_runtime.accuracy.metrics import (
 )
 from saten_runtime.errors import DataError
 from saten_runtime.run.runner import Runner
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_REGRESSION,
+    TOKEN_CLASSIFICATION,
+)
 
 __all__ = ["MEASURES", "Columns", "Examined", "Measure", "Metrics"]
 
@@ -209,23 +218,29 @@ def _score_language(columns: Columns) -> Metrics:
 
 MEASURES = (
     Measure(
-        "search", "search", "feature-extraction", _search, _score_search, lambda columns: columns["rank"] == 1, "rank"
+        "search",
+        "search",
+        FEATURE_EXTRACTION.name,
+        _search,
+        _score_search,
+        lambda columns: columns["rank"] == 1,
+        "rank",
     ),
-    Measure("similarity", "pairs", "feature-extraction", _similarity, _score_similarity),
-    Measure("classification", "texts", "text-classification", _texts, _score_classes, _right_class, "predicted"),
-    Measure("classification", "pairs", "text-classification", _texts, _score_classes, _right_class, "predicted"),
-    Measure("regression", "texts", "text-regression", _values, _score_numbers),
-    Measure("regression", "pairs", "text-regression", _values, _score_numbers),
-    Measure("images", "images", "image-classification", _images, _score_images, _right_class, "predicted"),
-    Measure("entities", "words", "token-classification", _words, _score_words, None, "said"),
+    Measure("similarity", "pairs", FEATURE_EXTRACTION.name, _similarity, _score_similarity),
+    Measure("classification", "texts", TEXT_CLASSIFICATION.name, _texts, _score_classes, _right_class, "predicted"),
+    Measure("classification", "pairs", TEXT_CLASSIFICATION.name, _texts, _score_classes, _right_class, "predicted"),
+    Measure("regression", "texts", TEXT_REGRESSION.name, _values, _score_numbers),
+    Measure("regression", "pairs", TEXT_REGRESSION.name, _values, _score_numbers),
+    Measure("images", "images", IMAGE_CLASSIFICATION.name, _images, _score_images, _right_class, "predicted"),
+    Measure("entities", "words", TOKEN_CLASSIFICATION.name, _words, _score_words, None, "said"),
     Measure(
         "answers",
         "questions",
-        "question-answering",
+        QUESTION_ANSWERING.name,
         _questions,
         _score_questions,
         lambda columns: columns["exact_match"] == 1,
         "said",
     ),
-    Measure("language", "plain", "text-generation", _language, _score_language),
+    Measure("language", "plain", TEXT_GENERATION.name, _language, _score_language),
 )

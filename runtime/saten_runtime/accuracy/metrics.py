@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from saten_runtime.run.entities import entities
+
 __all__ = [
     "accuracy",
     "answer_f1",
     "cosines",
-    "entities",
     "entity_counts",
     "exact_match",
     "f1_from_counts",
@@ -123,24 +124,6 @@ def exact_match(answer: str, wanted: Sequence[str]) -> float:
 def answer_f1(answer: str, wanted: Sequence[str]) -> float:
     """F1 of the answer's words with the best of those wanted (as SQuAD 1.1 scores)."""
     return max((_word_f1(_plain(answer), _plain(one)) for one in wanted), default=0.0)
-
-
-def entities(labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(type, first, last) of the entities in labels such as B-PER, I-PER, O.
-
-    An I- label that continues nothing begins an entity, as conlleval has it.
-    """
-    found: list[tuple[str, int, int]] = []
-    for index, label in enumerate(labels):
-        prefix, _, kind = label.partition("-")
-        if prefix not in ("B", "I") or not kind:
-            continue
-        continues = prefix == "I" and found and (found[-1][0], found[-1][2]) == (kind, index - 1)
-        if continues:
-            found[-1] = (kind, found[-1][1], index)
-        else:
-            found.append((kind, index, index))
-    return found
 
 
 def entity_counts(predicted: Sequence[str], wanted: Sequence[str]) -> tuple[int, int, int]:

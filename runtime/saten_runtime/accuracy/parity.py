@@ -20,6 +20,7 @@ from saten_runtime.bench.results import align
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.run.session import make_session, ort_errors
+from saten_runtime.vocabulary.tasks import Task
 
 __all__ = [
     "READS",
@@ -38,8 +39,6 @@ __all__ = [
 Arrays = dict[str, npt.NDArray[Any]]
 
 READS = "reads"
-# Tasks whose outputs have one row per text, not per token, so that no mask applies to them.
-_ONE_ROW = ("text-classification", "text-regression")
 
 
 @dataclass(frozen=True)
@@ -126,15 +125,18 @@ def compare(bundle: Bundle) -> list[Comparison]:
         for case, arrays in cases.items():
             with ort_errors(f"{bundle.name}: case {case}", ParityError):
                 outputs = _replay(bundle, session, arrays)
-            compared = compare_case(bundle.manifest.task, case, outputs, arrays, bound=bound)
+            compared = compare_case(bundle.task, case, outputs, arrays, bound=bound)
             results += [replace(row, optimized=optimized) for row in compared]
         del session  # before the next one is made: two of a large model may be more than there is memory for
     return results
 
 
-def compare_case(task: str, case: str, got: Arrays, wanted: Arrays, *, bound: float | None = None) -> list[Comparison]:
-    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too."""
-    mask = wanted.get("attention_mask") if task not in _ONE_ROW else None
+def compare_case(task: Task, case: str, got: Arrays, wanted: Arrays, *, bound: float | None = None) -> list[Comparison]:
+    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too.
+
+    A mask of tokens applies to outputs with a row per token alone.
+    """
+    mask = wanted.get("attention_mask") if not task.per_item else None
     rows = []
     for name, value in got.items():
         error, cosine = compare_outputs(value, wanted[name], mask)

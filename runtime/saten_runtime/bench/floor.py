@@ -96,7 +96,7 @@ def floor_of_work(flops: float, moved: int, precision: str, rates: Rates) -> Flo
 
 def floor_report(bundles: dict[str, Bundle], plan: Plan) -> dict[str, Any]:
     """Rates of this machine, and the floor of each bundle at each size of the plan, as plain JSON data."""
-    sizes = [(name, size) for name, bundle in bundles.items() for size in plan.sizes(bundle.manifest.task)]
+    sizes = [(name, size) for name, bundle in bundles.items() for size in plan.sizes(bundle.items)]
     rates = measure_rates(plan.threads[0], sorted({moved_bytes(bundles[name], size) for name, size in sizes}))
     floors = [(name, size, floor_of(bundles[name], size, rates)) for name, size in sizes]
     rows = [{"bundle": name, "size": size.name, **asdict(floor)} for name, size, floor in floors if floor]

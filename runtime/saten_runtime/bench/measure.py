@@ -108,7 +108,7 @@ def _with_baseline(
 
 
 def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
-    sizes = {name: plan.sizes(bundle.manifest.task) for name, bundle in named.items()}
+    sizes = {name: plan.sizes(bundle.items) for name, bundle in named.items()}
     first = next(iter(sizes.values()))
     for name, bundle in named.items():
         if sizes[name] != first:

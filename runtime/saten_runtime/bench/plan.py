@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, numbers, option, words
 from saten_runtime.run.memory_modes import MEMORY_MODES
+from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TEXTS
 
 __all__ = ["PHASES", "BenchFiles", "Key", "Plan", "Setup", "Size", "turns"]
 
@@ -125,18 +126,9 @@ class Plan:
         """Every setup."""
         return [Setup(*pair) for pair in itertools.product(self.threads, self.memory_modes)]
 
-    def sizes(self, task: str) -> list[Size]:
-        """Every size for bundles of a task, smallest first."""
-        if task == "image-classification":
-            sizes = [Size(batch, 1) for batch in self.batches]
-        elif task == "text-generation":
-            phases = [("prompt", tokens) for tokens in self.tokens] + [("generate", made) for made in self.generate]
-            sizes = [
-                Size(batch, tokens, phase, depth)
-                for batch, (phase, tokens), depth in itertools.product(self.batches, phases, self.depths)
-            ]
-        else:
-            sizes = [Size(*pair) for pair in itertools.product(self.batches, self.tokens)]
+    def sizes(self, items: str) -> list[Size]:
+        """Every size for bundles that take such items, a name in `ITEMS`; smallest first."""
+        sizes = _SIZES[items](self)
         return sorted(sizes, key=lambda size: (size.phase != "prompt", size.batch * size.longest))
 
 
@@ -148,6 +140,30 @@ class BenchFiles:
     output: Path | None = option(None, "Folder for samples.jsonl and bench.json", "--output", "-o", metavar="FOLDER")
     resume: bool = option(False, "Measure only what the output folder lacks", const=True)
     overwrite: bool = option(False, "Replace the output if it exists", const=True)
+
+
+def _of_texts(plan: Plan) -> list[Size]:
+    return [Size(*pair) for pair in itertools.product(plan.batches, plan.tokens)]
+
+
+def _of_prompts(plan: Plan) -> list[Size]:
+    phases = [("prompt", tokens) for tokens in plan.tokens] + [("generate", made) for made in plan.generate]
+    return [
+        Size(batch, tokens, phase, depth)
+        for batch, (phase, tokens), depth in itertools.product(plan.batches, phases, plan.depths)
+    ]
+
+
+def _of_images(plan: Plan) -> list[Size]:
+    return [Size(batch, 1) for batch in plan.batches]
+
+
+_SIZES: dict[str, Callable[[Plan], list[Size]]] = {
+    TEXTS: _of_texts,
+    PAIRS: _of_texts,
+    PROMPTS: _of_prompts,
+    IMAGES: _of_images,
+}
 
 
 def turns(names: Sequence[str], index: int) -> list[str]:

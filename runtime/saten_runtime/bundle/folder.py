@@ -30,6 +30,7 @@ from saten_runtime.bundle.manifest import (
 )
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import open_regular, sha256_of
+from saten_runtime.vocabulary.tasks import IMAGES, TASKS, Task
 
 __all__ = ["VALIDATION_FOLDER", "Bundle", "open_bundles"]
 
@@ -73,6 +74,27 @@ class Bundle:
     def model(self) -> Path:
         """The ONNX graph."""
         return self.path / _MODEL_FILE
+
+    @property
+    def task(self) -> Task:
+        """What the bundle is for.
+
+        Raises:
+            BundleError: a task that is not known here.
+        """
+        name = self.manifest.task
+        if name not in TASKS:
+            raise BundleError(f"{self.path}: task {name!r}; this saten-runtime runs {', '.join(TASKS)}")
+        return TASKS[name]
+
+    @property
+    def items(self) -> str:
+        """What the bundle reads, a name in `ITEMS`.
+
+        Raises:
+            BundleError: a task that is not known here.
+        """
+        return self.task.takes[0] if self.manifest.image is None else IMAGES
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -1,26 +1,33 @@
-"""What a bundle of each task says about its items: the table `TASKS` at the end, and the results as plain data."""
+"""What a bundle of each task says about its items: the table `PREDICTORS` at the end, and the results as plain data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.accuracy.metrics import entities
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import BundleError
+from saten_runtime.run.entities import entities
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.image import Picture, pixel_values
-from saten_runtime.run.text import Feeds, Ids, Spans, Text
+from saten_runtime.run.text import Encoder, Feeds, Ids, Spans, Text
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_GENERATION,
+    TEXT_REGRESSION,
+    TOKEN_CLASSIFICATION,
+    Task,
+)
 
-if TYPE_CHECKING:
-    from saten_runtime.run.runner import Runner
-
-__all__ = ["TASKS", "Answer", "Classification", "Completion", "Outputs", "Task", "Word", "pool"]
+__all__ = ["PREDICTORS", "Answer", "Classification", "Completion", "Outputs", "Predictor", "Running", "Word", "pool"]
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, npt.NDArray[Any]]
@@ -29,16 +36,40 @@ Record = dict[str, Any]
 _LONGEST_ANSWER = 30  # tokens
 
 
+class Running(Protocol):
+    """A bundle in memory, as far as a prediction needs it: a `Runner`."""
+
+    bundle: Bundle
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer."""
+        ...
+
+    def run(self, feeds: Feeds) -> Outputs:
+        """The raw outputs by name, for inputs by name."""
+        ...
+
+    def batched(
+        self, rows: Sequence[Ids], batch_size: int, rows_of: Callable[[Outputs, Feeds], Iterable[Any]]
+    ) -> list[Any]:
+        """`rows_of(outputs, feeds)` of every batch, as one list in the order of `rows`."""
+        ...
+
+    def generate_ids(self, prompt: str, how: Sampling) -> Iterator[int]:
+        """The tokens that continue a prompt."""
+        ...
+
+
 @dataclass(frozen=True)
-class Task:
+class Predictor:
     """How a bundle of one task predicts, and its results as one JSON object per item.
 
-    predict(runner, items, batch_size); items: "texts", "pairs" or "images".
+    predict(runner, items, batch_size).
     """
 
-    predict: Callable[[Runner, Sequence[Any], int], Any]
+    predict: Callable[[Running, Sequence[Any], int], Any]
     records: Callable[[Any, Bundle], list[Record]]
-    items: str = "texts"
 
 
 @dataclass(frozen=True)
@@ -103,7 +134,7 @@ def pool(hidden: npt.NDArray[Any], mask: npt.NDArray[np.int64], how: Postprocess
     return np.asarray(vectors, np.float32)
 
 
-def _embed(runner: Runner, items: Sequence[Any], batch_size: int) -> FloatArray:
+def _embed(runner: Running, items: Sequence[Any], batch_size: int) -> FloatArray:
     """Vectors of texts, or of pictures where the bundle takes those."""
     manifest = runner.bundle.manifest
 
@@ -117,7 +148,7 @@ def _embed(runner: Runner, items: Sequence[Any], batch_size: int) -> FloatArray:
     return np.stack(runner.batched(_one_at_least(runner, texts), batch_size, rows_of))[: len(texts)]
 
 
-def _classify(runner: Runner, texts: Sequence[Text], batch_size: int) -> Classification:
+def _classify(runner: Running, texts: Sequence[Text], batch_size: int) -> Classification:
     def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
         return np.asarray(_output(runner, outputs, "logits"), np.float32)
 
@@ -125,7 +156,7 @@ def _classify(runner: Runner, texts: Sequence[Text], batch_size: int) -> Classif
     return Classification(logits.argmax(axis=1), _softmax(logits))
 
 
-def _estimate(runner: Runner, texts: Sequence[Text], batch_size: int) -> FloatArray:
+def _estimate(runner: Running, texts: Sequence[Text], batch_size: int) -> FloatArray:
     """(n,) float32: the one logit of each text, which is the number that was learned."""
 
     def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
@@ -134,12 +165,12 @@ def _estimate(runner: Runner, texts: Sequence[Text], batch_size: int) -> FloatAr
     return np.stack(runner.batched(_one_at_least(runner, texts), batch_size, rows_of))[: len(texts), 0]
 
 
-def _one_at_least(runner: Runner, texts: Sequence[Text]) -> list[Ids]:
+def _one_at_least(runner: Running, texts: Sequence[Text]) -> list[Ids]:
     """No texts still run one, which tells how wide a row is."""
     return runner.encoder.encode(texts or [""])
 
 
-def _see(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> Classification:
+def _see(runner: Running, pictures: Sequence[Picture], batch_size: int) -> Classification:
     def rows_of(outputs: Outputs, _: Feeds) -> FloatArray:
         return np.asarray(_output(runner, outputs, "logits"), np.float32)
 
@@ -148,7 +179,7 @@ def _see(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> Classi
 
 
 def _over_pictures(
-    runner: Runner, pictures: Sequence[Picture], batch_size: int, rows_of: Callable[[Outputs, Feeds], FloatArray]
+    runner: Running, pictures: Sequence[Picture], batch_size: int, rows_of: Callable[[Outputs, Feeds], FloatArray]
 ) -> FloatArray:
     """`rows_of` every batch, one row per picture."""
     (name,) = runner.bundle.manifest.inputs
@@ -159,7 +190,7 @@ def _over_pictures(
     return np.concatenate(parts)
 
 
-def _tag(runner: Runner, texts: Sequence[str | list[str]], batch_size: int) -> list[list[Word]]:
+def _tag(runner: Running, texts: Sequence[str | list[str]], batch_size: int) -> list[list[Word]]:
     rows = [windows[0] for windows in runner.encoder.windows(texts)]
 
     def rows_of(outputs: Outputs, _: Feeds) -> Iterable[FloatArray]:
@@ -182,7 +213,7 @@ def _words(row: Spans, probabilities: FloatArray) -> list[Word]:
     return result
 
 
-def _answer(runner: Runner, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Answer]:
+def _answer(runner: Running, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Answer]:
     windows = runner.encoder.windows(pairs)
     rows = [row for one in windows for row in one]
 
@@ -211,12 +242,12 @@ def _best_span(context: str, row: Spans, starts: FloatArray, ends: FloatArray) -
     return Answer(context[start:end], start, end, float(scores[first, last]))
 
 
-def _complete(runner: Runner, prompts: Sequence[str], _: int) -> list[Completion]:
+def _complete(runner: Running, prompts: Sequence[str], _: int) -> list[Completion]:
     ids = [list(runner.generate_ids(prompt, Sampling())) for prompt in prompts]
     return [Completion(runner.encoder.decode(one), one) for one in ids]
 
 
-def _output(runner: Runner, outputs: Outputs, name: str) -> npt.NDArray[Any]:
+def _output(runner: Running, outputs: Outputs, name: str) -> npt.NDArray[Any]:
     if name not in outputs:
         raise BundleError(f"{runner.bundle.path}: has no output {name!r}; found {', '.join(outputs)}")
     return outputs[name]
@@ -266,12 +297,12 @@ def _name(bundle: Bundle, index: int) -> Record:
     return {"name": _label(bundle, index)} if bundle.manifest.labels else {}
 
 
-TASKS = {
-    "feature-extraction": Task(_embed, _embedding_records),
-    "text-classification": Task(_classify, _classification_records),
-    "text-regression": Task(_estimate, _estimate_records),
-    "token-classification": Task(_tag, _tag_records),
-    "question-answering": Task(_answer, _plain_records, "pairs"),
-    "image-classification": Task(_see, _classification_records, "images"),
-    "text-generation": Task(_complete, _plain_records),
+PREDICTORS: dict[Task, Predictor] = {
+    FEATURE_EXTRACTION: Predictor(_embed, _embedding_records),
+    TEXT_CLASSIFICATION: Predictor(_classify, _classification_records),
+    TEXT_REGRESSION: Predictor(_estimate, _estimate_records),
+    TOKEN_CLASSIFICATION: Predictor(_tag, _tag_records),
+    QUESTION_ANSWERING: Predictor(_answer, _plain_records),
+    IMAGE_CLASSIFICATION: Predictor(_see, _classification_records),
+    TEXT_GENERATION: Predictor(_complete, _plain_records),
 }

@@ -12,7 +12,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.machine.memory import check_room
 from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream
-from saten_runtime.run.predict import TASKS, Outputs, Task
+from saten_runtime.run.predict import PREDICTORS, Outputs
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.run.text import Encoder, Feeds, Ids
 
@@ -24,7 +24,7 @@ class Runner:
 
     def __init__(self, bundle: Bundle, session: Any) -> None:
         self.bundle = bundle
-        self.task = _task(bundle)
+        self.predictor = PREDICTORS[bundle.task]
         self._session = session
         self._encoder = Encoder(bundle) if bundle.manifest.tokenizer is not None else None
 
@@ -33,12 +33,12 @@ class Runner:
         """Read, check and start a bundle; `memory` is a name in `session.MEMORY_MODES`.
 
         Raises:
-            BundleError: missing, damaged, hostile, of a newer schema, or of a task not in `TASKS`.
+            BundleError: missing, damaged, hostile, of a newer schema, or of a task that is not known here.
             RuntimeMismatch: this ONNX Runtime cannot run its graph.
             DeviceError: the machine has less memory than the weights alone need.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        _task(opened)
+        _ = opened.task  # before the weights are read
         check_room(opened.name, opened.model_bytes, "small")
         return cls(opened, make_session(opened, threads=threads, memory=memory))
 
@@ -73,7 +73,7 @@ class Runner:
             raise UsageError("predict takes a list of texts, found one string")
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size}: must be at least 1")
-        return self.task.predict(self, items, batch_size)
+        return self.predictor.predict(self, items, batch_size)
 
     def generate(self, prompt: str, how: Sampling | None = None) -> Iterator[str]:
         """The continuation of a prompt, piece by piece as it is made.
@@ -141,12 +141,3 @@ class Runner:
 
     def _decoder(self) -> Decoder:
         return Decoder(self.bundle, self._session)
-
-
-def _task(bundle: Bundle) -> Task:
-    try:
-        return TASKS[bundle.manifest.task]
-    except KeyError:
-        raise BundleError(
-            f"{bundle.path}: task {bundle.manifest.task!r}; this saten-runtime runs {', '.join(TASKS)}"
-        ) from None

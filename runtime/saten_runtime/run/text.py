@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, UsageError
+from saten_runtime.vocabulary.tasks import PAIRS
 
 __all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
 
@@ -60,7 +61,7 @@ class Encoder:
             raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({_one_line(cause)})") from None
         self._tokenizer.no_padding()
         cut: dict[str, Any] = {}
-        if bundle.manifest.task == "question-answering":  # the question must be whole
+        if bundle.items == PAIRS:  # the question must be whole
             cut = {"strategy": "only_second", "stride": entry.max_length // _OVERLAP}
         self._tokenizer.enable_truncation(entry.max_length, **cut)
         self._pad_id = entry.pad_id

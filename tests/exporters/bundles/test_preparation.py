@@ -12,9 +12,10 @@ import pytest
 import transformers
 
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings
-from saten_exporters.tracing.signatures import TASKS, kind_of, task_of
+from saten_exporters.tracing.signatures import kind_of, task_of
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.run.image import pixel_values
+from saten_runtime.vocabulary.tasks import HUB_TASKS
 
 SIDE = 32
 PROCESSORS = {
@@ -137,8 +138,8 @@ def test_a_cache_that_does_not_pair_up(inputs: list[str], outputs: list[str]) ->
 def test_another_task_than_loaded() -> None:
     with pytest.raises(UsageError, match="m: is loaded for text-classification; load it for text-generation"):
         task_of(source(), "text-generation")
-    assert task_of(source(), "text-classification") is TASKS["text-classification"]
-    assert task_of(source(), None) is TASKS["text-classification"]
+    assert task_of(source(), "text-classification") is HUB_TASKS["text-classification"]
+    assert task_of(source(), None) is HUB_TASKS["text-classification"]
 
 
 def test_a_task_that_there_is_not() -> None:
@@ -156,7 +157,7 @@ def test_kinds_of_inputs() -> None:
     assert kind_of(pictures).pictures
     assert not kind_of(source(task="feature-extraction")).pictures
     assert kind_of(source(task="text-generation")).cached
-    assert [name for name, row in TASKS.items() if row.pooled] == ["feature-extraction"]
+    assert [name for name, row in HUB_TASKS.items() if row.pooled] == ["feature-extraction"]
 
 
 def test_half_precision_is_refused(tiny_bert: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from saten_runtime.accuracy import metrics
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.stats import bootstrap
 from saten_runtime.errors import DataError, UsageError
+from saten_runtime.run.entities import entities
 
 WriteLines = Callable[..., Path]
 TEXTS = [f"w{k} w{(7 * k) % 60} w{(3 * k + 1) % 60}" for k in range(60)]
@@ -56,7 +57,7 @@ def test_mcnemar_is_the_binomial_test() -> None:
 
 def test_entities_and_answers() -> None:
     labels = ["B-PER", "I-PER", "O", "I-LOC", "B-LOC", "I-PER", "I-PER"]
-    assert metrics.entities(labels) == [("PER", 0, 1), ("LOC", 3, 3), ("LOC", 4, 4), ("PER", 5, 6)]
+    assert entities(labels) == [("PER", 0, 1), ("LOC", 3, 3), ("LOC", 4, 4), ("PER", 5, 6)]
     assert metrics.entity_counts(labels, labels) == (4, 4, 4)
     assert metrics.entity_counts(["O", "B-A"], ["B-A", "O"]) == (0, 1, 1)
     assert metrics.exact_match("The Eiffel tower!", ["eiffel tower"]) == 1

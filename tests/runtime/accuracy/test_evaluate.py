@@ -14,7 +14,7 @@ from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.accuracy.metrics import cosines, pearson
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.records.files import sha256_file
-from saten_runtime.run.predict import TASKS
+from saten_runtime.vocabulary.tasks import TASKS
 
 WriteLines = Callable[..., Path]
 QUERIES = [f"w{k} w{k + 1}" for k in range(20)]

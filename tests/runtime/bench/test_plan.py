@@ -13,15 +13,15 @@ def test_every_combination_smallest_size_first() -> None:
     plan = Plan(threads=(1, 2), batches=(8, 1), tokens=(32, 16), memory_modes=("fast", "small"))
     assert len(plan.setups) == 4
     assert plan.setups[1] == Setup(1, "small")
-    assert plan.sizes("feature-extraction") == [Size(1, 16), Size(1, 32), Size(8, 16), Size(8, 32)]
-    assert plan.sizes("image-classification") == [Size(1, 1), Size(8, 1)]
+    assert plan.sizes("texts") == [Size(1, 16), Size(1, 32), Size(8, 16), Size(8, 32)]
+    assert plan.sizes("images") == [Size(1, 1), Size(8, 1)]
 
 
 def test_sizes_of_a_decoder_are_named_as_llama_bench_has_it() -> None:
     plan = Plan(tokens=(128,), generate=(64,), depths=(0, 512))
-    names = [size.name for size in plan.sizes("text-generation")]
+    names = [size.name for size in plan.sizes("prompts")]
     assert names == ["pp128", "pp128 @ d512", "tg64", "tg64 @ d512"]
-    assert max(size.longest for size in plan.sizes("text-generation")) == 640
+    assert max(size.longest for size in plan.sizes("prompts")) == 640
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from saten_runtime import Runner
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
-from saten_runtime.run.predict import TASKS, pool
+from saten_runtime.run.predict import pool
+from saten_runtime.vocabulary.tasks import TASKS
 
 TEXTS = ["w1", "w2 w3 w4 w5 w6", "w7 w8", "", "w9 strange w10", " ".join(f"w{k}" for k in range(60))]
 PAD, CLS, SEP, UNK, MAX_LENGTH = 0, 1, 2, 3, 48
@@ -156,9 +157,9 @@ def test_records_of_every_task_are_plain_data(tiny: Path, classifier: Path, task
         "image-classification",
         "text-generation",
     } == set(TASKS)
-    for task, folder in bundles.items():
+    for folder in bundles.values():
         runner = Runner.load(folder)
-        records = TASKS[task].records(runner.predict(["w1", "w2"]), runner.bundle)
+        records = runner.predictor.records(runner.predict(["w1", "w2"]), runner.bundle)
         assert len(records) == 2
         for value in records[0].values():
             assert isinstance(value, (int, float, list))

@@ -11,12 +11,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from saten_edge.checkpoints.architectures import ARCHITECTURES, TASKS, architecture, task_of
+from saten_edge.checkpoints.architectures import ARCHITECTURES, architecture, task_of
 from saten_edge.checkpoints.compress import Selection, compress, compressible_layers, dense_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.modules import SatenHead, saten_layers
 from saten_edge.decomposition.decompose import Recipe
 from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.vocabulary.tasks import HUB_TASKS
 
 QUICK = Recipe(rounds=1, share=0.6)
 CASES = [(row.model_type, task) for row in ARCHITECTURES.values() for task in row.tasks]
@@ -56,7 +57,7 @@ def test_plain_transformers_reads_what_was_saved(model_type, task, compressed_of
     batch = batch_of(loaded, texts, images)
     wanted = outputs(loaded.model, batch)
     save_model(loaded, tmp_path / "saved")
-    model = getattr(transformers, TASKS[task].auto).from_pretrained(tmp_path / "saved").eval()
+    model = getattr(transformers, HUB_TASKS[task].auto).from_pretrained(tmp_path / "saved").eval()
     assert set(saten_layers(model)) == set(saten_layers(loaded.model))
     assert torch.equal(outputs(model, batch), wanted)
     assert torch.equal(outputs(load_model(tmp_path / "saved").model, batch), wanted)

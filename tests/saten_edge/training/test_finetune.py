@@ -16,7 +16,7 @@ from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.decomposition.decompose import Recipe
 from saten_edge.decomposition.residual import Unstructured
-from saten_edge.training import TASKS, Distillation, Examples, Outcome, Progress, Schedule, finetune
+from saten_edge.training import TRAININGS, Distillation, Examples, Outcome, Progress, Schedule, finetune
 from saten_edge.training.data import collator, encode
 from saten_edge.training.judge import judge
 from saten_edge.training.schedule import Clock, rate
@@ -24,7 +24,7 @@ from saten_edge.training.trainer import Objective
 from saten_runtime.errors import DataError, SatenError, ShapeError, UsageError
 
 SCHEDULE = Schedule(steps=12, batch_size=16, max_length=24, learning_rate=1e-3)
-EMBEDDING = TASKS["feature-extraction"]
+EMBEDDING = TRAININGS["feature-extraction"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def loss_of(
     task: str, student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, torch.Tensor], **options: Any
 ) -> float:
-    objective = Objective(TASKS[task], student, teacher, Distillation(**options))
+    objective = Objective(TRAININGS[task], student, teacher, Distillation(**options))
     with torch.no_grad():
         return float(objective(student.model, batch, lambda value: value))
 
@@ -260,7 +260,7 @@ def cases(make_tiny, texts, images, tmp_path_factory) -> dict[str, tuple[LoadedM
 
 
 class TestTasks:
-    @pytest.mark.parametrize("name", TASKS)
+    @pytest.mark.parametrize("name", TRAININGS)
     def test_it_learns(self, name, cases):
         """The training loss falls, and what judges gets better or stays: it is the training data here."""
         student, examples = cases[name]
@@ -270,28 +270,28 @@ class TestTasks:
             with torch.no_grad():
                 for parameter in student.model.parameters():
                     parameter.add_(0.02 * torch.randn_like(parameter))
-        first = judge(TASKS[name], student, master, examples, 24)
+        first = judge(TRAININGS[name], student, master, examples, 24)
         schedule = dataclasses.replace(SCHEDULE, steps=40, batch_size=8, bf16=False)
-        outcome = finetune(student, TASKS[name], examples, schedule, teacher=master)
+        outcome = finetune(student, TRAININGS[name], examples, schedule, teacher=master)
         losses = [step.loss for step in outcome.history]
         assert sum(losses[-8:]) < sum(losses[:8])
-        last = judge(TASKS[name], student, master, examples, 24)
+        last = judge(TRAININGS[name], student, master, examples, 24)
         assert last.keys() == first.keys()
         assert last != first
         assert last["examples"] == len(examples.inputs)
 
-    @pytest.mark.parametrize("name", [name for name in TASKS if name != "feature-extraction"])
+    @pytest.mark.parametrize("name", [name for name in TRAININGS if name != "feature-extraction"])
     def test_a_teacher_of_itself_is_no_distance(self, name, cases):
         """Also that every distance of the task can be computed, and that it sees a change."""
         student, examples = cases[name]
         few = Examples("few", examples.inputs[:6], examples.labels[:6] if examples.labels else None)
         batch = batch_of(student, few)
-        for part in TASKS[name].distances:
+        for part in TRAININGS[name].distances:
             near = loss_of(name, student, student, batch, parts=(part,), label_weight=0.0)
             assert abs(near) <= 1e-6
             other = load_model(
                 student.folder,
-                TASKS[name].head,
+                TRAININGS[name].task.hub,
                 seed=5,
                 num_labels=student.model.config.num_labels if few.labels else None,
             )
