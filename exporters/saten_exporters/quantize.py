@@ -8,9 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PRECISIONS", "Precision", "pack_nibbles", "quantize_blocks", "quantize_int8"]
+__all__ = [
+    "INT8_LARGEST",
+    "PRECISIONS",
+    "SMALLEST_WEIGHT",
+    "Precision",
+    "pack_nibbles",
+    "quantize_blocks",
+    "quantize_int8",
+]
 
 INT8_LARGEST = 127
+# A dense weight of fewer values stays in float32: scales and extra nodes would outweigh what is saved.
+SMALLEST_WEIGHT = 4096
 
 
 @dataclass(frozen=True)

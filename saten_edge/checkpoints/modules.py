@@ -132,7 +132,7 @@ class ResidualPart(nn.Module):
 
     def dense(self) -> Tensor:
         """The residual as a matrix (in, out)."""
-        return scatter(self.values, self._where(), self.shape)
+        return scatter(self.values, self.where(), self.shape)
 
     def laid_out(self) -> Residual:
         """The residual in the exporter's layout."""
@@ -145,11 +145,11 @@ class ResidualPart(nn.Module):
         row = torch.repeat_interleave(torch.arange(len(numbers), device=numbers.device), counts)
         nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
         entries = order[starts[row] + nth]
-        columns = self._where().reshape(-1)[entries] % self.shape[1]
+        columns = self.where().reshape(-1)[entries] % self.shape[1]
         values = self.values.reshape(-1)[entries]
         return scatter(values, row * self.shape[1] + columns, (len(numbers), self.shape[1]))
 
-    def _where(self) -> Tensor:
+    def where(self) -> Tensor:
         """Flat positions of the values, computed once per device."""
         if self._positions is None or self._positions.device != self.values.device:
             self._positions, self._by_row = self.pattern.positions(self.index_tensors(), self.shape), None
@@ -157,7 +157,7 @@ class ResidualPart(nn.Module):
 
     def _sorted_by_row(self) -> tuple[Tensor, Tensor]:
         """The numbers of the values in the order of their rows, and where each row ends (in + 1,)."""
-        positions = self._where()
+        positions = self.where()
         if self._by_row is None:
             rows = positions.reshape(-1) // self.shape[1]
             counts = torch.bincount(rows, minlength=self.shape[0])

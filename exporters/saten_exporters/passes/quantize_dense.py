@@ -13,8 +13,6 @@ from saten_exporters.passes.initializers import constant
 
 __all__ = ["QuantizeDensePass"]
 
-# Smaller than this, the scales and the extra nodes outweigh what is saved.
-SMALLEST_WEIGHT = 4096
 # What is set on a FusedMatMul that only transposes its weight.
 _TURNED = {"alpha": 1.0, "transB": 1}
 

@@ -1,0 +1,199 @@
+"""Training with the bits that the exporter stores.
+
+While a block of `rounded` runs, every weight that a bundle of that precision keeps in codes is rounded in each forward
+pass just as `saten_exporters` rounds it, and so are the activations where a product takes 8-bit ones. Gradients pass
+through the rounding as if it were not there (straight-through estimator, Bengio et al., arXiv:1308.3432), so the
+training makes up for it. The parameters themselves keep all their digits; exporting rounds them once more, the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from saten_edge.checkpoints.modules import ResidualPart, SatenEmbedding, SatenHead, SatenLinear, SatenModule
+from saten_edge.decomposition.residual import scatter
+from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
+from saten_runtime.errors import UsageError
+
+__all__ = ["check_precision", "round_activations", "round_along", "rounded"]
+
+Forward = Callable[[Any, Precision, Tensor], Tensor]
+# layout of a residual → the axis of its values along which they share a scale
+SCALED = {"grouped": 2, "rows": 1, "ell": 1}
+# Entries of a residual whose positions stand one by one are kept in 8 bits at every precision below 16.
+ENTRIES = PRECISIONS["int8"]
+
+
+def check_precision(name: str) -> None:
+    """Refuse a name that is not in `PRECISIONS`.
+
+    Raises:
+        UsageError: the message lists those there are.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"--precision {name}: there are {', '.join(PRECISIONS)}")
+
+
+@contextlib.contextmanager
+def rounded(model: nn.Module, precision: str) -> Iterator[None]:
+    """Let `model` compute with what a bundle of `precision` stores, until the block ends; "fp32" changes nothing."""
+    how = PRECISIONS[precision]
+    patched = []
+    if how.bits < 32:
+        for module in model.modules():
+            forward = next((forward for kind, forward in FORWARDS.items() if isinstance(module, kind)), None)
+            if forward is not None:
+                module.forward = functools.partial(forward, module, how)
+                patched.append(module)
+    try:
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
+    """`weight` as its codes say it: symmetric, one scale for each block along `dim`, or for all of it.
+
+    Has the gradient of `weight` itself.
+    """
+    if how.bits >= 32:
+        return weight
+    if how.bits == 16:
+        return _straight(weight, weight.detach().half().to(weight.dtype))
+    with torch.no_grad():
+        lines = weight.movedim(dim, -1)
+        width = lines.shape[-1]
+        block = how.block or max(width, 1)
+        padded = functional.pad(lines, (0, -width % block)).unflatten(-1, (-1, block))
+        largest = INT8_LARGEST if how.bits == 8 else (1 << (how.bits - 1)) - 1
+        scales = _scales(padded.abs().amax(-1, keepdim=True), largest)
+        codes = ((padded / scales).round() * scales).flatten(-2)[..., :width].movedim(-1, dim)
+    return _straight(weight, codes)
+
+
+def round_activations(x: Tensor) -> Tensor:
+    """`x` in 8 bits as `DynamicQuantizeLinear` rounds it: from the smallest value to the largest, with 0 exact.
+
+    Each text of a batch (the first axis) has a scale of its own, as it has on a device that gets it alone.
+    """
+    with torch.no_grad():
+        lines = x.detach().float().flatten(1) if x.ndim > 1 else x.detach().float()[None]
+        low, high = lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0)
+        scale = _scales(high - low, 255)
+        zero = (-low / scale).round()
+        codes = ((lines / scale).round() + zero).clamp(0, 255)
+        found = ((codes - zero) * scale).to(x.dtype).reshape(x.shape)
+    return _straight(x, found)
+
+
+def _straight(value: Tensor, found: Tensor) -> Tensor:
+    """`found`, with the gradient of `value`."""
+    return value + (found - value).detach()
+
+
+def _scales(peak: Tensor, largest: int) -> Tensor:
+    return torch.where(peak > 0, peak / largest, 1.0)
+
+
+def _product(x: Tensor, matrix: Tensor, how: Precision) -> Tensor:
+    """X (…, in) times a matrix (in, out) that is stored with one scale per output, or in blocks along the inputs."""
+    return _taken(x, how) @ round_along(matrix, 0, how)
+
+
+def _taken(x: Tensor, how: Precision) -> Tensor:
+    """What a product gets of x: products of 8 bits round it, all of a text alike or in blocks, others do not."""
+    if how.bits != 8:
+        return x
+    return round_along(x, x.ndim - 1, how) if how.block else round_activations(x)
+
+
+def _factors(layer: SatenModule) -> tuple[Tensor, Tensor]:
+    return layer.train_part().factors()
+
+
+def _residual(part: ResidualPart, how: Precision) -> Tensor:
+    """S (in, out) with its values rounded in the layout that the exporter gives them."""
+    layout = part.pattern.layout
+    if layout == "csr":
+        values = _by_output(part, how if how.bits >= 16 else ENTRIES)
+    else:
+        values = round_along(part.values, SCALED[layout], how)
+    return scatter(values, part.where(), part.shape)
+
+
+def _by_output(part: ResidualPart, how: Precision) -> Tensor:
+    """Values with one scale for all that belong to one output."""
+    if how.bits >= 16:
+        return round_along(part.values, part.values.ndim - 1, how)
+    with torch.no_grad():
+        outputs = (part.where() % part.shape[1]).reshape(-1)
+        flat = part.values.detach().reshape(-1)
+        peaks = torch.zeros(part.shape[1], dtype=flat.dtype, device=flat.device)
+        peaks.scatter_reduce_(0, outputs, flat.abs(), "amax")
+        scales = _scales(peaks, INT8_LARGEST)[outputs]
+        codes = ((flat / scales).round() * scales).reshape(part.values.shape)
+    return _straight(part.values, codes)
+
+
+def _saten_linear(layer: SatenLinear, how: Precision, x: Tensor) -> Tensor:
+    a, b = _factors(layer)
+    y = _product(_product(x, a, how), b, how)
+    if layer.residual.values.numel():
+        # blocks are decoded before they are multiplied, so that x stays as it is
+        read = x if layer.residual.pattern.layout == "grouped" else _taken(x, ENTRIES if how.bits < 16 else how)
+        y = y + read @ _residual(layer.residual, how)
+    return y if layer.bias is None else y + layer.bias
+
+
+def _saten_embedding(layer: SatenEmbedding, how: Precision, ids: Tensor) -> Tensor:
+    a, b = _factors(layer)
+    y = _product(functional.embedding(ids, round_along(a, 1, how), layer.padding_idx), b, how)
+    if layer.residual.values.numel():
+        y = y + functional.embedding(ids, _residual(layer.residual, how), layer.padding_idx)
+    return y
+
+
+def _saten_head(head: SatenHead, how: Precision, x: Tensor) -> Tensor:
+    a, b = _factors(head.table)
+    y = _taken(_taken(x, how) @ round_along(b, 0, how).T, how) @ round_along(a, 1, how).T
+    if head.table.residual.values.numel():
+        y = y + _taken(x, how) @ _residual(head.table.residual, how).T
+    return y if head.bias is None else y + head.bias
+
+
+def _linear(layer: nn.Linear, how: Precision, x: Tensor) -> Tensor:
+    if layer.weight.numel() < SMALLEST_WEIGHT:
+        return functional.linear(x, layer.weight, layer.bias)
+    return functional.linear(_taken(x, how), round_along(layer.weight, 1, how), layer.bias)
+
+
+def _turned_linear(layer: Any, how: Precision, x: Tensor) -> Tensor:
+    """GPT-2's Conv1D, whose weight is (in, out)."""
+    small = layer.weight.numel() < SMALLEST_WEIGHT
+    return (x @ layer.weight if small else _product(x, layer.weight, how)) + layer.bias
+
+
+def _embedding(layer: nn.Embedding, how: Precision, ids: Tensor) -> Tensor:
+    small = layer.weight.numel() < SMALLEST_WEIGHT
+    table = layer.weight if small else round_along(layer.weight, 1, how)
+    return functional.embedding(ids, table, layer.padding_idx)
+
+
+# kind of module → what it computes with rounded weights
+FORWARDS: dict[type, Forward] = {
+    SatenLinear: _saten_linear,
+    SatenEmbedding: _saten_embedding,
+    SatenHead: _saten_head,
+    nn.Linear: _linear,
+    Conv1D: _turned_linear,
+    nn.Embedding: _embedding,
+}

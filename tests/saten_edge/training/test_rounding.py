@@ -1,0 +1,104 @@
+"""Training with rounded weights computes what the exported bundle computes, and learns through the rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saten_edge.checkpoints.models import load_model
+from saten_edge.training.rounding import check_precision, round_activations, round_along, rounded
+from saten_exporters import export
+from saten_exporters.forms import STORAGES
+from saten_exporters.quantize import PRECISIONS
+from saten_runtime import Runner
+from saten_runtime.errors import UsageError
+
+COARSE = [name for name, precision in PRECISIONS.items() if precision.bits < 32]
+# Every layout of a residual, and every way to store a product.
+CELLS = [
+    ("tiny_bert", "int8"),
+    ("tiny_saten", "int8"),
+    ("tiny_saten", "int8-block"),
+    ("tiny_saten", "int4"),
+    ("tiny_saten_unstructured", "int4"),
+]
+
+
+def decoded(name: str, matrix: np.ndarray) -> np.ndarray:
+    """What `pack_product` stored of a matrix (in, out), as numbers."""
+    storage = STORAGES[name]
+    codes, *scales = storage.pack_product(matrix)
+    if not scales:
+        return codes.astype(np.float32)
+    if not storage.precision.block:
+        return codes.astype(np.float32) * scales[0]
+    if storage.precision.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
+    zero = 1 << (storage.precision.bits - 1)
+    blocks = (codes.astype(np.float32) - zero) * scales[0].reshape(*codes.shape[:2], 1)
+    return blocks.reshape(len(codes), -1)[:, : matrix.shape[0]].T
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_a_matrix_is_rounded_as_it_is_stored(name):
+    matrix = np.random.default_rng(3).standard_normal((77, 40)).astype(np.float32)
+    got = round_along(torch.from_numpy(matrix), 0, PRECISIONS[name]).numpy()
+    # a value in the middle between two codes may go either way in float32, so up to one rounding error apart
+    np.testing.assert_allclose(got, decoded(name, matrix), rtol=4 * np.finfo(np.float32).eps)
+    assert np.abs(got - matrix).max() > 0
+    assert not np.allclose(round_along(torch.from_numpy(matrix), 1, PRECISIONS["int8"]).numpy(), got, rtol=1e-6)
+
+
+def test_activations_are_rounded_per_text_and_zero_stays_zero():
+    x = torch.tensor([[[0.0, 1.0, -3.0]], [[0.0, 100.0, 50.0]]])
+    got = round_activations(x)
+    assert torch.equal(got[:, :, 0], x[:, :, 0])
+    steps = torch.tensor([4 / 255, 100 / 255])
+    assert bool(((got - x).abs().amax((1, 2)) <= steps / 2 + 1e-6).all())
+    together = round_activations(x.reshape(1, 2, 3)).reshape(x.shape)
+    assert not torch.allclose(together[0], got[0], atol=float(steps[0]) / 4)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_the_gradient_passes_as_if_nothing_were_rounded(name):
+    weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    round_along(weight, 0, PRECISIONS[name]).square().sum().backward()
+    assert torch.allclose(weight.grad, 2 * round_along(weight, 0, PRECISIONS[name]).detach())
+
+
+@pytest.mark.parametrize(("folder", "name"), CELLS)
+def test_the_model_computes_what_its_bundle_computes(folder, name, request, texts, tmp_path):
+    loaded = load_model(request.getfixturevalue(folder))
+    lowering = None if folder == "tiny_bert" else "low-rank"
+    bundle = export(loaded, tmp_path / "bundle", precision=name, lowering=lowering)
+    wanted = Runner.load(bundle.path).predict(texts[:8], batch_size=1)
+
+    def distance(precision: str) -> float:
+        rows = []
+        with torch.no_grad(), rounded(loaded.model, precision):
+            for text in texts[:8]:
+                batch = loaded.encode([text])
+                rows.append(loaded.pool(loaded.model(**batch).last_hidden_state, batch["attention_mask"])[0].numpy())
+        return float(np.linalg.norm(np.stack(rows) - wanted))
+
+    # What is left is float32's own rounding, and codes that fall to the other side of a middle because of it.
+    assert distance(name) < 0.25 * distance("fp32")
+
+
+def test_the_model_is_as_before_when_the_block_ends(tiny_saten, texts):
+    loaded = load_model(tiny_saten)
+    batch = loaded.encode(texts[:4])
+    with torch.no_grad():
+        before = loaded.model(**batch).last_hidden_state
+        with rounded(loaded.model, "int4"):
+            within = loaded.model(**batch).last_hidden_state
+        after = loaded.model(**batch).last_hidden_state
+    assert torch.equal(before, after)
+    assert not torch.allclose(before, within, atol=1e-3)
+
+
+def test_a_precision_that_there_is_not_is_refused():
+    check_precision("int4")
+    with pytest.raises(UsageError, match="--precision int3: there are fp32"):
+        check_precision("int3")
