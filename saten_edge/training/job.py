@@ -21,6 +21,7 @@ from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.training.data import Examples, checked, read_examples
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS, Distillation, Training, training_for
+from saten_edge.training.rounding import check_precision, rounded
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
 from saten_runtime.errors import CheckpointError, UsageError
@@ -87,25 +88,27 @@ class Job:
 
     def run(self, folder: Path, *, resume: bool, report: Callable[[Progress], None]) -> dict[str, Any]:
         """Train the student in place; the content of `metrics.json`."""
-        before = self._judged()
-        outcome = finetune(
-            self.student,
-            self.training,
-            self.examples,
-            self.schedule,
-            teacher=self.teacher,
-            distillation=self.distillation,
-            folder=folder,
-            resume=resume,
-            report=report,
-        )
+        with rounded(self.student.model, self.schedule.precision):
+            before = self._judged()
+            outcome = finetune(
+                self.student,
+                self.training,
+                self.examples,
+                self.schedule,
+                teacher=self.teacher,
+                distillation=self.distillation,
+                folder=folder,
+                resume=resume,
+                report=report,
+            )
+            after = self._judged()
         return {
             "settings": self.settings,
             "steps": len(outcome.history),
             "seconds": round(outcome.seconds, 3),
             "ended": outcome.ended,
             "before": before,
-            "after": self._judged(),
+            "after": after,
             "layer_errors": self._layer_errors(),
             "history": [dataclasses.asdict(step) for step in outcome.history],
         }
@@ -156,6 +159,7 @@ def prepare(
     Raises:
         SatenError: whatever does not fit; nothing has been written yet.
     """
+    check_precision(schedule.precision)
     wanted = training_for(task) if task is not None else None
     examples = (
         data if isinstance(data, Examples) else read_examples(data, wanted.inputs if wanted else None, split=split)

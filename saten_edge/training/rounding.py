@@ -3,7 +3,7 @@
 While a block of `rounded` runs, every weight that a bundle of that precision keeps in codes is rounded in each forward
 pass just as `saten_exporters` rounds it, and so are the activations where a product takes 8-bit ones. Gradients pass
 through the rounding as if it were not there (straight-through estimator, Bengio et al., arXiv:1308.3432), so the
-training makes up for it. The parameters themselves keep all their digits; exporting rounds them once more, the same way.
+training makes up for it. The parameters themselves keep all their digits; the export rounds them the same way.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
         lines = weight.movedim(dim, -1)
         width = lines.shape[-1]
         block = how.block or max(width, 1)
-        padded = functional.pad(lines, (0, -width % block)).unflatten(-1, (-1, block))
+        padded = functional.pad(lines, (0, -width % block)).reshape(*lines.shape[:-1], -1, block)
         largest = INT8_LARGEST if how.bits == 8 else (1 << (how.bits - 1)) - 1
         scales = _scales(padded.abs().amax(-1, keepdim=True), largest)
         codes = ((padded / scales).round() * scales).flatten(-2)[..., :width].movedim(-1, dim)
@@ -178,8 +178,9 @@ def _linear(layer: nn.Linear, how: Precision, x: Tensor) -> Tensor:
 
 def _turned_linear(layer: Any, how: Precision, x: Tensor) -> Tensor:
     """GPT-2's Conv1D, whose weight is (in, out)."""
-    small = layer.weight.numel() < SMALLEST_WEIGHT
-    return (x @ layer.weight if small else _product(x, layer.weight, how)) + layer.bias
+    weight: Tensor = layer.weight
+    y: Tensor = (x @ weight if weight.numel() < SMALLEST_WEIGHT else _product(x, weight, how)) + layer.bias
+    return y
 
 
 def _embedding(layer: nn.Embedding, how: Precision, ids: Tensor) -> Tensor:

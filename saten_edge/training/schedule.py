@@ -29,6 +29,7 @@ class Schedule:
     reselect_until: the step after which masks are fixed, 0 for masks that always are.
     hold_out: share of the training data kept aside for early stopping; patience: evaluations on it without
     a better loss before the training ends, 0 to never stop early. evaluate_every, save_every: steps between.
+    precision: of the bundle to come; the model trains and is judged with its weights rounded as that will store them.
     """
 
     steps: int = 400
@@ -45,6 +46,7 @@ class Schedule:
     patience: int = 0
     evaluate_every: int = 50
     save_every: int = 200
+    precision: str = "fp32"
 
     def settled(self, labelled: bool) -> Schedule:
         """With the learning rate for a training with labels or without, where none is given."""

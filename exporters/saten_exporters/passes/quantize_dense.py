@@ -10,6 +10,7 @@ from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import constant
+from saten_exporters.quantize import SMALLEST_WEIGHT
 
 __all__ = ["QuantizeDensePass"]
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from saten_edge.checkpoints.models import load_model
+from saten_edge.training import TRAININGS, Examples, Schedule, finetune
+from saten_edge.training.judge import judge
 from saten_edge.training.rounding import check_precision, round_activations, round_along, rounded
 from saten_exporters import export
 from saten_exporters.forms import STORAGES
@@ -15,6 +17,7 @@ from saten_runtime import Runner
 from saten_runtime.errors import UsageError
 
 COARSE = [name for name, precision in PRECISIONS.items() if precision.bits < 32]
+EMBEDDING = TRAININGS["feature-extraction"]
 # Every layout of a residual, and every way to store a product.
 CELLS = [
     ("tiny_bert", "int8"),
@@ -96,6 +99,22 @@ def test_the_model_is_as_before_when_the_block_ends(tiny_saten, texts):
         after = loaded.model(**batch).last_hidden_state
     assert torch.equal(before, after)
     assert not torch.allclose(before, within, atol=1e-3)
+
+
+def test_a_model_trained_with_its_bits_loses_less_by_them(tiny_bert, tiny_saten, texts):
+    examples = Examples("texts", [(text,) for text in texts])
+    teacher = load_model(tiny_bert)
+
+    def distance_after_training_as(precision: str) -> float:
+        schedule = Schedule(steps=60, batch_size=16, max_length=24, learning_rate=1e-3)
+        student = load_model(tiny_saten)
+        with rounded(student.model, precision):
+            finetune(student, EMBEDDING, examples, schedule, teacher=teacher)
+        with rounded(student.model, "int4"):
+            judged = judge(EMBEDDING, student, teacher, examples, 24)
+        return 1 - judged["cosine"]
+
+    assert distance_after_training_as("int4") < 0.9 * distance_after_training_as("fp32")
 
 
 def test_a_precision_that_there_is_not_is_refused():
