@@ -1,37 +1,15 @@
 // The block kernels, written once over `Simd`, the vectors of one instruction set. A vector holds R rows × G outputs
 // of y: where blocks are narrower than a vector, R = width / G rows share it; where they are wider, R = 1 and a
 // block takes N vectors. Either way one multiply-add takes one load of x, and no lane is idle.
-//
-// Simd: F (vector of `width` floats), kAccumulators (how many stay in registers), kPermuted (see input_of), and
-//   repeat<R>(p)        p[0…R-1] p[0…R-1] …          R floats over and over
-//   several<C>(v)       v[0] v[1] … v[C - 1], 4 or 8 values as floats, where kPermuted > 0
-//   lane(f, m)          f[m] in every lane, where kPermuted > 0
-//   spread<R>(v)        v[0]×R v[1]×R …              each value R times, as floats
-//   unmix<R>(f)         lanes from (output, row) order to (row, output) order
-//   expand<G>(x, i)     x[i[0]]×G x[i[1]]×G …        inputs of one row
-//   write<R, add>(f, …) R rows of f, in (row, output) order, added to those of an addend, to y, y + stride …
-//   zero, load, store, fma, mul, add, transpose, smaller, larger, least, most, codes
+#pragma once
 
-#include <cfloat>
-#include <cmath>
-#include <cstring>
-
-#include "kernel_table.h"
-
-// Accumulators stay in registers only where no loop over them is left.
-#define SATEN_UNROLL _Pragma("GCC unroll 16")
+#include "simd.inl"
 
 namespace saten {
 namespace {
 
 // Single outputs whose sums stay near while the strips of inputs pass by.
 constexpr size_t kSingleOutputs = 64;
-
-// How many of `left` panels to take at a time, at most `most`: 4 panels are two twos, not three and one.
-constexpr size_t even_share(size_t left, size_t most) {
-  const size_t times = (left + most - 1) / most;
-  return (left + times - 1) / times;
-}
 
 template <class S, size_t G>
 struct Shape {
@@ -49,18 +27,6 @@ struct Shape {
   // pieces; any number where each write is a whole line.
   static constexpr bool kDirect = kTileRows <= 8 || (G == 1 && S::width * sizeof(float) >= 64);
   static constexpr size_t kQuantum = G == 1 || kFew * kRows < S::kTurn ? (G == 1 ? S::width : S::kTurn) : kFew * kRows;
-};
-
-// Where results go: rows of y, and the rows that are added on the way.
-struct Target {
-  float* y;
-  size_t stride;
-  const float* addend;
-  size_t addend_stride;
-
-  Target at(size_t row, size_t output) const {
-    return {y + row * stride + output, stride, addend ? addend + row * addend_stride + output : nullptr, addend_stride};
-  }
 };
 
 // One vector of results, R rows × its outputs, to the first `rows` of R rows.
@@ -284,210 +250,6 @@ void blocks(const BlockCall& call) {
     many_rows_of_singles<S, V, I>(call);
   else
     call.addend ? many_rows<S, G, V, I, true>(call) : many_rows<S, G, V, I, false>(call);
-}
-
-// The dense product: M rows × N panels in registers.
-template <class S>
-struct DenseShape {
-  static constexpr size_t kVectors = kPanel / S::width;  // per panel
-  static constexpr size_t kMost = S::kAccumulators / kVectors < 8 ? S::kAccumulators / kVectors : 8;
-  static constexpr size_t kFew = kMost >= 4 ? kMost / 4 : 1;
-  static constexpr size_t kPanels = S::kAccumulators / (kVectors * kMost);
-};
-
-template <class S, size_t M, size_t N>
-void dense_step(const FloatCall& call, size_t row, size_t panel) {
-  using F = typename S::F;
-  constexpr size_t V = DenseShape<S>::kVectors;
-  const size_t inputs = call.inputs, x_stride = call.x_stride, y_stride = call.y_stride;
-  const float* x = call.x + row;
-  const float* weights = call.values + panel * inputs * kPanel;
-  F sum[M][N][V];
-  SATEN_UNROLL for (size_t m = 0; m < M; ++m)
-    SATEN_UNROLL for (size_t n = 0; n < N; ++n)
-      SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[m][n][v] = S::zero();
-  for (size_t k = 0; k < inputs; ++k, x += x_stride, weights += kPanel) {
-    F weight[N][V];
-    SATEN_UNROLL for (size_t n = 0; n < N; ++n)
-      SATEN_UNROLL for (size_t v = 0; v < V; ++v) weight[n][v] = S::load(weights + n * inputs * kPanel + v * S::width);
-    SATEN_UNROLL for (size_t m = 0; m < M; ++m) {
-      const F input = S::template repeat<1>(x + m);
-      SATEN_UNROLL for (size_t n = 0; n < N; ++n)
-        SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[m][n][v] = S::fma(input, weight[n][v], sum[m][n][v]);
-    }
-  }
-  float* const y = call.y + row * y_stride + (panel - call.first) * kPanel;
-  const size_t rows = call.rows - row;
-  SATEN_UNROLL for (size_t m = 0; m < M; ++m)
-    if (m < rows)
-      SATEN_UNROLL for (size_t n = 0; n < N; ++n)
-        SATEN_UNROLL for (size_t v = 0; v < V; ++v) S::store(y + m * y_stride + n * kPanel + v * S::width, sum[m][n][v]);
-}
-
-template <class S, size_t M, size_t N>
-void dense_panels(const FloatCall& call, size_t row, size_t panel, size_t count) {
-  if (count == N) return dense_step<S, M, N>(call, row, panel);
-  if constexpr (N > 1) dense_panels<S, M, N - 1>(call, row, panel, count);
-}
-
-// One row: several inputs are in flight.
-template <class S>
-void dense_row(const FloatCall& call) {
-  using F = typename S::F;
-  constexpr size_t V = DenseShape<S>::kVectors, kChains = V >= 4 ? 1 : 4 / V;
-  for (size_t panel = call.first; panel < call.last; ++panel) {
-    const float* weights = call.values + panel * call.inputs * kPanel;
-    F sum[kChains][V];
-    SATEN_UNROLL for (size_t c = 0; c < kChains; ++c)
-      SATEN_UNROLL for (size_t v = 0; v < V; ++v) sum[c][v] = S::zero();
-    const auto add = [&](size_t k, F(&into)[V]) __attribute__((always_inline)) {
-      const F input = S::template repeat<1>(call.x + k);
-      SATEN_UNROLL for (size_t v = 0; v < V; ++v)
-        into[v] = S::fma(input, S::load(weights + k * kPanel + v * S::width), into[v]);
-    };
-    size_t k = 0;
-    for (; k + kChains <= call.inputs; k += kChains) {
-      SATEN_UNROLL for (size_t c = 0; c < kChains; ++c) add(k + c, sum[c]);
-    }
-    for (; k < call.inputs; ++k) add(k, sum[0]);
-    SATEN_UNROLL for (size_t v = 0; v < V; ++v) {
-      SATEN_UNROLL for (size_t c = 1; c < kChains; ++c) sum[0][v] = S::add(sum[0][v], sum[c][v]);
-      S::store(call.y + (panel - call.first) * kPanel + v * S::width, sum[0][v]);
-    }
-  }
-}
-
-template <class S>
-void dense(const FloatCall& call) {
-  using Form = DenseShape<S>;
-  if (call.x_stride == 1) return dense_row<S>(call);
-  for (size_t panel = call.first, count; panel < call.last; panel += count) {
-    count = even_share(call.last - panel, Form::kPanels);
-    size_t row = 0;
-    for (; row + Form::kMost - Form::kFew < call.rows; row += Form::kMost)
-      dense_panels<S, Form::kMost, Form::kPanels>(call, row, panel, count);
-    for (; row < call.rows; row += Form::kFew) dense_panels<S, Form::kFew, Form::kPanels>(call, row, panel, count);
-  }
-}
-
-// x (rows, columns) → tile (columns, tile_stride), zeros in the rows beyond.
-template <class S>
-void transpose_tile(const float* x, size_t x_stride, size_t rows, size_t columns, float* tile, size_t tile_stride) {
-  constexpr size_t W = S::kTurn;
-  for (size_t row = 0; row < tile_stride; row += W) {
-    size_t column = 0;
-    if (row + W <= rows)
-      for (; column + W <= columns; column += W)
-        S::transpose(x + row * x_stride + column, x_stride, tile + column * tile_stride + row, tile_stride);
-    for (; column < columns; ++column)
-      for (size_t r = row; r < row + W; ++r) tile[column * tile_stride + r] = r < rows ? x[r * x_stride + column] : 0;
-  }
-}
-
-// One row of x as x ≈ (code − zero) · scale; the range is widened to hold 0, as DynamicQuantizeLinear does.
-template <class S>
-void quantize_row(const float* x, size_t columns, uint8_t* codes, float* scale, int32_t* zero) {
-  using F = typename S::F;
-  constexpr size_t W = S::width;
-  F lowest = S::zero(), highest = S::zero();
-  size_t k = 0;
-  for (; k + W <= columns; k += W) {
-    lowest = S::smaller(lowest, S::load(x + k));
-    highest = S::larger(highest, S::load(x + k));
-  }
-  float low = S::least(lowest), high = S::most(highest);
-  for (; k < columns; ++k) {
-    low = x[k] < low ? x[k] : low;
-    high = x[k] > high ? x[k] : high;
-  }
-  const float range = high - low;
-  const bool usable = range > 255 * FLT_MIN && range < INFINITY;  // else every code is 0
-  *scale = usable ? range / 255 : 1;
-  const float shift = usable ? __builtin_nearbyintf(-low / *scale) : 0;
-  const float inverse = usable ? 1 / *scale : 0;
-  *zero = static_cast<int32_t>(shift);
-  bool sound = range < INFINITY;
-  for (k = 0; k + W <= columns; k += W) sound &= S::codes(S::load(x + k), inverse, shift, codes + k);
-  for (; k < columns; ++k) {
-    const float code = __builtin_nearbyintf(x[k] * inverse + shift);
-    codes[k] = static_cast<uint8_t>(code > 0 ? (code < 255 ? code : 255) : 0);
-    sound &= x[k] == x[k];
-  }
-  if (!sound) *scale = NAN;  // NaN or infinity among the inputs: the outputs say so
-}
-
-// Writes one row of one panel: (sum − zero · weights) · scales. Unsigned, so that what cancels may wrap.
-inline void write_panel(const QuantizedCall& call, size_t row, size_t panel, const int32_t* sums) {
-  const size_t first = panel * kPanel;
-  const uint32_t zero = static_cast<uint32_t>(call.x_zero[row]);
-  float* y = call.y + row * call.y_stride + first - call.first * kPanel;
-  for (size_t k = 0; k < kPanel; ++k) {
-    const uint32_t exact = static_cast<uint32_t>(sums[k]) - zero * static_cast<uint32_t>(call.sums[first + k]);
-    y[k] = static_cast<float>(static_cast<int32_t>(exact)) * (call.x_scale[row] * call.scale[first + k]);
-  }
-}
-
-// Φ(x) x = (1 + erf(x / √2)) x / 2. Up to |z| = 3.9, beyond which it rounds to 1, erf(z) is z P(z²) / Q(z²) within
-// 1.5e-8: coefficients fitted by repeated weighted least squares to the largest error. NaN stays NaN.
-template <class S>
-typename S::F gelu(typename S::F x) {
-  using F = typename S::F;
-  static constexpr float kP[] = {1.12837899f, 0.1919415f, 0.0529669859f, 0.00383689813f, 0.00028745798f, 2.050386e-06f};
-  static constexpr float kQ[] = {1.f, 0.503435493f, 0.114758402f, 0.0151092475f, 0.0011817402f, 3.82307662e-05f};
-  static constexpr float kMost = 3.9f, kLeast = -3.9f, kRootHalf = 0.70710678f, kHalf = 0.5f;
-  const auto each = [](const float& v) { return S::template spread<S::width>(&v); };
-  const F z = S::larger(each(kLeast), S::smaller(each(kMost), S::mul(x, each(kRootHalf)))), square = S::mul(z, z);
-  F p = each(kP[5]), q = each(kQ[5]);
-  SATEN_UNROLL for (int k = 4; k >= 0; --k) {
-    p = S::fma(p, square, each(kP[k]));
-    q = S::fma(q, square, each(kQ[k]));
-  }
-  const F half = S::mul(x, each(kHalf));
-  return S::fma(half, S::div(S::mul(z, p), q), half);
-}
-
-template <class S>
-void finish(float* y, size_t y_stride, size_t rows, size_t columns, const float* bias, Activation activation) {
-  constexpr size_t W = S::width;
-  const auto one = [&](float* to, const float* added) {
-    const typename S::F sum = S::add(S::load(to), S::load(added));
-    S::store(to, activation == Activation::gelu ? gelu<S>(sum) : sum);
-  };
-  for (size_t row = 0; row < rows; ++row, y += y_stride) {
-    size_t k = 0;
-    for (; k + W <= columns; k += W) one(y + k, bias + k);
-    if (k == columns) continue;
-    float rest[W] = {}, added[W] = {};
-    std::memcpy(rest, y + k, (columns - k) * sizeof(float));
-    std::memcpy(added, bias + k, (columns - k) * sizeof(float));
-    one(rest, added);
-    std::memcpy(y + k, rest, (columns - k) * sizeof(float));
-  }
-}
-
-template <class S>
-Kernels make_kernels(const char* isa, bool (*supported)(), void (*quantized)(const QuantizedCall&)) {
-  Kernels made{};
-  made.isa = isa;
-  made.supported = supported;
-#define SATEN_FILL(value, V, G, index, I) \
-  made.blocks[int(Value::value)][group_slot(G)][int(Index::index)] = &blocks<S, G, V, I>;
-  SATEN_BLOCK_KERNELS(SATEN_FILL)
-#undef SATEN_FILL
-#define SATEN_ROWS(G)                                      \
-  made.tile_rows[group_slot(G)] = Shape<S, G>::kTileRows;  \
-  made.row_quantum[group_slot(G)] = Shape<S, G>::kQuantum; \
-  made.direct[group_slot(G)] = Shape<S, G>::kDirect;
-  SATEN_ROWS(1) SATEN_ROWS(4) SATEN_ROWS(8) SATEN_ROWS(16) SATEN_ROWS(32)
-#undef SATEN_ROWS
-  made.turn = S::kTurn;
-  made.float_rows = DenseShape<S>::kMost > S::kTurn ? DenseShape<S>::kMost : S::kTurn;
-  made.transpose = &transpose_tile<S>;
-  made.quantize = &quantize_row<S>;
-  made.floats = &dense<S>;
-  made.quantized = quantized;
-  made.finish = &finish<S>;
-  return made;
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include "half.h"
 
-#include "blocks.inl"
+#include "kernels.inl"
 
 namespace saten {
 namespace {

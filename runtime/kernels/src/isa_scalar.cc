@@ -1,7 +1,7 @@
 // Plain C++: the oracle of every other instruction set, and what runs where none of them is there.
 #include "half.h"
 
-#include "blocks.inl"
+#include "kernels.inl"
 
 namespace saten {
 namespace {

@@ -44,16 +44,16 @@ struct LowRank {
 };
 
 // What follows a product: a bias (outputs) and an activation, or nothing where there is no bias.
-struct Ending {
+struct Epilogue {
   std::vector<float> bias;
   Activation activation = Activation::none;
 };
 
-// y = ending(x (A B + S)); either part may be missing.
+// y = epilogue(x (A B + S)); either part may be missing.
 class Linear {
  public:
   // Throws Refusal: parts of different sizes, or neither.
-  Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual, Ending ending = {});
+  Linear(std::optional<LowRank> train, std::optional<BlockMatrix> residual, Epilogue epilogue = {});
 
   size_t outputs() const { return outputs_; }
   // Throws Refusal: x has not as many columns as the weights have inputs.
@@ -64,25 +64,26 @@ class Linear {
            const ParallelFor& parallel) const;
 
  private:
+  class Call;
+
   std::optional<LowRank> train_;
   std::optional<BlockMatrix> residual_;
-  Ending ending_;
+  Epilogue epilogue_;
   size_t inputs_, outputs_;
+};
+
+// Numbers that somebody else owns: floats, or codes with a scale for each row; neither where a part is missing.
+struct Stored {
+  const float* floats = nullptr;
+  const int8_t* codes = nullptr;
+  const float* scale = nullptr;
 };
 
 // The rows of a table (rows, width) as y = A[id] B + S[id]; each member may be missing.
 struct Table {
-  const float* a = nullptr;  // (rows, rank)
-  const int8_t* a_codes = nullptr;
-  const float* a_scale = nullptr;  // (rows)
-
-  const float* rows = nullptr;  // (stored rows, width), the row of an id at its slot
-  const int8_t* row_codes = nullptr;
-  const float* row_scale = nullptr;  // (stored rows)
-
-  const float* entries = nullptr;  // (rows, kept), each at its column
-  const int8_t* entry_codes = nullptr;
-  const float* entry_scale = nullptr;  // (rows)
+  Stored a;        // (rows, rank)
+  Stored rows;     // (stored rows, width), the row of an id at its slot
+  Stored entries;  // (rows, kept), each at its column
 };
 
 class Embedding {
@@ -99,7 +100,11 @@ class Embedding {
            const Scratch& scratch, const ParallelFor& parallel) const;
 
  private:
-  void look_up(const Table& table, size_t id, float* y) const;
+  void take_slots(const Tensor& slots, size_t stored);
+  void take_columns(const Tensor& columns);
+  size_t row_of(int64_t id) const { return static_cast<size_t>(id < 0 ? id + static_cast<int64_t>(rows_) : id); }
+  void expect_ids(const int64_t* ids, size_t count) const;
+  void add_residual(const Table& table, size_t id, float* y) const;
 
   size_t rows_, width_, kept_ = 0;
   std::optional<Factor> b_;

@@ -90,9 +90,9 @@ Linear make_linear(const Kernels& isa, Bytes bytes, bool& comparable) {
     else
       low.emplace(LowRank{Factor(at), Factor(bt)});
   }
-  const size_t ending = bytes.byte() % 3;
-  Ending after;
-  if (ending) after = {bytes.numbers(outputs + bytes.byte() % 16 / 15), ending == 1 ? Activation::none : Activation::gelu};
+  const size_t epilogue = bytes.byte() % 3;
+  Epilogue after;
+  if (epilogue) after = {bytes.numbers(outputs + bytes.byte() % 16 / 15), epilogue == 1 ? Activation::none : Activation::gelu};
   return Linear(std::move(low), std::move(residual), std::move(after));
 }
 
@@ -137,7 +137,7 @@ void run_embedding(Bytes bytes) {
   if (parts & 4) column_table = tensor("columns", Type::s32, {int64_t(rows), int64_t(kept)}, columns);
   const Embedding layer(rows, width, std::move(factor), slot_table, stored, column_table);
   Table table;
-  table.a = a.data(), table.rows = whole.data(), table.entries = entries.data();
+  table.a.floats = a.data(), table.rows.floats = whole.data(), table.entries.floats = entries.data();
   const std::vector<int64_t> wide(ids.begin(), ids.end());
   std::vector<float> y(count * width);
   Room room;

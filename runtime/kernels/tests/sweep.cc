@@ -259,18 +259,18 @@ std::vector<double> sizes_of(std::vector<double> m) {
 }
 
 // None, a bias, or a bias and GELU, with equal odds.
-Ending some_ending(size_t outputs, Random& random) {
+Epilogue some_ending(size_t outputs, Random& random) {
   const size_t kind = random.below(3);
-  return kind == 0 ? Ending{} : Ending{random.numbers(outputs), kind == 1 ? Activation::none : Activation::gelu};
+  return kind == 0 ? Epilogue{} : Epilogue{random.numbers(outputs), kind == 1 ? Activation::none : Activation::gelu};
 }
 
-// What an ending makes of a sum and of what rounding may have added to it. gelu' is at most 1.13; its own error is
+// What an epilogue makes of a sum and of what rounding may have added to it. gelu' is at most 1.13; its own error is
 // less than 8 units of x: what erf is fitted to, and what its two polynomials round.
-void finish_exactly(const Ending& ending, size_t output, double& sum, double& bound) {
-  if (ending.bias.empty()) return;
-  sum += ending.bias[output];
+void finish_exactly(const Epilogue& epilogue, size_t output, double& sum, double& bound) {
+  if (epilogue.bias.empty()) return;
+  sum += epilogue.bias[output];
   bound += kUnit * (std::fabs(sum) + bound);
-  if (ending.activation != Activation::gelu) return;
+  if (epilogue.activation != Activation::gelu) return;
   bound = 1.13 * bound + 8 * kUnit * (std::fabs(sum) + bound);
   sum *= (1 + std::erf(sum / std::sqrt(2.))) / 2;
 }
@@ -288,8 +288,8 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
     const Tensor at = tensor("a", Type::f32, {int64_t(inputs), int64_t(rank)}, a), bt = tensor("b", Type::f32, {int64_t(rank), int64_t(outputs)}, b);
     std::optional<LowRank> train;
     if (with_train) train.emplace(LowRank{Factor(at), Factor(bt)});
-    const Ending ending = some_ending(outputs, random);
-    const Linear layer(std::move(train), residual.pack(isa), ending);
+    const Epilogue epilogue = some_ending(outputs, random);
+    const Linear layer(std::move(train), residual.pack(isa), epilogue);
     if (exact_inputs) layer.expect_inputs(inputs);
     std::vector<float> y(rows * outputs, NAN);
     Room room;
@@ -304,7 +304,7 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
     const std::string where = std::string("linear__") + isa.isa + " size " + std::to_string(size) + " rows " + std::to_string(rows) + " inputs " + std::to_string(inputs) + " outputs " + std::to_string(outputs);
     for (size_t i = 0; i < sum.size(); ++i) {
       double moved = gamma(double(inputs + 2 * rank + 8)) * bound[i];
-      finish_exactly(ending, i % outputs, sum[i], moved);
+      finish_exactly(epilogue, i % outputs, sum[i], moved);
       expect(std::fabs(y[i] - sum[i]) <= moved, "differs from float64", where);
     }
   }
@@ -317,9 +317,9 @@ void check_quantized_linear(const Kernels& isa, size_t cases) {
     const size_t inputs = shape_near(16, random) * random.of<size_t>({0, 3, 3, 3}), rank = random.of<size_t>({0, 1, 7, 16, 33}), outputs = random.of<size_t>({1, 16, 50, 210}), rows = random.of<size_t>({1, 2, 9, 40});
     const auto x = random.numbers(rows * inputs), a_scale = random.numbers(rank), b_scale = random.numbers(outputs);
     const auto a = random.codes(inputs * rank), b = random.codes(rank * outputs);
-    const Ending ending = some_ending(outputs, random);
+    const Epilogue epilogue = some_ending(outputs, random);
     const Linear layer(LowRank{Factor(tensor("a", Type::s8, {int64_t(inputs), int64_t(rank)}, a), tensor("a_scale", Type::f32, {int64_t(rank)}, a_scale)),
-                               Factor(tensor("b", Type::s8, {int64_t(rank), int64_t(outputs)}, b), tensor("b_scale", Type::f32, {int64_t(outputs)}, b_scale))}, {}, ending);
+                               Factor(tensor("b", Type::s8, {int64_t(rank), int64_t(outputs)}, b), tensor("b_scale", Type::f32, {int64_t(outputs)}, b_scale))}, {}, epilogue);
     std::vector<float> y(rows * outputs, NAN);
     Room room;
     layer.run(isa, x.data(), rows, inputs, y.data(), room.scratch(), on_threads(random.of<size_t>({1, 2, 4})));
@@ -346,7 +346,7 @@ void check_quantized_linear(const Kernels& isa, size_t cases) {
           sum += inner[r] * weight;
           bound += (moved[r] + inner_step + gamma(4) * (std::fabs(inner[r]) + moved[r] + inner_step)) * std::fabs(weight);
         }
-        finish_exactly(ending, o, sum, bound);
+        finish_exactly(epilogue, o, sum, bound);
         expect(std::fabs(y[row * outputs + o] - sum) <= bound, "differs by more than its steps", std::string("quantized linear__") + isa.isa);
       }
     }
@@ -377,7 +377,7 @@ void check_embedding(const Kernels& isa, size_t cases) {
     if (with_entries) column_table = tensor("columns", Type::s32, {int64_t(rows), int64_t(kept)}, columns);
     const Embedding layer(rows, width, std::move(factor), slot_table, stored, column_table);
     Table table;
-    table.a = a.data(), table.rows = whole.data(), table.entries = entries.data();
+    table.a.floats = a.data(), table.rows.floats = whole.data(), table.entries.floats = entries.data();
     std::vector<float> y(count * width, NAN);
     Room room;
     layer.run(isa, table, ids.data(), count, y.data(), room.scratch(), on_threads(2));
