@@ -63,7 +63,7 @@ class CompressedLayer:
     """One row of the per-layer table.
 
     bytes: stored, indices included. error: relative, see `Metric`. error_after: relative to the dense weights,
-    of what fine-tuning left; see `layer_errors`.
+    of what fine-tuning left; see `layer_errors`. solver: the row of `SOLVERS` that found the parts; None if imported.
     """
 
     name: str
@@ -75,6 +75,7 @@ class CompressedLayer:
     dense_bytes: int
     error: float
     error_after: float | None = None
+    solver: str | None = None
 
 
 def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[str, nn.Module]:
@@ -241,6 +242,7 @@ def replace_layer(
         bytes=parts.bytes,
         dense_bytes=weight.numel() * VALUE_BYTES,
         error=parts.error,
+        solver=parts.solver,
     )
 
 

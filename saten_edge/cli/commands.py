@@ -106,6 +106,9 @@ def compress_command(
     shape_search: Annotated[
         bool, typer.Option("--shape-search", help="Try every factorization of a train's dims, not the balanced one.")
     ] = False,
+    solver: Annotated[
+        str, typer.Option(help="admm, which needs --calibration to go beyond the other, or alternate.")
+    ] = "admm",
     calibration: Annotated[Path | None, typer.Option(help="JSON Lines of texts to weigh errors by.")] = None,
     texts: Annotated[int, typer.Option(min=1, help="How many calibration texts to read.")] = 512,
     smallest: Annotated[int, typer.Option(min=1, help="Values a matrix must have to be compressed.")] = 4096,
@@ -122,7 +125,7 @@ def compress_command(
     from saten_edge.texts import read_texts
 
     shapes = "search" if shape_search else "balanced"
-    recipe = Recipe(order, rounds, share, density, eps, train, shapes)
+    recipe = Recipe(order, rounds, share, density, eps, train, shapes, solver)
     table = compress_stage(
         model,
         output,

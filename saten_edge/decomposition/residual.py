@@ -67,6 +67,11 @@ class Pattern(ABC):
         energy: (in, out), ≥ 0.
         """
 
+    def mask(self, energy: Tensor, count: int) -> Tensor:
+        """Where the entries that `select` chooses sit; (in, out), bool."""
+        where = self.positions(self.select(energy, count), (energy.shape[0], energy.shape[1]))
+        return scatter(torch.ones_like(where, dtype=torch.bool), where, (energy.shape[0], energy.shape[1]))
+
     @abstractmethod
     def positions(self, indices: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
         """Flat positions in M (row-major, int64), in the shape of the values."""
@@ -194,6 +199,10 @@ class Unstructured(Pattern):
         if missing:  # fewer entries had fewer fillers
             indices = self.encode(self._extended(energy, indices, missing))
         return indices
+
+    def mask(self, energy: Tensor, count: int) -> Tensor:
+        """Without fillers, which take long to place: the strongest entries alone."""
+        return largest(energy, count)
 
     def encode(self, kept: Tensor) -> dict[str, Tensor]:
         """The index tensors of the entries that `kept` (in, out, bool) names, and of the fillers between them."""

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 from saten_edge.cli.tables import evaluation_table, layers_table, metrics_table, run_tables
 
-LAYER = {"shape": [8, 16], "ranks": [2, 3, 2], "nnz": 5, "dense_bytes": 512, "error": 0.25}
+LAYER = {"shape": [8, 16], "ranks": [2, 3, 2], "nnz": 5, "dense_bytes": 512, "error": 0.25, "solver": "admm"}
 COMPRESSED = {
-    "layers": [{"name": "a", "bytes": 100, **LAYER}, {"name": "b", "bytes": 156, **LAYER}],
+    "layers": [{"name": "a", "bytes": 100, **LAYER}, {"name": "b", "bytes": 156, **LAYER, "solver": None}],
     "dense": {"head": 740, "norm": 3, "bias": 1},
 }
 
@@ -18,8 +18,9 @@ def cells(table: str) -> list[list[str]]:
 
 def test_layers_and_what_stayed_dense_have_their_sums():
     layers, dense = layers_table(COMPRESSED).split("\n\n")
-    first, *_, last = cells(layers)[1:]
-    assert first == ["a", "8", "×", "16", "2,3,2", "5", "100", f"{100 / 512:.3f}", "0.250"]
+    first, second, last = cells(layers)[1:]
+    assert first == ["a", "8", "×", "16", "2,3,2", "5", "100", f"{100 / 512:.3f}", "0.250", "admm"]
+    assert second[-1] == "–"
     assert last == ["all", "256", "0.250"]
     assert cells(dense)[1:] == [
         ["head", "740", "0.740"],

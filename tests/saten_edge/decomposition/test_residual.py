@@ -26,7 +26,7 @@ from saten_edge.decomposition.residual import (
 )
 from saten_runtime.errors import ShapeError, UsageError
 
-KINDS = ("grouped", "whole rows", "unstructured", "equal rows", "2:4", "1:3", "5:8", "none")
+KINDS = ("grouped", "whole rows", "unstructured", "equal rows", "2:4", "1:3", "5:8", "1:8", "1:16", "none")
 
 
 def pattern_of(kind: str, outputs: int, group: int) -> Pattern:
@@ -38,6 +38,8 @@ def pattern_of(kind: str, outputs: int, group: int) -> Pattern:
         "2:4": NOfM(2, 4),
         "1:3": NOfM(1, 3),
         "5:8": NOfM(5, 8),
+        "1:8": NOfM(1, 8),
+        "1:16": NOfM(1, 16),
         "none": NoResidual(),
     }[kind]
 
@@ -85,6 +87,18 @@ class TestRoundTrip:
         kept = back != 0
         assert int(kept.sum()) == residual.nnz <= share * matrix.numel()
         assert torch.equal(back, matrix * kept)
+
+    @given(case=cases(), share=st.floats(0, 1))
+    def test_a_mask_is_where_the_selected_entries_sit(self, case, share):
+        pattern, matrix = case
+        shape, count = shape_of(matrix), int(share * matrix.numel())
+        mask, indices = pattern.mask(matrix.square(), count), pattern.select(matrix.square(), count)
+        if isinstance(pattern, Unstructured) and shape[0] > 256:  # select has fillers for some of the weakest
+            assert sorted(matrix[mask].tolist()) == sorted(matrix.reshape(-1).tolist())[matrix.numel() - count :]
+            return
+        wanted = torch.zeros(shape, dtype=torch.bool)
+        wanted.view(-1)[pattern.positions(indices, shape).reshape(-1)] = True
+        assert torch.equal(mask, wanted)
 
     @settings(max_examples=50)
     @given(case=cases(), share=st.floats(0.3, 1))
@@ -168,7 +182,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_no_budget_affords_more_than_the_matrix(self, kind):
-        most = {"2:4": (2 + 2) * 8, "1:3": 2 * 8, "5:8": 5 * 8, "none": 0}
+        most = {"2:4": (2 + 2) * 8, "1:3": 2 * 8, "5:8": 5 * 8, "1:8": 8, "1:16": 8, "none": 0}
         assert pattern_of(kind, 8, 4).affordable((6, 8), 10**9) == most.get(kind, 48)
 
     def test_column_numbers_take_two_bytes_where_they_fit(self):

@@ -1,0 +1,90 @@
+"""How train and residual of a matrix are found, as a table: each solver takes a problem and gives its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from saten_edge.decomposition.admm import Admm
+from saten_edge.decomposition.problem import Decomposition, Problem
+from saten_edge.decomposition.tt import TensorTrain
+
+__all__ = ["SOLVERS"]
+
+# The train's shares that ADMM tries beside the alternation's, some iterations each; the best of them goes on.
+ADMM_SHARES = (0.8, 0.5, 0.3)
+TRIAL_ITERATIONS, ITERATIONS = 10, 30
+SETTLING_ROUNDS = 3
+
+
+def alternate(problem: Problem) -> Decomposition:
+    """The best split after one round, then the other rounds at that split; the best point on the way.
+
+    Raises:
+        BudgetError: the budget pays for nothing.
+    """
+    best = problem.first_round()
+    last: Decomposition | None = best
+    for _ in range(problem.rounds - 1):
+        if last is None or not last.mixed:
+            break  # with one part absent the first round was the optimum
+        last = problem.next_round(last)
+        if last and last.error < best.error:
+            best = last
+    return replace(best, solver="alternate")
+
+
+def admm(problem: Problem) -> Decomposition:
+    """What ADMM finds at the best of several splits, or the alternation's result where that is as good.
+
+    Only the alternation runs where ADMM has nothing to do: entries that do not interact (a diagonal Σ or none), a
+    TT-SVD as train, no bytes for one of the two parts, a matrix without effect.
+
+    Raises:
+        BudgetError: the budget pays for nothing.
+    """
+    best = alternate(problem)
+    sizes = _splits(problem, best)
+    if not sizes:
+        return best
+    found = _found(problem, sizes)
+    return found if found.error < best.error else best
+
+
+# --solver → what finds the parts
+SOLVERS: dict[str, Callable[[Problem], Decomposition]] = {"alternate": alternate, "admm": admm}
+
+_Sizes = tuple[float | None, int, int]  # share, bond, entries
+
+
+def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
+    """The splits that ADMM tries: none where it has nothing to do."""
+    if problem.metric.separable or problem.method != "bond" or not problem.norm:
+        return []
+    shares: Sequence[float | None]
+    if problem.density is not None or problem.share is not None:
+        shares = (problem.share,)
+    else:
+        least = problem.full_share()  # below it bytes would be left over
+        shares = sorted({max(share, least) for share in (best.share, *ADMM_SHARES) if 0 < share < 1})
+    sizes = [(share, *problem.sizes(share)) for share in shares]
+    return [(share, bond, count) for share, bond, count in sizes if bond and count]
+
+
+def _found(problem: Problem, splits: Sequence[_Sizes]) -> Decomposition:
+    """ADMM at the best of `splits`, its places settled in the problem's own metric."""
+    assert problem.metric.sigma is not None  # noqa: S101 - it is not separable
+    solver = Admm(problem.matrix, problem.metric.sigma, problem.pattern)
+    trials = []
+    for share, bond, count in splits:
+        iterate = solver.start(bond, count)
+        if len(splits) > 1:
+            solver.run(iterate, count, TRIAL_ITERATIONS)
+        trials.append((share, count, iterate))
+    share, count, best = trials[0] if len(trials) == 1 else min(trials, key=lambda trial: solver.error(trial[2]))
+    solver.run(best, count, ITERATIONS)
+    a, b = (factor.to(problem.matrix) for factor in solver.factors(best))
+    residual = solver.residual(best, count)
+    residual = replace(residual, values=residual.values.to(problem.matrix))
+    low = TensorTrain((a[None], b[..., None]), 1)
+    return replace(problem.settled(low, residual, share, SETTLING_ROUNDS), solver="admm")
