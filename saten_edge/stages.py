@@ -33,8 +33,9 @@ from saten_exporters import export
 from saten_runtime.bench.measure import Plan, bench
 from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.recipe import options_of
 from saten_runtime.errors import SatenError, UsageError
-from saten_runtime.records.files import refuse_existing
+from saten_runtime.records.files import digest_of, refuse_existing
 
 if TYPE_CHECKING:
     from saten_edge.training import Distillation, Examples, Schedule
@@ -274,4 +275,5 @@ def _calibrate(
             budget,
             lambda name: advance(next(done), steps, name),
         )
-    return Measured(moments, sensitivities)
+    read = options_of(sha256=digest_of(list(texts)), texts=len(texts), tokens=CALIBRATION_TOKENS)
+    return Measured(moments, sensitivities, read)

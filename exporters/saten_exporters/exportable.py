@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saten_runtime.bundle.manifest import Postprocess
+from saten_runtime.bundle.recipe import Recipe
 
 __all__ = ["Exportable", "LayerParts"]
 
@@ -57,6 +58,11 @@ class Exportable(Protocol):
     max_length: int
     source: dict[str, str]
     task: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The stages that made it; none of a dense model."""
+        ...
 
     def layer_parts(self) -> dict[str, LayerParts]:
         """The compressed layers by name; none for a dense model."""

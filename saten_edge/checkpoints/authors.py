@@ -33,8 +33,9 @@ from saten_edge.checkpoints.pickles import convert_pickle
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Residual, Unstructured, pattern_named, scatter
 from saten_edge.decomposition.tt import TensorTrain
+from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, SatenError
-from saten_runtime.records.files import read_json
+from saten_runtime.records.files import digest_of, read_json, sha256_file
 from saten_runtime.vocabulary.tasks import (
     HUB_TASKS,
     IMAGE_CLASSIFICATION,
@@ -90,7 +91,10 @@ def import_checkpoint(
         except SatenError as cause:
             raise CheckpointError(f"{src}: {layer.name}: {cause}") from None
     share_heads(loaded.model, {})
-    attach_config(loaded.model, {**loaded.source, "imported": src.name})
+    read = {"name": src.name, "sha256": digest_of([sha256_file(file) for file in _weight_files(src)])}
+    inputs = {"model": options_of(**loaded.source), "state": options_of(**read)}
+    stage = Stage("import", options_of(task=loaded.task), inputs, versions=versions_here())
+    attach_config(loaded.model, {**loaded.source, "imported": src.name}, stage)
     return loaded, rows
 
 

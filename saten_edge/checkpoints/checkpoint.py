@@ -25,6 +25,7 @@ from saten_edge.checkpoints.guard import files_read, read_header, refuse_bomb
 from saten_edge.checkpoints.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_edge.decomposition.tt import contraction_peak
+from saten_runtime.bundle.recipe import UNRECORDED, Recipe, Stage
 from saten_runtime.errors import CheckpointError, SatenError, ShapeError
 from saten_runtime.records.files import digest_of, read_json, read_regular_json, sha256_file, write_json
 
@@ -32,8 +33,10 @@ __all__ = [
     "FORMAT_VERSION",
     "SatenConfig",
     "SatenQuantizer",
+    "add_stage",
     "attach_config",
     "find_layer",
+    "recipe_of",
     "seal",
     "share_heads",
     "verify_files",
@@ -55,9 +58,10 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     layers: name → `LayerSpec` as JSON. source: what was compressed (model, sha256). heads: output layer → the table
     whose parts it shares. files: weight file → sha256, written by `seal`; a model in memory has none.
+    recipe: a `Recipe` as JSON; None where the version that wrote it had none.
 
     Raises:
-        CheckpointError: written by another version.
+        CheckpointError: written by another version, or with a recipe that is none.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
         version: int = FORMAT_VERSION,
         heads: dict[str, str] | None = None,
         files: dict[str, str] | None = None,
+        recipe: list[dict[str, Any]] | None = None,
         **_: Any,
     ) -> None:
         if version != FORMAT_VERSION:
@@ -80,6 +85,18 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.layers = layers
         self.heads = heads or {}
         self.files = files or {}
+        self.recipe = recipe
+        self.stages()
+
+    def stages(self) -> Recipe:
+        """The stages that made the model.
+
+        Raises:
+            CheckpointError: `recipe` is none.
+        """
+        if self.recipe is None:
+            return Recipe((UNRECORDED,))
+        return Recipe.from_json(self.recipe, f"{CONFIG_FILE}: recipe", CheckpointError)
 
     def specs(self) -> dict[str, LayerSpec]:
         """The layers by name.
@@ -138,14 +155,27 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def attach_config(model: nn.Module, source: dict[str, str]) -> None:
-    """Make `model.save_pretrained` write the Saten layers' specs."""
+def attach_config(model: nn.Module, source: dict[str, str], stage: Stage) -> None:
+    """Make `model.save_pretrained` write the Saten layers' specs, and the stage that made them."""
     layers = {name: module.spec.to_json() for name, module in saten_layers(model).items()}
     heads = {name: module.table.layer_name for name, module in model.named_modules() if isinstance(module, SatenHead)}
-    config = SatenConfig(layers, source, heads=heads)
+    config = SatenConfig(layers, source, heads=heads, recipe=Recipe((stage,)).to_json())
     holder: Any = model
     holder.config.quantization_config = config
     holder.hf_quantizer = SatenQuantizer(config)
+
+
+def recipe_of(model: Any) -> Recipe:
+    """The stages that made a model; none of a dense one."""
+    config = getattr(model.config, "quantization_config", None)
+    return config.stages() if isinstance(config, SatenConfig) else Recipe()
+
+
+def add_stage(model: Any, stage: Stage) -> None:
+    """Note one more stage; a dense model has no place for it."""
+    config = getattr(model.config, "quantization_config", None)
+    if isinstance(config, SatenConfig):
+        config.recipe = config.stages().then(stage).to_json()
 
 
 def share_heads(model: Any, heads: Mapping[str, str]) -> None:
@@ -192,7 +222,7 @@ def verify_folder(folder: Path, tensors: Collection[str]) -> None:
         if any(".cores." in name for name in tensors):
             raise CheckpointError(f"{path}: does not describe the compressed layers there are; it is damaged")
         return
-    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files"})
+    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files", "recipe"})
     digests = ours.get("files") or {}
     if odd or not isinstance(digests, dict):
         raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is nothing of ours")

@@ -18,6 +18,7 @@ from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_modu
 from saten_edge.decomposition.allocation import Measured, allocate
 from saten_edge.decomposition.decompose import Decomposition, Recipe, decompose
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
+from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 
 __all__ = [
@@ -173,16 +174,19 @@ def compress(
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
         budgets = allocate(allocation, matrices(layers), budget, measured)
-    rows = []
+    recipe, rows = recipe or Recipe(), []
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
-        parts = _decompose_layer(name, module, budgets[name], pattern, group, recipe or Recipe(), known.get(name))
+        parts = _decompose_layer(name, module, budgets[name], pattern, group, recipe, known.get(name))
         rows.append(replace_layer(loaded.model, name, module, parts, pattern, group))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     loaded.model.float()
-    attach_config(loaded.model, loaded.source)
+    options = options_of(recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation)
+    inputs = {"model": options_of(**loaded.source), **({"calibration": measured.texts} if measured else {})}
+    stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
+    attach_config(loaded.model, loaded.source, stage)
     return rows
 
 

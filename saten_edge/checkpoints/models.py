@@ -16,6 +16,7 @@ from torch import nn
 from saten_edge.checkpoints.architectures import Architecture, architecture, task_of
 from saten_edge.checkpoints.checkpoint import (  # importing it registers the "saten" method with transformers
     SatenConfig,
+    recipe_of,
     seal,
     verify_folder,
 )
@@ -23,6 +24,7 @@ from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refus
 from saten_edge.checkpoints.modules import saten_layers
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
+from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.records.files import new_folder, read_json, sha256_file
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
@@ -53,6 +55,11 @@ class LoadedModel:
     def architecture(self) -> Architecture:
         """The model's row of `ARCHITECTURES`."""
         return architecture(self.model.config.model_type)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The stages that made the model; none of a dense one."""
+        return recipe_of(self.model)
 
     def encode(self, items: Sequence[Any], max_length: int | None = None) -> dict[str, torch.Tensor]:
         """The model's inputs for texts, for pairs of texts, or for images.

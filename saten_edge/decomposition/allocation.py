@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import VALUE_BYTES
+from saten_runtime.bundle.recipe import Option
 from saten_runtime.errors import CheckpointError, UsageError
 from saten_runtime.records.files import replace_file
 
@@ -25,10 +26,14 @@ SMALLEST_PART = 0.5
 
 @dataclass(frozen=True)
 class Measured:
-    """What calibration found out about the layers, by name; see `saten_edge.decomposition.calibration`."""
+    """What calibration found out about the layers, by name; see `saten_edge.decomposition.calibration`.
+
+    texts: what it read, for the recipe; `save` leaves it out.
+    """
 
     moments: Mapping[str, Tensor]
     sensitivities: Mapping[str, float]
+    texts: Mapping[str, Option] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file: `moments.<layer>` and `sensitivities.<layer>`, float64."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.texts import FORMATS, Row, read_rows
 from saten_edge.training.objectives import Training
+from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import DataError
 from saten_runtime.vocabulary.tasks import VALUES
 
@@ -44,6 +47,16 @@ class Examples:
     def images(self) -> bool:
         """Whether the inputs are images."""
         return self.inputs != [] and not isinstance(self.inputs[0][0], str)
+
+    def described(self) -> dict[str, Option]:
+        """For the recipe: name, number, and sha256 of inputs and labels in order; of an image its file or pixels."""
+        digest = hashlib.sha256()
+        for part in (part for row in self.inputs for part in row):
+            content = _bytes(part)
+            digest.update(len(content).to_bytes(8, "little") + content)
+        digest.update(json.dumps(self.labels).encode())
+        name = Path(self.source).name if Path(self.source).exists() else self.source
+        return options_of(name=name, sha256=digest.hexdigest(), examples=len(self.inputs))
 
     def classes(self, known: int | None) -> int | None:
         """The number of classes of the labels, `known` where the model has its head already; None for real values.
@@ -86,6 +99,13 @@ class Examples:
             if not finite:
                 raise DataError(f"{self.source}: example {number} has label {label!r}; expected a number")
         return self.labels
+
+
+def _bytes(part: Any) -> bytes:
+    if isinstance(part, str):
+        return part.encode()
+    content: bytes = part.read_bytes() if isinstance(part, Path) else part.tobytes()
+    return content
 
 
 def read_examples(source: str, inputs: str | None, *, split: str = "train") -> Examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from accelerate import PartialState
 
 from saten_edge.checkpoints.architectures import task_of
+from saten_edge.checkpoints.checkpoint import add_stage
 from saten_edge.checkpoints.compress import layer_errors
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
@@ -24,6 +24,7 @@ from saten_edge.training.objectives import TRAININGS, Distillation, Training, tr
 from saten_edge.training.rounding import check_precision, rounded
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
+from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, UsageError
 from saten_runtime.records.files import read_json, write_json
 from saten_runtime.vocabulary.tasks import (
@@ -43,7 +44,9 @@ SETTINGS_FILE = "settings.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A model, what it learns from, and how. settings: all of that as JSON, to tell one training from another."""
+    """A model, what it learns from, and how. settings: all of that as JSON, to tell one training from
+    another; stage: the same for the recipe.
+    """
 
     student: LoadedModel
     teacher: LoadedModel | None
@@ -53,6 +56,7 @@ class Job:
     schedule: Schedule
     distillation: Distillation
     settings: dict[str, Any]
+    stage: Stage
 
     @property
     def writes(self) -> bool:
@@ -90,7 +94,7 @@ class Job:
         """Train the student in place; the content of `metrics.json`."""
         with rounded(self.student.model, self.schedule.precision):
             before = self._judged()
-            outcome = finetune(
+            trained = finetune(
                 self.student,
                 self.training,
                 self.examples,
@@ -102,15 +106,16 @@ class Job:
                 report=report,
             )
             after = self._judged()
+        outcome: dict[str, Option] = {"steps": len(trained.history), "ended": trained.ended}
+        add_stage(self.student.model, dataclasses.replace(self.stage, outcome=outcome))
         return {
             "settings": self.settings,
-            "steps": len(outcome.history),
-            "seconds": round(outcome.seconds, 3),
-            "ended": outcome.ended,
+            **outcome,
+            "seconds": round(trained.seconds, 3),
             "before": before,
             "after": after,
             "layer_errors": self._layer_errors(),
-            "history": [dataclasses.asdict(step) for step in outcome.history],
+            "history": [dataclasses.asdict(step) for step in trained.history],
         }
 
     def _judged(self) -> dict[str, Any] | None:
@@ -178,17 +183,21 @@ def prepare(
         checked(row, judging, outputs)
     learning = distillation or Distillation()
     settled = schedule.settled(row.label_loss is not None)
-    learning.chosen(row, master is not None)
+    parts = learning.chosen(row, master is not None)
+    inputs = {"model": options_of(**student.source), "data": labelled.described()}
+    inputs |= {"teacher": options_of(**master.source)} if master is not None else {}
+    options = options_of(settled, learning, task=row.task.name, split=split, parts=parts)
+    stage = Stage("finetune", options, inputs, versions=versions_here())
     settings = {
         "model": student.source,
         "task": row.task.name,
         "data": labelled.source,
         "examples": len(labelled.inputs),
         "teacher": master.source if master is not None else None,
-        "schedule": _plain(settled),
-        "distillation": _plain(learning),
+        "schedule": options_of(settled),
+        "distillation": options_of(learning),
     }
-    return Job(student, master, row, labelled, judging, settled, learning, settings)
+    return Job(student, master, row, labelled, judging, settled, learning, settings, stage)
 
 
 def _processes() -> PartialState:
@@ -228,12 +237,3 @@ def _start_at_mean(student: LoadedModel, examples: Examples) -> None:
         for name, parameter in student.model.named_parameters():
             if name.endswith(".bias") and parameter.shape == (1,):
                 parameter.fill_(sum(map(float, labels)) / len(labels))
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass as strict JSON, which knows no infinity."""
-    items = dataclasses.asdict(value).items()
-    return {
-        name: None if isinstance(item, float) and math.isinf(item) else list(item) if isinstance(item, tuple) else item
-        for name, item in items
-    }

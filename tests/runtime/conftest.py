@@ -105,7 +105,7 @@ def _save_tokenizer(folder: Path) -> None:
 def _save_manifest(folder: Path, spec: Spec, **changes: Any) -> None:
     files = {path.name: FileEntry(path.stat().st_size, sha256_file(path)) for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        schema_version=3,
+        schema_version=4,
         made_by={"saten-edge": "0.1.0"},
         name=spec.name,
         source={"model": "tiny"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saten_runtime.accuracy.parity import Comparison
 from saten_runtime.bundle.manifest import Manifest
+from saten_runtime.bundle.recipe import recipe_lines
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TASKS, TEXTS
 
 __all__ = ["model_card"]
@@ -53,6 +54,12 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             *_comparison_table(comparisons),
             *_from_dense(apart),
             *_layer_table(manifest),
+            "## Recipe",
+            "",
+            "```text",
+            *recipe_lines(manifest.recipe),
+            "```",
+            "",
         )
     )
 

@@ -14,6 +14,7 @@ from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
+from saten_exporters.choice.cost import prices_used
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
@@ -23,6 +24,7 @@ from saten_exporters.tracing.trace import forget_graphs, trace
 from saten_runtime.accuracy.parity import Comparison, compare, judge
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
+from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import new_folder, sha256_file, write_json
 
@@ -182,7 +184,14 @@ def _manifest(
         labels=labels_of(source) if task.labels else [],
         image=image_of(source) if kind.pictures else None,
         generation=generation_of(source, graph) if kind.cached else None,
+        recipe=source.recipe.then(_stage(source, settings)),
     )
+
+
+def _stage(source: Exportable, settings: ExportSettings) -> Stage:
+    """What the recipe says of the export."""
+    inputs = {"model": options_of(**source.source), "prices": prices_used()}
+    return Stage("export", settings.recorded(), inputs, versions=versions_here())
 
 
 def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:

@@ -9,6 +9,7 @@ and where it says on what machine. They are sums, not the larger of two, because
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -21,9 +22,10 @@ from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form, Lowering, Weights, Work, head_of
 from saten_exporters.quantize import PRECISIONS
+from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import ExportError
 
-__all__ = ["Candidate", "Rates", "choose", "predicted_us", "rates_of"]
+__all__ = ["Candidate", "Rates", "choose", "predicted_us", "prices_used", "rates_of"]
 
 RATES_FILE = "rates.json"
 KERNELS = "+kernels"
@@ -112,10 +114,19 @@ def sizes_of(stem: str, precision: str, prices: Iterable[str]) -> set[int]:
     return {int(match[1]) for match in found if match}
 
 
+def prices_used() -> dict[str, Option]:
+    """The table that forms are chosen by, for the recipe."""
+    return options_of(name=RATES_FILE, sha256=hashlib.sha256(_rates_bytes()).hexdigest())
+
+
+def _rates_bytes() -> bytes:
+    return files("saten_exporters.choice").joinpath(RATES_FILE).read_bytes()
+
+
 @cache
 def _prices(target: str) -> dict[str, Rates]:
     """Prices by "family precision", the target's own where they were measured there."""
-    table = json.loads(files("saten_exporters.choice").joinpath(RATES_FILE).read_text(encoding="utf-8"))["targets"]
+    table = json.loads(_rates_bytes())["targets"]
     sources = (MEASURED, *((MEASURED + KERNELS,) if target.endswith(KERNELS) else ()), target)
     return {key: Rates(**prices) for source in sources for key, prices in table.get(source, {}).items()}
 

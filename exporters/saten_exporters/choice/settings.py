@@ -10,6 +10,7 @@ from pathlib import Path
 from saten_exporters.choice.targets import DEFAULT_TARGET
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS
+from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import UsageError
 from saten_runtime.records.files import read_json
 
@@ -28,6 +29,15 @@ class ExportSettings:
     target: str = DEFAULT_TARGET
     rows: int = 128
     lowering: str | Path | None = None
+
+    def recorded(self) -> dict[str, Option]:
+        """As the recipe has them: of a file of patterns its content, for its path says nothing elsewhere.
+
+        Raises:
+            UsageError: as `lowerings_of`.
+        """
+        named = self.lowering is None or str(self.lowering) in LOWERINGS
+        return options_of(self, lowering=self.lowering if named else _rules(str(self.lowering)))
 
     def __post_init__(self) -> None:
         """Refuse what no layer could be written for.
@@ -51,9 +61,7 @@ def lowerings_of(lowering: str | Path | None, layers: Mapping[str, LayerParts]) 
         return {}
     if str(lowering) in LOWERINGS:
         return _wherever_it_applies(str(lowering), layers)
-    if not Path(lowering).is_file():
-        raise UsageError(f"--lowering {lowering}: there are {', '.join(LOWERINGS)}, or a JSON file of patterns")
-    rules = {pattern: str(name) for pattern, name in read_json(Path(lowering), UsageError).items()}
+    rules = _rules(lowering)
     for pattern, name in rules.items():
         if name not in LOWERINGS:
             raise UsageError(f"--lowering {lowering}: {pattern!r} asks for {name!r}; there are {', '.join(LOWERINGS)}")
@@ -62,6 +70,12 @@ def lowerings_of(lowering: str | Path | None, layers: Mapping[str, LayerParts]) 
             raise UsageError(f"--lowering {lowering}: {pattern!r} fits no layer; the first is called {first}")
     wanted = {layer: next((rules[p] for p in rules if fnmatchcase(layer, p)), None) for layer in layers}
     return {layer: name for layer, name in wanted.items() if name is not None}
+
+
+def _rules(lowering: str | Path) -> dict[str, str]:
+    if not Path(lowering).is_file():
+        raise UsageError(f"--lowering {lowering}: there are {', '.join(LOWERINGS)}, or a JSON file of patterns")
+    return {pattern: str(name) for pattern, name in read_json(Path(lowering), UsageError).items()}
 
 
 def _wherever_it_applies(name: str, layers: Mapping[str, LayerParts]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of each layer: how it is written, what that was predicted to take, and what else."""
+"""What a bundle's manifest says of each layer and of the stages that made the model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
+from saten_runtime.bundle.recipe import Recipe, recipe_lines
+from saten_runtime.errors import BundleError
 from saten_runtime.records.plain_text import align
 
 __all__ = ["explain", "explain_table"]
@@ -15,7 +17,7 @@ _HEAD = ("layer", "lowering", "form", "shape", "ranks", "nnz", "bytes", "MACs/ro
 
 
 def explain(bundle: Bundle) -> dict[str, Any]:
-    """Plain JSON data: the target and the rows that forms were chosen for, and the layers.
+    """Plain JSON data: the target and the rows that forms were chosen for, the layers, and the recipe.
 
     The layers of a dense model are its weight matrices, of which nothing was predicted.
 
@@ -29,6 +31,7 @@ def explain(bundle: Bundle) -> dict[str, Any]:
         "target": manifest.target,
         "rows": manifest.rows,
         "layers": [dataclasses.asdict(layer) for layer in layers_of(bundle)],
+        "recipe": None if manifest.recipe is None else manifest.recipe.to_json(),
     }
 
 
@@ -39,7 +42,9 @@ def explain_table(found: dict[str, Any]) -> str:
     known = [layer["predicted_us"] for layer in layers if layer["predicted_us"] is not None]
     totals = ("all", "", "", "", "", *(f"{sum(layer[key] for layer in layers):,}" for key in _SUMMED))
     table = align([_HEAD, *map(_row, layers), (*totals, f"{sum(known):.1f}" if known else "", "")])
-    return f"{found['bundle']}: {found['precision']}, chosen for {found['target']} and {rows} per layer\n{table}"
+    head = f"{found['bundle']}: {found['precision']}, chosen for {found['target']} and {rows} per layer"
+    recipe = None if found["recipe"] is None else Recipe.from_json(found["recipe"], "recipe", BundleError)
+    return "\n".join((head, table, *recipe_lines(recipe)))
 
 
 _SUMMED = ("nnz", "bytes", "macs_per_row")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import digest_of, read_regular_json
 
@@ -33,19 +34,20 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "saten_edge.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 DENSE = "Dense"
 """How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
 # What manifests of an older version lack, with the value that says the same.
 _ADDED: dict[int, dict[str, Any]] = {
-    1: {"labels": [], "image": None, "generation": None, "target": "cpu", "rows": None},
-    2: {"target": "cpu", "rows": None},
-    3: {},
+    1: {"labels": [], "image": None, "generation": None, "target": "cpu", "rows": None, "recipe": None},
+    2: {"target": "cpu", "rows": None, "recipe": None},
+    3: {"recipe": None},
+    4: {},
 }
 _ADDED_TO_LAYERS: dict[int, dict[str, Any]] = {
     version: {"lowering": "", "predicted_us": None, "rejected": []} for version in (1, 2)
-} | {3: {}}
+} | {3: {}, 4: {}}
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Manifest:
     `validation/report.json`); smallest_onnxruntime: "major.minor"; files: by path inside the
     bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
     of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
+    recipe: the stages that made it, None where that is not recorded.
     """
 
     schema_version: int
@@ -182,6 +185,7 @@ class Manifest:
     labels: list[str] = field(default_factory=list)
     image: Image | None = None
     generation: Generation | None = None
+    recipe: Recipe | None = None
 
     @property
     def is_dense(self) -> bool:
@@ -190,7 +194,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON data."""
-        return dataclasses.asdict(self)
+        recipe = None if self.recipe is None else self.recipe.to_json()
+        return {**dataclasses.asdict(self), "recipe": recipe}
 
 
 def sealed(manifest: Manifest) -> dict[str, Any]:
@@ -237,6 +242,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         BundleError: naming the field by its path.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Recipe:
+        return Recipe.from_json(value, where, BundleError)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise BundleError(f"{where}: expected an object, found {type(value).__name__}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hostile.case import MEBIBYTE, Case, Place, saten_edge, saten_run
+from hostile.recipes import BAD_RECIPES
 from hostile.sound import LOOKUP, TABLE, WIDTH, WORDS, external, graph, model, node, seal_bundle, tensor
 from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
 
@@ -190,6 +191,10 @@ GRAPHS = [
     refused("R1", "the next schema", manifest(schema_version=99), "schema version 99, this saten-runtime reads"),
     refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: fields missing or unknown: 'hook'"),
     refused("R1", "a number for a string", manifest(name=7), r"saten_edge\.json\.name: expected str, found 7"),
+    *(
+        refused("R1", f"a recipe with {label}", manifest(recipe=recipe), rf"saten_edge\.json\.recipe{words}")
+        for label, (recipe, words) in BAD_RECIPES.items()
+    ),
     refused("R1", "an unknown task", manifest(task="mind-reading"), "task 'mind-reading'; this saten-runtime runs"),
     refused(
         "R1", "another opset than the graph's", manifest(opset=18), "opset 20, IR version 10; the manifest says 18"

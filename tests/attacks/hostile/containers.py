@@ -36,6 +36,7 @@ from hostile.folders import (
     weights,
     zipped,
 )
+from hostile.recipes import BAD_RECIPES
 
 __all__ = ["CASES"]
 
@@ -294,6 +295,10 @@ CASES = [
         "a hash for a file outside",
         config(lambda data: data["quantization_config"]["files"].update({"../bert/vocab.txt": "0" * 64})),
         r"config\.json: lists '\.\./bert/vocab\.txt', which is no file of the folder",
+    ),
+    *(
+        refused("K10", f"a recipe with {label}", config(saten(recipe=recipe)), f"config.json: recipe{words}")
+        for label, (recipe, words) in BAD_RECIPES.items()
     ),
     refused("K10", "of the next version", config(saten(version=99)), "saten format version 99"),
     refused("K10", "of no version", config(saten(version="2")), "saten format version '2'"),

@@ -45,7 +45,7 @@ DAMAGES = {
     "no manifest": (lambda f: (f / "saten_edge.json").unlink(), "has no saten_edge.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no regular file"),
     "a link": (link, "no regular file"),
-    "newer schema": (edit(schema_version=4), "schema version 4, this saten-runtime reads 1, 2, 3"),
+    "newer schema": (edit(schema_version=5), "schema version 5, this saten-runtime reads 1, 2, 3, 4"),
     "unknown field": (edit(colour="red"), "'colour'"),
     "wrong type": (edit(opset="20"), "expected int, found '20'"),
     "path outside": (edit(files={"../x": {"bytes": 1, "sha256": ""}}), "no path inside the bundle"),

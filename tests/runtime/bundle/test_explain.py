@@ -40,7 +40,8 @@ def with_layers(folder: Path, **changes: object) -> Bundle:
 def test_the_table(make_bundle: Callable[..., Path], copy_of: Callable[[Path], Path], tiny: Path) -> None:
     found = explain(with_layers(copy_of(tiny), rows=128, target="x86-64"))
     text = explain_table(found)
-    first, head, row, total = text.splitlines()
+    first, head, row, total, recipe = text.splitlines()
+    assert recipe == "recipe: not recorded"
     assert first.endswith("chosen for x86-64 and 128 rows per layer")
     assert head.split()[:3] == ["layer", "lowering", "form"]
     for words in (
@@ -65,24 +66,28 @@ def test_a_dense_bundle_lists_its_matrices(tiny: Path) -> None:
     assert "chosen for cpu and an unknown number of rows per layer" in explain_table(found)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_manifests_say_less(version: int, tiny: Path, copy_of: Callable[[Path], Path]) -> None:
     folder = copy_of(tiny)
     path = folder / "saten_edge.json"
     manifest = json.loads(path.read_text())
     layer = dataclasses.asdict(LAYER)
-    for key in ("lowering", "predicted_us", "rejected"):
+    for key in ("lowering", "predicted_us", "rejected") if version < 3 else ():
         del layer[key]
-    for key in ("target", "rows", *(("labels", "image", "generation") if version == 1 else ())):
+    lacking = {1: ("labels", "image", "generation", "target", "rows"), 2: ("target", "rows"), 3: ()}[version]
+    for key in (*lacking, "recipe"):
         manifest.pop(key, None)
     path.write_text(json.dumps({**manifest, "schema_version": version, "layers": [layer]}))
     (read,) = read_manifest(folder).layers
-    assert (read.name, read.lowering, read.predicted_us, read.rejected) == ("encoder.0", "", None, [])
+    known = ("low-rank", 310.25, LAYER.rejected) if version == 3 else ("", None, [])
+    assert (read.name, read.lowering, read.predicted_us, read.rejected) == ("encoder.0", *known)
     assert read_manifest(folder).rows is None
+    assert read_manifest(folder).recipe is None
 
 
 @pytest.mark.parametrize(
-    "damage", [{"layers": 3}, {"layers": [3]}, {"layers": [{"name": "x"}]}, {"rows": "many"}, {"target": None}]
+    "damage",
+    [{"layers": 3}, {"layers": [3]}, {"layers": [{"name": "x"}]}, {"rows": "many"}, {"target": None}, {"recipe": {}}],
 )
 def test_a_manifest_of_another_shape_is_refused(
     damage: dict[str, object], tiny: Path, copy_of: Callable[[Path], Path]
