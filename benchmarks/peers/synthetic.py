@@ -13,6 +13,7 @@ from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
 from saten_runtime.run import kernels
+from saten_runtime.run.products import EXACT_BYTES
 
 __all__ = ["TARGET", "check", "idle_ns", "layer", "matrix_of", "samples_ns", "session"]
 
@@ -140,6 +141,7 @@ def _start(model: ir.Model, native: bool) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
+    options.add_session_config_entry(*EXACT_BYTES)
     if native:
         kernels.register(options)
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.bench.plan import Plan, Size
-from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.bundle.manifest import read_manifest
 from saten_runtime.errors import SatenError
 from saten_runtime.machine.child import Child, how_it_ended, python_command
 from saten_runtime.machine.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
 from saten_runtime.machine.memory import needed_bytes
 from saten_runtime.run.kernels import SWITCH, probe
+from saten_runtime.run.products import probe_products
 
 __all__ = ["CHECKS", "Check", "Examination", "examine"]
 
@@ -118,6 +119,17 @@ def _cpu(examination: Examination) -> Check:
     return Check("cpu", "OK", f"{name}, {' '.join(fast)}")
 
 
+def _products(_: Examination) -> Check:
+    try:
+        found = probe_products()
+    except SatenError as error:
+        return Check("int8 sums", "FAIL", str(error), "see the checks above")
+    if wrong := [name for name, exact in found.items() if not exact]:
+        advice = "do not use bundles of int8 here; those of int8-block, int4, fp16 and fp32 are right"
+        return Check("int8 sums", "WARN", f"{' and '.join(wrong)}: products of 8 bits saturate", advice)
+    return Check("int8 sums", "OK", f"exact: {', '.join(found)}")
+
+
 def _memory(examination: Examination) -> Check:
     available = available_memory_bytes(examination.root)
     if available is None:
@@ -185,16 +197,35 @@ def _runs(examination: Examination) -> Check:
     return Check("run", "OK", "the bundle gave a finite result")
 
 
+def _replay(examination: Examination) -> Check:
+    """Whether the bundle gives here what torch gave where it was exported; a tampered one does not."""
+    if examination.bundle is None:
+        return Check("validation", "OK", "no bundle given")
+    try:
+        files = read_manifest(examination.bundle).files
+        if not any(name.startswith(f"{VALIDATION_FOLDER}/") and name.endswith(".npy") for name in files):
+            return Check("validation", "WARN", "nothing to compare with", "export the bundle again")
+        with Child() as child:
+            answer = child.ask("replay", bundle=str(examination.bundle.resolve()), timeout_s=_RUN_LIMIT_S)
+    except SatenError as error:
+        return Check("validation", "FAIL", str(error), "copy or export the bundle again, or take another precision")
+    return Check(
+        "validation", "OK", f"{answer['comparisons']} outputs as in torch, the worst {answer['worst']:.1e} apart"
+    )
+
+
 CHECKS: tuple[Callable[[Examination], Check], ...] = (
     _python,
     _glibc,
     _onnxruntime,
     _kernels,
     _cpu,
+    _products,
     _memory,
     _governor,
     _throttling,
     _disk,
     _bundle,
     _runs,
+    _replay,
 )

@@ -20,7 +20,7 @@ from saten_runtime.run.kernels import Kernels, probe
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
 CANNOT = 77
 # Instruction set → an emulated processor that has it.
-PROCESSORS = {"scalar": "cortex-a76", "neon": "cortex-a76", "neondot": "cortex-a76", "neoni8mm": "max"}
+PROCESSORS = {"scalar": "cortex-a72", "neon": "cortex-a72", "neondot": "cortex-a76", "neoni8mm": "max"}
 PROBE = "import json, dataclasses, saten_runtime.run.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
 HIDDEN_STATES = """
 import sys, numpy

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -86,12 +86,17 @@ def install(library: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run_python() -> RunPython:
-    """run_python(code, site, cwd=…, **environment) -> the finished process, with `site` first on its path."""
+    """run_python(code, site, cwd=…, **environment) -> the finished process, with `site` first on its path.
 
-    def run(code: str, site: Path | None = None, cwd: Path | None = None, **environment: str):
+    emulator: the command that runs it as on another processor.
+    """
+
+    def run(
+        code: str, site: Path | None = None, cwd: Path | None = None, emulator: Sequence[str] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([*([str(site)] if site else []), *(entry for entry in sys.path if entry)])
         env = {**os.environ, "PYTHONPATH": path, **environment}
-        command = [sys.executable, "-c", code]
+        command = [*emulator, sys.executable, "-c", code]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd=cwd)
 
     return run

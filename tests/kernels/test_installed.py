@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -49,6 +50,30 @@ def test_probe_says_what_is_active(site: Path, run_python: RunPython) -> None:
     assert found["version"] == saten_runtime.__version__
     assert found["isa"]
     assert found["fault"] == ""
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"])
+def test_sums_of_bytes_are_exact(isa: str, site: Path, run_python: RunPython) -> None:
+    code = "from saten_runtime.run import products; print(products.exact_kernels(), products._LARGEST)"
+    done = run_python(code, site, SATEN_KERNELS_ISA=isa)
+    if f"SATEN_KERNELS_ISA={isa}: this processor has" in done.stderr:
+        pytest.skip(f"this processor has no {isa}")
+    assert done.stdout == "True 127\n", done.stderr
+    # The twin: codes that add up to another sum than is expected.
+    wrong = code.replace("print", "products._codes = lambda *s: products.np.full(s, 63, 'int8'); print", 1)
+    assert run_python(wrong, site, SATEN_KERNELS_ISA=isa).stdout == "False 127\n"
+
+
+@pytest.mark.parametrize(("processor", "isa"), [("SandyBridge", "scalar"), ("Haswell", "avx2")])
+def test_an_older_processor_loads_and_is_exact(processor: str, isa: str, site: Path, run_python: RunPython) -> None:
+    """No instruction of a newer set runs there, not even while the library is loaded."""
+    if platform.machine() != "x86_64" or shutil.which("qemu-x86_64") is None:
+        pytest.skip("needs an x86-64 machine with qemu-x86_64 (Debian: qemu-user)")
+    code = "from saten_runtime.run.kernels import _library, _version_and_isa\n"
+    code += "from saten_runtime.run.products import exact_kernels\n"
+    code += "print(exact_kernels(), _version_and_isa(_library())[1])"
+    done = run_python(code, site, emulator=("qemu-x86_64", "-cpu", processor))
+    assert done.stdout == f"True {isa}\n", done.stderr
 
 
 def test_the_switch_turns_them_off(site: Path, run_python: RunPython) -> None:

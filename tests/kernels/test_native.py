@@ -47,6 +47,17 @@ def test_the_long_sweep_on_aarch64(build: Build) -> None:
 
 
 @pytest.mark.slow
+def test_a_processor_without_dot_products_has_none(build: Build) -> None:
+    """A Raspberry Pi 4's: its sums of bytes are widened, and as exact."""
+    for tool in ("aarch64-linux-gnu-g++", ARM[0]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool} here")
+    output = sweep(build("aarch64"), FEW, [ARM[0], "-cpu", "cortex-a72", *ARM[3:]])
+    assert f"quantized__neon: {FEW} cases" in output
+    assert "neondot" not in output
+
+
+@pytest.mark.slow
 def test_a_minute_of_fuzzing(build: Build, tmp_path: Path) -> None:
     if shutil.which("clang++") is None:
         pytest.skip("no clang++ here")

@@ -5,11 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from saten_runtime import doctor
+from saten_runtime import Bundle, doctor
+from saten_runtime.accuracy.parity import write_case
+from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.cli import main
 from saten_runtime.doctor import CHECKS, Check, Examination, examine
+from saten_runtime.records.files import sha256_file
+from saten_runtime.run.session import make_session
 
 FakeRoot = Callable[[dict[str, str]], Path]
 
@@ -99,3 +104,43 @@ def test_device_checks(check: Any, files: dict[str, str], status: str, fake_root
 def test_libc(monkeypatch: pytest.MonkeyPatch, libc: tuple[str, str], status: str) -> None:
     monkeypatch.setattr(doctor.platform, "libc_ver", lambda: libc)
     assert doctor._glibc(Examination()).status == status
+
+
+def test_sums_that_saturate_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert by_name(examine())["int8 sums"].status == "OK"
+    monkeypatch.setattr(doctor, "probe_products", lambda: {"ONNX Runtime": False, "native kernels": True})
+    check = by_name(examine())["int8 sums"]
+    assert (check.status, check.found) == ("WARN", "ONNX Runtime: products of 8 bits saturate")
+    assert "int8-block" in check.advice
+    monkeypatch.undo()
+    monkeypatch.setattr("saten_runtime.run.products.python_command", kill_by("SIGILL"))
+    assert "SIGILL (this processor lacks" in by_name(examine())["int8 sums"].found
+
+
+def with_case(folder: Path, states: np.ndarray, ids: np.ndarray) -> Path:
+    """The bundle with one validation case, and its manifest made to fit."""
+    ones = np.ones_like(ids)
+    arrays = {"input_ids": ids, "attention_mask": ones, "token_type_ids": 0 * ids, "last_hidden_state": states}
+    write_case(folder, "short", arrays)
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    for path in (folder / "validation").iterdir():
+        entry = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        manifest["files"][f"validation/{path.name}"] = entry
+    manifest["tolerance"] = {"relative": 1e-5}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_bundle_is_replayed(tiny: Path, copy_of: Callable[[Path], Path]) -> None:
+    ids = np.array([[1, 9, 17, 2]])
+    bundle = Bundle.open(tiny)
+    feeds = {name: ids if name == "input_ids" else np.ones_like(ids) for name in bundle.manifest.inputs}
+    (states,) = make_session(bundle).run(None, feeds)
+    folder = with_case(copy_of(tiny), states, ids)
+    check = by_name(examine(folder))["validation"]
+    assert (check.status, check.found.partition(",")[0]) == ("OK", "2 outputs as in torch")
+    with_case(folder, -states, ids)  # the twin: as if its weights were another's, with a manifest that fits them
+    check = by_name(examine(folder))["validation"]
+    assert check.status == "FAIL"
+    assert "2.00e+00 from torch's, allowed are 1.00e-05" in check.found
+    assert main(["doctor", str(folder)]) == 2

@@ -8,8 +8,9 @@
 namespace saten {
 namespace {
 
+// A constant: what would fill it in while the library is loaded is compiled for the set, and a processor may lack that.
 template <class S>
-Kernels make_kernels(const char* isa, bool (*supported)(), void (*quantized)(const QuantizedCall&)) {
+constexpr Kernels make_kernels(const char* isa, bool (*supported)(), void (*quantized)(const QuantizedCall&)) {
   Kernels made{};
   made.isa = isa;
   made.supported = supported;

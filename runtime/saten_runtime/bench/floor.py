@@ -22,16 +22,14 @@ from saten_runtime.bench.plan import Plan, Size
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Layer
-from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
 from saten_runtime.records.plain_text import align
+from saten_runtime.run.products import EXACT_BYTES, product_model
 
 __all__ = ["Floor", "Rates", "floor_of", "floor_of_work", "floor_report", "floor_table", "measure_rates", "moved_bytes"]
 
 _SHAPE = (256, 1024, 1024)  # rows, in, out: large enough for the peak, small enough for a board
 _TIME_S = 0.06
 _LEAST_COPY_BYTES, _MOST_COPY_BYTES = 1 << 20, 256 << 20
-_FLOAT, _UINT8, _INT8, _INT32 = 1, 2, 3, 6  # TensorProto.DataType
-_OPSET, _IR_VERSION = 18, 8
 # int4 weights are multiplied as one or the other, whatever is faster.
 _RATES_OF = {"fp32": ("fp32",), "fp16": ("fp32",), "int8": ("int8", "fp32")}
 
@@ -152,29 +150,13 @@ def _product(kind: str, threads: int) -> Callable[[], Any]:
     chance = np.random.default_rng(0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(*EXACT_BYTES)
     if kind == "fp32":
         x = chance.standard_normal((rows, inner), np.float32)
-        weight, types = chance.standard_normal((inner, columns), np.float32), (_FLOAT, _FLOAT, _FLOAT)
+        model = product_model("MatMul", {"w": chance.standard_normal((inner, columns), np.float32)})
     else:
         x = chance.integers(0, 255, (rows, inner), np.uint8)
-        weight, types = chance.integers(-127, 127, (inner, columns), np.int8), (_UINT8, _INT8, _INT32)
-    model = _model("MatMul" if kind == "fp32" else "MatMulInteger", weight, types)
+        weight = chance.integers(-127, 127, (inner, columns), np.int8)
+        model = product_model("MatMulInteger", {"w": weight}, x="uint8", y="int32")
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(["y"], {"x": x})
-
-
-def _model(op_type: str, weight: npt.NDArray[Any], types: tuple[int, int, int]) -> bytes:
-    """The product y = op(x, weight) as an ONNX file; types: of x, weight and y. For field numbers see `graph`."""
-    node = bytes_field(1, "x") + bytes_field(1, "w") + bytes_field(2, "y") + bytes_field(4, op_type)
-    tensor = packed(1, weight.shape) + varint_field(2, types[1]) + bytes_field(8, "w")
-    tensor += bytes_field(9, weight.tobytes())
-    graph = bytes_field(1, node) + bytes_field(2, "g") + bytes_field(5, tensor)
-    graph += bytes_field(11, _value("x", types[0])) + bytes_field(12, _value("y", types[2]))
-    opset = bytes_field(1, "") + varint_field(2, _OPSET)
-    return varint_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, opset)
-
-
-def _value(name: str, element_type: int) -> bytes:
-    """A ValueInfoProto of a tensor of two axes of any length."""
-    shape = bytes_field(2, bytes_field(1, b"") * 2)
-    return bytes_field(1, name) + bytes_field(2, bytes_field(1, varint_field(1, element_type) + shape))

@@ -34,7 +34,8 @@ from saten_runtime.machine.memory import Memory, Timeline, Watch, check_room
 from saten_runtime.machine.power import Energy, EnergyMeter
 from saten_runtime.records.jsonl import Notice, silent
 from saten_runtime.run.kernels import probe
-from saten_runtime.run.memory_modes import MEMORY_MODES
+from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
+from saten_runtime.run.session import session_entries
 from saten_runtime.run.text import Encoder
 
 __all__ = ["Interrupted", "Plan", "Progress", "bench"]
@@ -126,12 +127,16 @@ def _describe(plan: Plan, named: dict[str, Bundle], before: State, root: Path) -
         "kernels": dataclasses.asdict(probe()),
         "before": dataclasses.asdict(before),
         "plan": plan.to_json(),
-        "session_options": {mode: dataclasses.asdict(MEMORY_MODES[mode]) for mode in plan.memory_modes},
+        "session_options": {mode: _session_options(MEMORY_MODES[mode]) for mode in plan.memory_modes},
         "models": {
             name: {file: entry.sha256 for file, entry in bundle.manifest.files.items()}
             for name, bundle in named.items()
         },
     }
+
+
+def _session_options(mode: MemoryMode) -> dict[str, Any]:
+    return {**dataclasses.asdict(mode), "entries": session_entries(mode)}
 
 
 class _Run:

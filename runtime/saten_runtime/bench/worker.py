@@ -9,11 +9,13 @@ Requests on stdin, one object a line, each answered by one line on stdout, {"ok"
     {"do": "prepare", "size": {"batch": 1, "tokens": 32, …}, "vocabulary": 30522}  -> {}
     {"do": "run", "warmup": 1, "iterations": 10, "min_ns": 0}  -> {"samples_ns": […], "finished_ns": …}
     {"do": "rates", "threads": 1, "sizes": [1000000]}                 -> a `floor.Rates`
+    {"do": "replay", "bundle": PATH}                                  -> {"comparisons": 12, "worst": 1e-6}
     {"do": "memory"}                                                  -> a `memory.Memory`
     {"do": "quit"}                                                    -> {}, then exit
 
 `run` goes on until there are `iterations` samples and `min_ns` have passed; `finished_ns` is the
-system-wide monotonic clock. The end of stdin ends the process.
+system-wide monotonic clock. `replay` compares with torch, see `saten_runtime.accuracy.parity`. The end of
+stdin ends the process.
 """
 
 from __future__ import annotations
@@ -86,6 +88,13 @@ class _Worker:
     def rates(self, threads: int, sizes: list[int]) -> dict[str, Any]:
         return dataclasses.asdict(measure_rates(threads, sizes))
 
+    def replay(self, bundle: str) -> dict[str, Any]:
+        from saten_runtime.accuracy.parity import check_parity  # here: nothing that is measured needs it
+
+        _limit_memory()
+        rows = check_parity(Bundle.open(bundle))
+        return {"comparisons": len(rows), "worst": max(row.relative_error for row in rows)}
+
     def memory(self) -> dict[str, Any]:
         return dataclasses.asdict(snapshot())
 
@@ -104,7 +113,7 @@ def main() -> None:
     worker = _Worker()
     verbs: dict[str, Callable[..., dict[str, Any]]] = {
         verb.__name__: verb
-        for verb in (worker.load, worker.prepare, worker.run, worker.rates, worker.memory, worker.quit)
+        for verb in (worker.load, worker.prepare, worker.run, worker.rates, worker.replay, worker.memory, worker.quit)
     }
     for line in sys.stdin:
         request = json.loads(line)

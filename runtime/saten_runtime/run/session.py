@@ -12,8 +12,9 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, UsageError
 from saten_runtime.run.kernels import register
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
+from saten_runtime.run.products import EXACT_BYTES
 
-__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors"]
+__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "session_entries"]
 
 OPTIMIZED_FILE = "optimized.onnx"
 
@@ -91,6 +92,15 @@ def ort_errors(where: str, otherwise: type[SatenError]) -> Iterator[None]:
         raise otherwise(f"{where}: {line}") from None
 
 
+def session_entries(mode: MemoryMode) -> dict[str, str]:
+    """The entries of every session's configuration, by their names in ONNX Runtime."""
+    return {
+        "session.disable_prepacking": "0" if mode.prepacking else "1",
+        "session.intra_op.allow_spinning": "0",
+        **dict([EXACT_BYTES]),
+    }
+
+
 def _options(threads: int, mode: MemoryMode) -> Any:
     import onnxruntime
 
@@ -102,8 +112,8 @@ def _options(threads: int, mode: MemoryMode) -> Any:
     # costs where it does not, as in generation, and takes as much memory once more.
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # failures arrive as exceptions; printing them too would say them twice
-    options.add_session_config_entry("session.disable_prepacking", "0" if mode.prepacking else "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for entry in session_entries(mode).items():
+        options.add_session_config_entry(*entry)
     return options
 
 

@@ -30,6 +30,7 @@ def test_options_reach_onnxruntime(tiny: Path) -> None:
         assert not options.enable_mem_pattern
         assert options.get_session_config_entry("session.disable_prepacking") == str(int(not mode.prepacking))
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_opset_of_the_future(make_bundle: MakeBundle) -> None:
