@@ -1,0 +1,102 @@
+"""A sparse pattern of whole outputs all the way from weights to a bundle, every byte as it was counted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saten_edge.checkpoints.models import load_model
+from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.residual import Residual
+from saten_edge.stages import compress_stage, export_stage
+from saten_runtime.accuracy.parity import check_parity
+
+PATTERNS = ("1:4", "1:8", "1:16")
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def compressed(
+    request: pytest.FixtureRequest, tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, dict[str, Any]]:
+    """Pattern, checkpoint and table of layers."""
+    from saten_edge.console import Talk
+
+    out = tmp_path_factory.mktemp("models") / "saten"
+    table = compress_stage(
+        tiny_bert,
+        out,
+        budget=0.4,
+        pattern=request.param,
+        group=8,
+        allocation=None,
+        recipe=Recipe(rounds=2, share=0.7),
+        calibration=texts,
+        talk=Talk(quiet=True),
+        overwrite=False,
+    )
+    return request.param, out, table
+
+
+def test_the_checkpoint_stores_the_bytes_that_were_counted(compressed):
+    pattern, folder, table = compressed
+    tensors = load_file(folder / "model.safetensors")
+    linear = [row for row in table["layers"] if row["kind"] == "linear"]
+    assert {row["solver"] for row in linear} <= {"admm", "alternate"}
+    assert any(row["solver"] == "admm" for row in linear)
+    assert all(row["nnz"] for row in linear)
+    for row in linear:
+        parts = {
+            name: t for name, t in tensors.items() if name.startswith((f"{row['name']}.cores", f"{row['name']}.r"))
+        }
+        assert sum(tensor.numel() * tensor.element_size() for tensor in parts.values()) == row["bytes"], row["name"]
+        kept = row["nnz"] // int(row["shape"][0] / int(pattern[2:]))  # outputs
+        code_bits = math.log2(int(pattern[2:]))
+        without_codes = sum(
+            tensor.numel() * tensor.element_size() for name, tensor in parts.items() if "codes" not in name
+        )
+        assert row["bytes"] - without_codes == math.ceil(row["nnz"] * code_bits / 8)
+        assert parts[f"{row['name']}.residual.outputs"].numel() == kept
+
+
+def test_no_group_holds_more_than_one_entry(compressed):
+    pattern, folder, _ = compressed
+    groups = int(pattern[2:])
+    for name, layer in load_model(folder).layer_parts().items():
+        if layer.layout == "csr":
+            indptr, inputs = layer.indices["indptr"].astype(int), layer.indices["indices"].astype(int)
+            for start, end in itertools.pairwise(indptr):
+                taken = inputs[start:end] // groups
+                assert len(set(taken.tolist())) == len(taken), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_it_is_exported_and_verified(compressed, precision, tmp_path, talk):
+    pattern, folder, table = compressed
+    if pattern != "1:8":
+        pytest.skip("the layout is the same for all of them, and an export takes long")
+    bundle = export_stage(
+        folder, tmp_path / "bundle", name=None, precision=precision, target="x86-64", talk=talk, overwrite=False
+    )
+    assert all(comparison.holds for comparison in check_parity(bundle))
+    entries = {row["name"]: row["nnz"] for row in table["layers"]}
+    assert {layer.name: layer.nnz for layer in bundle.manifest.layers if layer.nnz} == {
+        name: count for name, count in entries.items() if count
+    }
+
+
+def test_a_changed_code_is_another_matrix(compressed):
+    """The twin of the above: what is stored is what is read."""
+    _, folder, table = compressed
+    name = next(row["name"] for row in table["layers"] if row["kind"] == "linear")
+    layer = load_model(folder).model.get_submodule(name)
+    before = layer.residual.dense()
+    values, indices = layer.residual.values.detach(), layer.residual.index_tensors()
+    indices["codes"] = indices["codes"] ^ 1
+    layer.residual.replace(Residual(values, indices))
+    assert not torch.equal(layer.residual.dense(), before)
