@@ -98,7 +98,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from saten_runtime.accuracy.evaluate import eval_table, evaluate
+    from saten_runtime.accuracy.evaluate import evaluate
+    from saten_runtime.accuracy.results import eval_table
 
     options = values_of(EvalOptions, arguments)
     options.refuse_existing()

@@ -26,8 +26,8 @@ def doctor_command(
     from saten_edge.console import Talk
     from saten_edge.devices.jobs import examine
     from saten_edge.devices.transports import parse_devices
-    from saten_runtime.bench.results import align
     from saten_runtime.errors import SatenError
+    from saten_runtime.records.plain_text import align
 
     (device,) = parse_devices([url])
     checks = examine(device, bundle, Talk(quiet=quiet))

@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, cast
 
 from saten_edge.devices import agent
-from saten_runtime.bench.results import printable
 from saten_runtime.errors import DeviceError
 from saten_runtime.records.files import parse_object
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["BOOTSTRAP", "Channel", "Disconnected"]
 

@@ -14,13 +14,14 @@ from saten_edge.devices.board import Board
 from saten_edge.devices.channel import Disconnected
 from saten_edge.devices.deploy import Cargo, bundle_path, data_path, deploy
 from saten_edge.devices.device import Device
-from saten_edge.reports.schema import read_bench, read_evaluation
+from saten_runtime.accuracy.results import read_evaluation
 from saten_runtime.bench.plan import Plan
-from saten_runtime.bench.results import printable
+from saten_runtime.bench.results import read_bench
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DeviceError, SatenError
 from saten_runtime.options import arguments_of
 from saten_runtime.records.files import parse_json, parse_object, refuse_existing, write_json
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["RECONNECT_S", "Job", "bench_job", "eval_job", "examine", "run_job", "run_jobs"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from saten_runtime.bench.results import printable
 from saten_runtime.errors import UsageError
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["Local", "parse_local"]
 

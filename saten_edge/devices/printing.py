@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saten_edge.reports.schema import Cell, read_bench, read_evaluation
-from saten_runtime.bench.results import align
+from saten_runtime.accuracy.results import read_evaluation
+from saten_runtime.bench.results import Cell, read_bench
+from saten_runtime.records.plain_text import align
 
 __all__ = ["bench_table", "eval_table", "invalid_reasons"]
 

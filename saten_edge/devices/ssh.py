@@ -10,8 +10,8 @@ import re
 import shutil
 from dataclasses import dataclass
 
-from saten_runtime.bench.results import printable
 from saten_runtime.errors import DeviceError, UsageError
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["Ssh", "parse_ssh"]
 

@@ -8,8 +8,8 @@ from saten_edge.devices.adb import parse_adb
 from saten_edge.devices.device import Device
 from saten_edge.devices.local import parse_local
 from saten_edge.devices.ssh import parse_ssh
-from saten_runtime.bench.results import printable
 from saten_runtime.errors import UsageError
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["TRANSPORTS", "parse_devices"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from saten_edge.reports.model import environment_facts
-from saten_edge.reports.schema import Bench, Cell, read_bench
-from saten_runtime.bench.journal import SAMPLES_FILE, SUMMARY_FILE
+from saten_runtime.bench.journal import SAMPLES_FILE, SUMMARY_FILE, Line, SamplesLine, read_journal
+from saten_runtime.bench.results import BenchResult, Cell, read_bench
 from saten_runtime.bench.stats import Interval, unpaired_ratio
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import read_json
-from saten_runtime.records.jsonl import Notice, read_lines, silent
-from saten_runtime.records.plain_text import align
+from saten_runtime.records.jsonl import Notice, silent
+from saten_runtime.records.plain_text import align, printable
 
 __all__ = ["Comparison", "RunData", "compare_runs", "comparison_table", "read_run"]
 
@@ -29,8 +29,8 @@ class RunData:
     """A run: bench.json, and the samples in ns by cell and round, empty where only bench.json is there."""
 
     name: str
-    bench: Bench
-    samples: Mapping[CellKey, list[list[float]]]
+    bench: BenchResult
+    samples: Mapping[CellKey, list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_run(path: Path, notice: Notice = silent) -> RunData:
     summary = path / SUMMARY_FILE if path.is_dir() else path
     bench = read_bench(read_json(summary, DataError))
     samples = summary.parent / SAMPLES_FILE
-    return RunData(str(path), bench, _samples(read_lines(samples, notice)) if samples.is_file() else {})
+    return RunData(str(path), bench, _samples(read_journal(samples, notice)) if samples.is_file() else {})
 
 
 def compare_runs(before: RunData, after: RunData) -> list[Comparison]:
@@ -92,26 +92,24 @@ def comparison_table(before: RunData, after: RunData, rows: Iterable[Comparison]
     return "\n\n".join([align(lines), "\n".join([*notes, *_differences(before.bench, after.bench)])])
 
 
-def _samples(rows: Iterable[dict[str, Any]]) -> dict[CellKey, list[list[float]]]:
-    rounds: dict[CellKey, dict[int, list[float]]] = defaultdict(dict)
-    for row in rows:
-        if row.get("kind") == "samples":
-            where = (row["bundle"], row["threads"], row["memory_mode"], row["batch"], row["tokens"])
-            key: CellKey = (*where, row.get("phase", "run"), row.get("depth", 0))
-            rounds[key][row["round"]] = row["samples_ns"]
+def _samples(lines: Iterable[Line]) -> dict[CellKey, list[list[int]]]:
+    rounds: dict[CellKey, dict[int, list[int]]] = defaultdict(dict)
+    for line in lines:
+        if isinstance(line, SamplesLine):
+            rounds[_key(line)][line.round] = line.samples_ns
     return {key: [found[index] for index in sorted(found)] for key, found in rounds.items()}
 
 
-def _key(cell: Cell) -> CellKey:
-    return (cell.bundle, cell.threads, cell.memory_mode, cell.batch, cell.tokens, cell.phase, cell.depth)
+def _key(cell: Cell | SamplesLine) -> CellKey:
+    return (printable(cell.bundle), cell.threads, cell.memory_mode, cell.batch, cell.tokens, cell.phase, cell.depth)
 
 
 def _comparison(
     key: CellKey,
     old: Cell | None,
     new: Cell | None,
-    old_samples: list[list[float]] | None,
-    new_samples: list[list[float]] | None,
+    old_samples: list[list[int]] | None,
+    new_samples: list[list[int]] | None,
 ) -> Comparison:
     before, after = old.p50_ms if old else None, new.p50_ms if new else None
     if before is None or after is None:
@@ -124,13 +122,13 @@ def _comparison(
     return Comparison(key, before, after, Interval(ratio.value, ratio.low, ratio.high), verdict)
 
 
-def _differences(before: Bench, after: Bench) -> list[str]:
+def _differences(before: BenchResult, after: BenchResult) -> list[str]:
     old, new = (dict(environment_facts(bench)) for bench in (before, after))
     names = [name for name in dict.fromkeys([*old, *new]) if name.startswith(_DECIDING)]
     return [f"{name}: {old.get(name)} → {new.get(name)}" for name in names if old.get(name) != new.get(name)]
 
 
-def _validity(bench: Bench) -> str:
+def _validity(bench: BenchResult) -> str:
     return "" if bench.verdict.valid else f", INVALID: {'; '.join(bench.verdict.reasons)}"
 
 

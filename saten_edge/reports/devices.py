@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saten_edge.reports.schema import read_bench, read_evaluation
+from saten_runtime.accuracy.results import read_evaluation
+from saten_runtime.bench.results import read_bench
 from saten_runtime.errors import DataError
 
 __all__ = ["bundle_of", "join_benches", "join_evaluations"]

@@ -15,8 +15,8 @@ from saten_edge.reports.columns import PAGE, columns
 from saten_edge.reports.headline import comparisons, headline
 from saten_edge.reports.method import method
 from saten_edge.reports.model import Report, Row
-from saten_edge.reports.schema import Cell
 from saten_runtime.bench.plan import Size
+from saten_runtime.bench.results import Cell
 from saten_runtime.records.files import replace_file
 
 __all__ = ["html_page", "write_html"]

@@ -8,27 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from saten_edge.reports.devices import bundle_of
-from saten_edge.reports.schema import (
-    Bench,
-    Cell,
-    Evaluation,
-    EvaluationData,
-    Load,
-    Profile,
-    Ratio,
-    Step,
-    Verdict,
-    read_bench,
-    read_evaluation,
-    read_history,
-    read_profile,
-)
-from saten_edge.reports.text import MIB, plural, printable
+from saten_edge.reports.text import MIB, plural
+from saten_runtime.accuracy.results import EvalData, EvalResult, read_evaluation
+from saten_runtime.bench.profiling import Profile, read_profile
+from saten_runtime.bench.results import BenchResult, Cell, CellRatio, Load, Verdict, read_bench
 from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.bundle.manifest import FileEntry, Layer
 from saten_runtime.errors import DataError
+from saten_runtime.records.plain_text import printable
+from saten_runtime.records.reader import RESULTS, Count
 
-__all__ = ["Note", "Report", "Row", "Setting", "build_report", "environment_facts"]
+__all__ = ["Note", "Report", "Row", "Setting", "Step", "build_report", "environment_facts"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +39,14 @@ class Note:
 
     title: str
     paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of the fine-tuning: optimizer step and loss."""
+
+    step: Count
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,15 @@ class Row:
 
     def times_floor(self, tokens: int) -> float | None:
         """How many times its floor the median takes; None when either is not known."""
-        cell, time = self.cells.get(tokens), self.p50_ms(tokens)
-        return time / cell.floor.ms if cell and cell.floor and time else None
+        cell = self.cells.get(tokens)
+        return cell.times_floor if cell and cell.failed is None else None
 
     def has_failed(self, tokens: int) -> bool:
         """Whether the run at this token count was tried and failed."""
         cell = self.cells.get(tokens)
         return cell is not None and cell.failed is not None
 
-    def ratio(self, tokens: int, to: str) -> Ratio | None:
+    def ratio(self, tokens: int, to: str) -> CellRatio | None:
         """The paired time ratio to the bundle `to`, when that pair was measured."""
         cell = self.cells.get(tokens)
         found = cell.ratio if cell and cell.failed is None else None
@@ -128,7 +126,7 @@ class Report:
     cells: tuple[Cell, ...]
     loads: tuple[Load, ...]
     task: str | None
-    data: EvaluationData | None
+    data: EvalData | None
     notes: tuple[Note, ...]
     history: tuple[Step, ...]
     profiles: Mapping[str, Profile]
@@ -178,14 +176,14 @@ def build_report(
         task=scored.task if scored else None,
         data=scored.data if scored else None,
         notes=tuple(_note(title, text) for title, text in notes),
-        history=tuple(read_history(history)),
+        history=tuple(RESULTS.read(list[Step], list(history), "history")),
         profiles={profile.bundle: profile for profile in map(read_profile, profiles)},
         generation=tuple(cell for cell in measured.cells if not _is_run(cell)) if measured else (),
     )
 
 
 def _rows(
-    bundles: Sequence[Bundle], bench: Bench | None, evaluation: Evaluation | None, setting: Setting | None
+    bundles: Sequence[Bundle], bench: BenchResult | None, evaluation: EvalResult | None, setting: Setting | None
 ) -> Iterator[Row]:
     opened = {printable(name): bundle for name, bundle in open_bundles(bundles).items()}
     cells = _unique("bench.json.cells", (((cell.bundle, cell.tokens), cell) for cell in _in_setting(bench, setting)))
@@ -241,7 +239,7 @@ def _unique(where: str, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return result
 
 
-def environment_facts(bench: Bench) -> Iterator[tuple[str, str]]:
+def environment_facts(bench: BenchResult) -> Iterator[tuple[str, str]]:
     """Everything recorded about machine and run, as (dotted name, text)."""
     return _flat(bench.environment)
 
@@ -251,7 +249,7 @@ def _is_run(cell: Cell) -> bool:
     return cell.phase != "generate" and cell.depth == 0
 
 
-def _setting(bench: Bench | None) -> Setting | None:
+def _setting(bench: BenchResult | None) -> Setting | None:
     if bench is None or not bench.cells:
         return None
     return _setting_of(bench.cells[0])
@@ -261,11 +259,11 @@ def _setting_of(cell: Cell) -> Setting:
     return Setting(cell.threads, cell.batch, cell.memory_mode)
 
 
-def _in_setting(bench: Bench | None, setting: Setting | None) -> list[Cell]:
+def _in_setting(bench: BenchResult | None, setting: Setting | None) -> list[Cell]:
     return [cell for cell in bench.cells if _setting_of(cell) == setting and _is_run(cell)] if bench else []
 
 
-def _loads(bench: Bench | None, setting: Setting | None) -> dict[str, Load]:
+def _loads(bench: BenchResult | None, setting: Setting | None) -> dict[str, Load]:
     """By bundle, the load measured in the table's setting; else the first one measured."""
     result: dict[str, Load] = {}
     for load in bench.loads if bench else ():
@@ -275,7 +273,7 @@ def _loads(bench: Bench | None, setting: Setting | None) -> dict[str, Load]:
     return result
 
 
-def _baseline(rows: tuple[Row, ...], bench: Bench | None) -> Row:
+def _baseline(rows: tuple[Row, ...], bench: BenchResult | None) -> Row:
     named = [cell.ratio.to for cell in bench.cells if cell.ratio] if bench else []
     by_name = {row.name: row for row in rows}
     return next((by_name[name] for name in named if name in by_name), rows[0])

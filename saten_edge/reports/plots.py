@@ -11,8 +11,8 @@ from saten_edge.reports.colors import GRID, SERIES, series
 from saten_edge.reports.curves import Curve, Spread, curve_chart, spread_chart
 from saten_edge.reports.model import Report, Row
 from saten_edge.reports.scatter import loss_chart, trade_chart
-from saten_edge.reports.schema import Profile
 from saten_edge.reports.text import MIB, mb, mib, milliseconds, plural
+from saten_runtime.bench.profiling import Profile
 
 __all__ = ["Plot", "plots"]
 

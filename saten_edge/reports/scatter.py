@@ -11,8 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from saten_edge.reports.bars import short
 from saten_edge.reports.colors import INK, MUTED, SERIES, series
-from saten_edge.reports.model import Report
-from saten_edge.reports.schema import Step
+from saten_edge.reports.model import Report, Step
 from saten_edge.reports.svg import CHAR_PX, WIDTH, drawing, inline_svg, new_axes
 from saten_edge.reports.text import mb, metric_title, milliseconds, score
 

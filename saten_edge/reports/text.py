@@ -15,21 +15,12 @@ __all__ = [
     "milliseconds",
     "percent",
     "plural",
-    "printable",
     "score",
 ]
 
 MISSING = "–"
 MIB = 1 << 20
 _NAMES = {"mrr": "MRR", "f1": "F1"}
-
-
-def printable(text: str) -> str:
-    r"""`text` with everything invisible spelled out: ESC becomes `\x1b`, a bidi override `\u202e`.
-
-    What comes from a file must not steer a terminal, reorder a line or break an SVG.
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def significant(value: float) -> str:

@@ -22,16 +22,15 @@ from saten_edge.serve import ort
 from saten_edge.serve.job import Job, graph_files
 from saten_edge.serve.questions import Outputs, validation_sha256
 from saten_edge.serve.schema import Answer, Bench, Device, End, Post
-from saten_runtime.accuracy.evaluate import EvalResult, EvalRow
-from saten_runtime.accuracy.measures import Metrics
 from saten_runtime.accuracy.parity import Comparison
+from saten_runtime.accuracy.results import SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.journal import Journal
 from saten_runtime.bench.plan import Key, Setup, Size
 from saten_runtime.bench.results import BenchResult, LoadMemory
 from saten_runtime.bench.summary import Measured, Start, summary
 from saten_runtime.errors import DataError
 from saten_runtime.machine.device import State
-from saten_runtime.machine.memory import Memory, Timeline
+from saten_runtime.machine.memory import Memory
 from saten_runtime.records.files import write_json
 
 __all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
@@ -46,11 +45,7 @@ _MOST_REFUSALS_KEPT = 100
 _MOST_REFUSED_BYTES = 2_000
 _MEMORY_MODE = "fast"
 _UNKNOWN_STATE = State(None, None, None, None, None, None)
-_UNKNOWN_MEMORY = Memory(None, None, None, None)
-# A browser does not tell what a process takes.
-_NO_READING = LoadMemory(
-    _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, _UNKNOWN_MEMORY, None, None, None, Timeline([], [], [])
-)
+_NO_READING = LoadMemory(Memory(), Memory(), Memory())  # a browser does not tell what a process takes
 
 
 class Mismatch(DataError):
@@ -246,11 +241,11 @@ class Run:
         rows = self._agree(names) if measure is None else self._score(names)
         seconds = {name: sum(post.elapsed_ns for post, _ in given) / 1e9 for name, given in answers.items()}
         cases = sum(len(exam.cases) for exam in exams.values())
-        described = {"file": "validation cases", "sha256": validation_sha256(exams), "count": cases}
+        described = EvalData("validation cases", validation_sha256(exams), cases)
         if data is not None:
-            described = {"file": data.path.name, "sha256": data.sha256, "count": data.count}
+            described = EvalData(data.path.name, data.sha256, data.count)
         task = AGREEMENT if measure is None else measure.name
-        return EvalResult(1, task, described, [EvalRow(name, rows[name], seconds[name]) for name in names])
+        return EvalResult(SCHEMA_VERSION, task, described, [EvalRow(name, rows[name], seconds[name]) for name in names])
 
     def _agree(self, names: list[str]) -> dict[str, Metrics]:
         return {name: {**_agreement(self._compare(name))} for name in names}
@@ -296,4 +291,4 @@ def _write_samples(journal: Journal, measured: Measured, post: Bench) -> None:
     journal.write("environment", measured.environment)
     for kind, parts in (("start", post.starts), ("samples", post.turns)):
         for part in parts:
-            journal.write(kind, {**part.model_dump(), "bundle": names[part.bundle], "memory_mode": _MEMORY_MODE})
+            journal.write(kind, {**dataclasses.asdict(part), "bundle": names[part.bundle], "memory_mode": _MEMORY_MODE})

@@ -1,21 +1,23 @@
 """What the page may post: strict types, ranges, no key unheard of.
 
-The models are the schema. JSON is read by `saten_runtime.records.files.parse_json`, which refuses
-duplicate keys and NaN; numbers that overflow to infinity fail their range here.
+The dataclasses are the schema, read by `saten_runtime.records.reader`. JSON is read by
+`saten_runtime.records.files.parse_json`, which refuses duplicate keys, NaN and numbers that overflow to infinity.
 """
 
 from __future__ import annotations
 
 import base64
 import math
+import re
+from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_json
+from saten_runtime.records.reader import Bound, Reader
 
 __all__ = [
     "MOST_BODY_BYTES",
@@ -42,40 +44,58 @@ MOST_SAMPLES = 40_000
 _MOST_NS = 10**12
 _MOST_CELLS = 10_000
 
-Bundle = Annotated[int, Field(ge=0, lt=1000)]
-Small = Annotated[int, Field(ge=0, le=10_000)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Nanoseconds = Annotated[int, Field(ge=1, le=_MOST_NS)]
-Milliseconds = Annotated[float, Field(gt=0, le=_MOST_NS / 1e6)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Text = Annotated[str, Field(max_length=500)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Loaded = Annotated[dict[Name, Sha256], Field(max_length=64)]
 
+def _between(low: int, high: float) -> Bound:
+    return Bound(f"a number from {low} to {high:g}", lambda value: low <= value <= high)
+
+
+def _above_0(high: float) -> Bound:
+    return Bound(f"a number above 0 and at most {high:g}", lambda value: 0 < value <= high)
+
+
+def _of_length(low: int, high: int, what: str) -> Bound:
+    return Bound(f"{low} to {high} {what}", lambda value: low <= len(value) <= high)
+
+
+def _like(pattern: str, words: str) -> Bound:
+    return Bound(words, lambda value: re.fullmatch(pattern, value) is not None)
+
+
+Bundle = Annotated[int, _between(0, 999)]
+Small = Annotated[int, _between(0, 10_000)]
+Size = Annotated[int, _between(1, 1_000_000)]
+Nanoseconds = Annotated[int, _between(1, _MOST_NS)]
+Milliseconds = Annotated[float, _above_0(_MOST_NS / 1e6)]
+Name = Annotated[str, _of_length(1, 200, "characters")]
+Text = Annotated[str, _of_length(0, 500, "characters")]
+Index = Annotated[str, _like("[0-9]{1,3}", "the number of a bundle")]
+Sha256 = Annotated[str, _like("[0-9a-f]{64}", "a sha256 in hexadecimal")]
+Loaded = Annotated[dict[Name, Sha256], _of_length(0, 64, "files")]
 PostType = TypeVar("PostType", bound="Post")
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+_READER = Reader(DataError, exact=True)
 
 
-class Post(_Strict):
+@dataclass(frozen=True)
+class Post:
     """run: id of the run it belongs to."""
 
     run: Name
 
 
-class Device(_Strict):
+@dataclass(frozen=True)
+class Device:
     """What the browser tells of its device; tick_ns: the step of its clock, None: it does not tell."""
 
-    cores: Annotated[int, Field(ge=1, le=4096)] | None
-    memory_gib: Annotated[float, Field(gt=0, le=1e6)] | None
+    cores: Annotated[int, _between(1, 4096)] | None
+    memory_gib: Annotated[float, _above_0(1e6)] | None
     isolated: bool
     secure: bool
     tick_ns: Nanoseconds
 
 
-class Start(_Strict):
+@dataclass(frozen=True)
+class Start:
     """How one bundle started in a fresh worker: see `saten_runtime.bench.summary.Start`."""
 
     bundle: Bundle
@@ -86,7 +106,8 @@ class Start(_Strict):
     first_run_ms: Milliseconds
 
 
-class Turn(_Strict):
+@dataclass(frozen=True)
+class Turn:
     """The samples of one bundle at one size in one round; each is the mean of `runs_per_sample` runs."""
 
     bundle: Bundle
@@ -95,10 +116,11 @@ class Turn(_Strict):
     tokens: Size
     round: Small
     runs_per_sample: Size
-    samples_ns: Annotated[list[Nanoseconds], Field(min_length=1, max_length=MOST_SAMPLES)]
+    samples_ns: Annotated[list[Nanoseconds], _of_length(1, MOST_SAMPLES, "samples")]
 
 
-class Failure(_Strict):
+@dataclass(frozen=True)
+class Failure:
     """Why a bundle has no results with so many threads."""
 
     bundle: Bundle
@@ -106,22 +128,24 @@ class Failure(_Strict):
     reason: Text
 
 
+@dataclass(frozen=True)
 class Bench(Post):
     """A whole benchmark. loaded: by bundle, the sha256 of each file that was run; hidden: the page was away."""
 
-    loaded: Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,3}$")], Loaded], Field(max_length=1000)]
+    loaded: Annotated[dict[Index, Loaded], _of_length(0, 1000, "bundles")]
     device: Device
     hidden: bool
-    starts: Annotated[list[Start], Field(max_length=_MOST_CELLS)]
-    turns: Annotated[list[Turn], Field(max_length=_MOST_CELLS)]
-    failures: Annotated[list[Failure], Field(max_length=_MOST_CELLS)]
+    starts: Annotated[list[Start], _of_length(0, _MOST_CELLS, "starts")]
+    turns: Annotated[list[Turn], _of_length(0, _MOST_CELLS, "turns")]
+    failures: Annotated[list[Failure], _of_length(0, _MOST_CELLS, "failures")]
 
 
-class Output(_Strict):
+@dataclass(frozen=True)
+class Output:
     """An array: its shape, and base64 of little-endian float32 in row-major order."""
 
-    shape: Annotated[list[Size], Field(min_length=1, max_length=4)]
-    float32: Annotated[str, Field(max_length=MOST_BODY_BYTES)]
+    shape: Annotated[list[Size], _of_length(1, 4, "axes")]
+    float32: Annotated[str, _of_length(0, MOST_BODY_BYTES, "characters")]
 
     def array(self) -> npt.NDArray[np.float32]:
         """The array; NaN and infinity are kept, they are a result.
@@ -138,16 +162,18 @@ class Output(_Strict):
         return np.frombuffer(content, "<f4").reshape(self.shape)
 
 
+@dataclass(frozen=True)
 class Answer(Post):
     """What a bundle put out for one question, and how long that took."""
 
     bundle: Bundle
-    question: Annotated[int, Field(ge=0, le=100_000)]
+    question: Annotated[int, _between(0, 100_000)]
     loaded: Loaded
     elapsed_ns: Nanoseconds
-    outputs: Annotated[dict[Name, Output], Field(max_length=16)]
+    outputs: Annotated[dict[Name, Output], _of_length(0, 16, "outputs")]
 
 
+@dataclass(frozen=True)
 class End(Post):
     """Nothing more will come."""
 
@@ -159,10 +185,7 @@ def parse_post(kind: type[PostType], content: bytes) -> PostType:
         DataError: no JSON, a key twice, or a value of another type or out of range; names the field.
     """
     try:
-        return kind.model_validate(parse_json(content))
-    except ValidationError as cause:
-        first = cause.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:40] for part in first["loc"]) or "body"
-        raise DataError(f"{where}: {first['msg']}") from None
+        value = parse_json(content)
     except (ValueError, RecursionError) as cause:
         raise DataError(f"body: no JSON ({str(cause)[:100]})") from None
+    return _READER.read(kind, value, "body")

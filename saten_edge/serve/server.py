@@ -20,8 +20,8 @@ from saten_edge.serve.app import make_app
 from saten_edge.serve.connection import Connection
 from saten_edge.serve.job import Job
 from saten_edge.serve.run import Run
-from saten_runtime.bench.results import printable
 from saten_runtime.errors import DeviceError, UsageError
+from saten_runtime.records.plain_text import printable
 
 __all__ = ["Address", "lan_address", "serve", "show_link", "uvicorn_config"]
 

@@ -19,13 +19,15 @@ import atheris
 with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_exporters"]):
     from saten_edge.checkpoints.checkpoint import verify_folder
     from saten_edge.checkpoints.guard import read_headers
-    from saten_edge.reports.schema import read_bench, read_evaluation, read_profile
     from saten_edge.serve.schema import Answer, Bench, End, parse_post
+    from saten_runtime.accuracy.results import read_evaluation
+    from saten_runtime.bench.journal import read_journal
+    from saten_runtime.bench.profiling import read_profile
+    from saten_runtime.bench.results import read_bench
     from saten_runtime.bundle.graph import read_graph
     from saten_runtime.bundle.manifest import read_manifest
     from saten_runtime.errors import DataError, SatenError
     from saten_runtime.records.files import parse_object
-    from saten_runtime.records.jsonl import read_lines
 
 FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 CONFIG = b'{"model_type": "bert", "num_hidden_layers": 1}'
@@ -60,7 +62,7 @@ def result(content: bytes) -> None:
         readers[content[:1]](parse_object(content[1:], "result", DataError, "measure again"))
     else:
         (FOLDER / "samples.jsonl").write_bytes(content[1:])
-        read_lines(FOLDER / "samples.jsonl")
+        read_journal(FOLDER / "samples.jsonl")
 
 
 def http_body(content: bytes) -> None:

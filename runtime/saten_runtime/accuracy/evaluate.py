@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,61 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from saten_runtime.accuracy.data import Data, read_data
-from saten_runtime.accuracy.measures import MEASURES, Columns, Measure, Metrics
+from saten_runtime.accuracy.measures import MEASURES, Columns, Measure
 from saten_runtime.accuracy.metrics import cosines, mcnemar
+from saten_runtime.accuracy.results import SCHEMA_VERSION, Agreement, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.stats import Interval, bootstrap
 from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.machine.device import package_versions
-from saten_runtime.records.files import refuse_existing
+from saten_runtime.records.files import key_of, refuse_existing
 from saten_runtime.records.jsonl import LineWriter, Notice, read_lines, rewrite_lines, silent
-from saten_runtime.records.plain_text import align
+from saten_runtime.records.reader import Count, Natural, Reader
 from saten_runtime.run.runner import Runner
 
-__all__ = ["Agreement", "EvalResult", "EvalRow", "eval_table", "evaluate", "measure_of"]
+__all__ = ["evaluate", "measure_of"]
 
 Array = npt.NDArray[Any]
-_SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """A bundle against the bundle `to`, on the same examples.
-
-    same: share of the examples about which both say the same. mcnemar_p: probability that two
-    equally good models differ so much, see `metrics.mcnemar`. Both None where the measure has no
-    yes or no. differences: metric minus the other's, with its 95 % interval (paired bootstrap over
-    examples).
-    """
-
-    to: str
-    same: float | None
-    mcnemar_p: float | None
-    differences: dict[str, Interval]
-
-
-@dataclass(frozen=True)
-class EvalRow:
-    """One bundle: its metrics, the seconds its predictions took, and its agreement with the reference."""
-
-    bundle: str
-    metrics: Metrics
-    seconds: float
-    agreement: Agreement | None = None
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """data: {"file", "sha256", "count"}; task: name of the `Measure`."""
-
-    schema_version: int
-    task: str
-    data: dict[str, Any]
-    rows: list[EvalRow]
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as plain JSON data."""
-        return dataclasses.asdict(self)
+_EXAMPLES = Reader(DataError)
 
 
 def evaluate(
@@ -110,8 +68,8 @@ def evaluate(
             if progress is not None:
                 progress(index, len(named), name)
             rows.append(scorer.row(name, bundle))
-    described = {"file": data.name, "sha256": table.sha256, "count": table.count}
-    return EvalResult(_SCHEMA_VERSION, measure.name, described, rows)
+    described = EvalData(data.name, table.sha256, table.count)
+    return EvalResult(SCHEMA_VERSION, measure.name, described, rows)
 
 
 class _Scorer:
@@ -174,8 +132,7 @@ class _Scorer:
         """What the values of an example depend on."""
         files = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
         reference = self._reference and {name: one.sha256 for name, one in self._reference.manifest.files.items()}
-        parts = [files, reference, self._data.sha256, self._measure.name, self._threads, package_versions()]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return key_of([files, reference, self._data.sha256, self._measure.name, self._threads, package_versions()])
 
 
 def _differences(measure: Measure, columns: Columns, other: Columns, count: int) -> dict[str, Interval]:
@@ -193,11 +150,22 @@ def _minus(value: float | None, other: float | None) -> float:
     return float("nan") if value is None or other is None else value - other
 
 
+@dataclass(frozen=True)
+class _Example:
+    """One line of the file: what the bundle of `key` said about one of `count` examples, all in `seconds`."""
+
+    key: str
+    count: Natural
+    seconds: float
+    example: Count
+    values: dict[str, Any]
+
+
 class _Examples:
     """The file that holds what every bundle said about every example, or nowhere when the path is None."""
 
     def __init__(self, path: Path | None, *, resume: bool, overwrite: bool, notice: Notice) -> None:
-        self._found: dict[str, list[dict[str, Any]]] = {}
+        self._found: dict[str, list[_Example]] = {}
         if path is not None:
             if path.exists() and resume:
                 self._read(path, notice)
@@ -211,66 +179,36 @@ class _Examples:
     def find(self, key: str, count: int) -> tuple[Columns | None, float]:
         """The columns stored under `key`, and the seconds they took; None when not all examples are there."""
         rows = self._found.get(key, [])
-        if len(rows) != count:
+        if len(rows) != count or any(row.values.keys() != rows[0].values.keys() for row in rows):
             return None, 0.0
-        names = rows[0]["values"]
-        return {name: np.array([row["values"][name] for row in rows]) for name in names}, float(rows[0]["seconds"])
+        columns = {name: np.array([row.values[name] for row in rows]) for name in rows[0].values}
+        return columns, rows[0].seconds
 
     def add(self, key: str, bundle: str, columns: Columns, seconds: float) -> None:
         values = {name: array.tolist() for name, array in columns.items()}
         count = len(next(iter(values.values())))
-        head = {"schema_version": _SCHEMA_VERSION, "key": key, "bundle": bundle, "count": count, "seconds": seconds}
+        head = {"schema_version": SCHEMA_VERSION, "key": key, "bundle": bundle, "count": count, "seconds": seconds}
         self._lines.write_all(
             {**head, "example": index, "values": {name: column[index] for name, column in values.items()}}
             for index in range(count)
         )
 
     def _read(self, path: Path, notice: Notice) -> None:
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in read_lines(path, notice):
-            if row.get("schema_version") != _SCHEMA_VERSION or not {"key", "count", "seconds", "values"} <= set(row):
+        groups: dict[str, list[tuple[_Example, dict[str, Any]]]] = {}
+        for number, row in enumerate(read_lines(path, notice), 1):
+            if row.get("schema_version") != SCHEMA_VERSION:
                 raise DataError(f"{path}: holds no examples of this version; choose another file, or --overwrite")
-            groups.setdefault(str(row["key"]), []).append(row)
-        self._found = {key: rows for key, rows in groups.items() if len(rows) == rows[0]["count"]}
-        rewrite_lines(path, [row for rows in self._found.values() for row in rows])
+            example = _EXAMPLES.read(_Example, row, f"{path}:{number}")
+            groups.setdefault(example.key, []).append((example, row))
+        whole = {key: pairs for key, pairs in groups.items() if len(pairs) == pairs[0][0].count}
+        self._found = {key: [example for example, _ in pairs] for key, pairs in whole.items()}
+        rewrite_lines(path, [row for pairs in whole.values() for _, row in pairs])
 
     def __enter__(self) -> _Examples:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lines.close()
-
-
-def eval_table(result: EvalResult) -> str:
-    """Metrics of every bundle as aligned text; where there is a reference, what they differ by and how surely."""
-    names = list(dict.fromkeys(name for row in result.rows for name in row.metrics))
-    lines = [("bundle", *names, "seconds")]
-    lines += [
-        (row.bundle, *(_number(row.metrics.get(name)) for name in names), f"{row.seconds:.1f}") for row in result.rows
-    ]
-    tables = [align(lines)]
-    if agreements := [(row.bundle, row.agreement) for row in result.rows if row.agreement]:
-        differing = list(agreements[0][1].differences)
-        head = (f"against {agreements[0][1].to}", "same", "McNemar p", *(f"{name} [95 %]" for name in differing))
-        rows = [
-            (
-                bundle,
-                _number(one.same),
-                _number(one.mcnemar_p),
-                *(_interval(one.differences[name]) for name in differing),
-            )
-            for bundle, one in agreements
-        ]
-        tables.append(align([head, *rows]))
-    return "\n\n".join(tables)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _interval(one: Interval) -> str:
-    return "-" if one.value is None else f"{one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
 
 
 def measure_of(bundle: Bundle, data: Data) -> Measure:

@@ -29,6 +29,7 @@ from saten_runtime.accuracy.metrics import (
     search_metrics,
     spearman,
 )
+from saten_runtime.accuracy.results import Metrics
 from saten_runtime.errors import DataError
 from saten_runtime.run.runner import Runner
 from saten_runtime.vocabulary.tasks import (
@@ -41,9 +42,8 @@ from saten_runtime.vocabulary.tasks import (
     TOKEN_CLASSIFICATION,
 )
 
-__all__ = ["MEASURES", "Columns", "Examined", "Measure", "Metrics"]
+__all__ = ["MEASURES", "Columns", "Examined", "Measure"]
 
-Metrics = dict[str, float | None]
 Array = npt.NDArray[Any]
 Columns = dict[str, Array]  # each (n,): one value per example
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.bench.results import align
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
+from saten_runtime.records.plain_text import align
 from saten_runtime.run.products import exact_bytes
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.vocabulary.tasks import Task

@@ -23,6 +23,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Layer
 from saten_runtime.records.plain_text import align
+from saten_runtime.records.reader import Positive
 from saten_runtime.run.products import EXACT_BYTES, product_model
 
 __all__ = ["Floor", "Rates", "floor_of", "floor_of_work", "floor_report", "floor_table", "measure_rates", "moved_bytes"]
@@ -56,7 +57,7 @@ class Rates:
 class Floor:
     """ms: of one sample; bound: "compute" or "memory", which of the two it is."""
 
-    ms: float
+    ms: Positive
     bound: str
 
 

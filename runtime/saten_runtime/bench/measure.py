@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.bench.floor import Rates, moved_bytes
-from saten_runtime.bench.journal import Journal, key_of
+from saten_runtime.bench.journal import FailedLine, Journal, Line, MemoryLine, SamplesLine, StartLine, StateLine
 from saten_runtime.bench.plan import Key, Plan, Setup, Size, turns
 from saten_runtime.bench.results import BenchResult, LoadMemory
 from saten_runtime.bench.summary import Measured, Start, summary
@@ -30,8 +30,9 @@ from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.machine.child import Child
 from saten_runtime.machine.device import State, environment
 from saten_runtime.machine.lock import machine_lock
-from saten_runtime.machine.memory import Memory, Timeline, Watch, check_room
+from saten_runtime.machine.memory import Memory, Watch, check_room
 from saten_runtime.machine.power import Energy, EnergyMeter
+from saten_runtime.records.files import key_of
 from saten_runtime.records.jsonl import Notice, silent
 from saten_runtime.run.kernels import probe
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
@@ -150,23 +151,23 @@ class _Run:
         self._steps = 0
         journal.write("environment", measured.environment)
 
-    def take_over(self, rows: Sequence[dict[str, Any]]) -> None:
+    def take_over(self, lines: Sequence[Line]) -> None:
         """Fill in what an earlier run measured of the cells of this one; a later line replaces an earlier."""
         measured, known = self._measured, {self._key_of(key): key for key in self._measured.cells()}
         starts = {self._start_key(name, setup): (name, setup) for name, setup in self._starts()}
-        for row in rows:
-            cell, start = known.get(row.get("key", "")), starts.get(row.get("key", ""))
-            if row["kind"] == "samples" and cell is not None:
-                measured.samples[cell][row["round"]] = row["samples_ns"]
-                measured.energy[cell][row["round"]] = [Energy(**one) for one in row["energy"]]
-            elif row["kind"] == "failed" and cell is not None:
-                measured.failed[cell] = row["reason"]
-            elif row["kind"] == "start" and start is not None:
-                measured.starts[start][row["round"]] = Start(**row["start"])
-            elif row["kind"] == "memory" and start is not None:
-                measured.memory[start] = _read_memory(row["memory"])
-            elif row["kind"] == "state" and row.get("key") == self._machine_key():
-                measured.states.append(State(**row["state"]))
+        for line in lines:
+            cell, start = known.get(line.key), starts.get(line.key)
+            if isinstance(line, SamplesLine) and cell is not None:
+                measured.samples[cell][line.round] = line.samples_ns
+                measured.energy[cell][line.round] = line.energy
+            elif isinstance(line, FailedLine) and cell is not None:
+                measured.failed[cell] = line.reason
+            elif isinstance(line, StartLine) and start is not None:
+                measured.starts[start][line.round] = line.start
+            elif isinstance(line, MemoryLine) and start is not None:
+                measured.memory[start] = line.memory
+            elif isinstance(line, StateLine) and line.key == self._machine_key():
+                measured.states.append(line.state)
 
     def measure(self) -> None:
         if self._plan.floor:
@@ -349,8 +350,3 @@ def _load_memory(base: Memory, loaded: Memory, steady: Memory, watch: Watch) -> 
         interpreter_anon_bytes=base.rss_anon_bytes,
         timeline=watch.timeline(),
     )
-
-
-def _read_memory(values: dict[str, Any]) -> LoadMemory:
-    readings = {name: Memory(**values[name]) for name in ("base", "loaded", "steady", "peak")}
-    return LoadMemory(**{**values, **readings, "timeline": Timeline(**values["timeline"])})

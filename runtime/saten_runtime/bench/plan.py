@@ -12,6 +12,7 @@ from typing import Any
 
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, numbers, option, words
+from saten_runtime.records.reader import Count, Natural
 from saten_runtime.run.memory_modes import MEMORY_MODES
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TEXTS
 
@@ -27,7 +28,7 @@ _LONGEST_S = 24 * 3600.0
 class Setup:
     """What one worker process is started with."""
 
-    threads: int
+    threads: Natural
     memory_mode: str
 
 
@@ -38,10 +39,10 @@ class Size:
     phase: of `PHASES`; a picture counts as one token.
     """
 
-    batch: int
-    tokens: int
+    batch: Natural
+    tokens: Natural
     phase: str = "run"
-    depth: int = 0
+    depth: Count = 0
 
     @property
     def name(self) -> str:

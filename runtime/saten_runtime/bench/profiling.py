@@ -26,10 +26,11 @@ from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Layer
 from saten_runtime.errors import InvalidRun
 from saten_runtime.records.plain_text import align
+from saten_runtime.records.reader import Natural, read_result
 from saten_runtime.run.session import OPTIMIZED_FILE, make_session
 from saten_runtime.run.text import Encoder
 
-__all__ = ["Profile", "ProfileRow", "owners", "profile", "profile_table"]
+__all__ = ["Profile", "ProfileRow", "owners", "profile", "profile_table", "read_profile"]
 
 _SCHEMA_VERSION = 1
 _WARMUP_RUNS = 3
@@ -58,9 +59,9 @@ class Profile:
 
     schema_version: int
     bundle: str
-    setup: dict[str, Any]
-    size: dict[str, Any]
-    runs: int
+    setup: Setup
+    size: Size
+    runs: Natural
     ms: float
     rows: list[ProfileRow]
 
@@ -88,8 +89,16 @@ def profile(bundle: Bundle, setup: Setup, size: Size, *, runs: int = 20) -> Prof
         nodes = read_graph(folder / OPTIMIZED_FILE, {f"{OPTIMIZED_FILE}.data"}, _OWN_DOMAINS).nodes
     milliseconds = _milliseconds(bundle.name, events, nodes, runs)
     rows = _rows(layers_of(bundle), nodes, milliseconds)
-    sizes = {"setup": dataclasses.asdict(setup), "size": dataclasses.asdict(size)}
-    return Profile(_SCHEMA_VERSION, bundle.name, **sizes, runs=runs, ms=sum(milliseconds), rows=rows)
+    return Profile(_SCHEMA_VERSION, bundle.name, setup, size, runs, sum(milliseconds), rows)
+
+
+def read_profile(value: object) -> Profile:
+    """The content of a profile, its strings made printable.
+
+    Raises:
+        DataError: another schema version, or a field missing, of a wrong type or out of range.
+    """
+    return read_result(Profile, value, "profile", _SCHEMA_VERSION)
 
 
 def profile_table(result: Profile) -> str:

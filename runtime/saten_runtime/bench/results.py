@@ -13,19 +13,22 @@ from saten_runtime.bench.floor import Floor
 from saten_runtime.bench.plan import Size
 from saten_runtime.machine.memory import Memory, Timeline
 from saten_runtime.machine.power import Energy
-from saten_runtime.records.plain_text import align, printable
+from saten_runtime.records.plain_text import align
+from saten_runtime.records.reader import Count, Natural, Positive, read_result
 
 __all__ = [
+    "SCHEMA_VERSION",
     "BenchResult",
     "Cell",
     "CellRatio",
     "Load",
     "LoadMemory",
     "Verdict",
-    "align",
-    "printable",
+    "read_bench",
     "table",
 ]
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class CellRatio:
     """`value` times the latency of the bundle `to`, with its 95 % interval."""
 
     to: str
-    value: float
-    low: float
-    high: float
+    value: Positive
+    low: Positive
+    high: Positive
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,30 @@ class Cell:
     """
 
     bundle: str
-    threads: int
-    batch: int
-    tokens: int
+    threads: Natural
+    batch: Natural
+    tokens: Natural
     memory_mode: str
     phase: str = "run"
-    depth: int = 0
-    count: int = 0
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    p95_ms: float | None = None
-    p99_ms: float | None = None
-    mean_ms: float | None = None
-    trimmed_mean_ms: float | None = None
-    quantiles_ms: list[float] = field(default_factory=list)
-    tokens_per_s: float | None = None
-    ttft_ms: float | None = None
+    depth: Count = 0
+    count: Count = 0
+    p50_ms: Positive | None = None
+    p90_ms: Positive | None = None
+    p95_ms: Positive | None = None
+    p99_ms: Positive | None = None
+    mean_ms: Positive | None = None
+    trimmed_mean_ms: Positive | None = None
+    quantiles_ms: list[Positive] = field(default_factory=list)
+    tokens_per_s: Positive | None = None
+    ttft_ms: Positive | None = None
     energy: list[Energy] = field(default_factory=list)
     floor: Floor | None = None
     ratio: CellRatio | None = None
     failed: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.failed is None and self.p50_ms is None:
+            raise ValueError("found neither p50_ms nor failed, expected one of them")
 
     @property
     def size(self) -> Size:
@@ -93,11 +100,11 @@ class LoadMemory:
     base: Memory
     loaded: Memory
     steady: Memory
-    peak: Memory
-    peak_anon_bytes: int | None
-    peak_rss_bytes: int | None
-    interpreter_anon_bytes: int | None
-    timeline: Timeline
+    peak: Memory = field(default_factory=Memory)
+    peak_anon_bytes: Count | None = None
+    peak_rss_bytes: Count | None = None
+    interpreter_anon_bytes: Count | None = None
+    timeline: Timeline = field(default_factory=Timeline)
 
 
 @dataclass(frozen=True)
@@ -110,14 +117,14 @@ class Load:
     """
 
     bundle: str
-    threads: int
+    threads: Natural
     memory_mode: str
-    cold_load_ms: float
-    session_ms: float
-    first_run_ms: float
+    cold_load_ms: Positive
+    session_ms: Positive
+    first_run_ms: Positive
     memory: LoadMemory
-    predicted_bytes: int
-    disk_bytes: dict[str, int]
+    predicted_bytes: Count | None = None
+    disk_bytes: dict[str, Count] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,7 @@ class Verdict:
     """Whether the numbers may be believed, and if not, why."""
 
     valid: bool
-    reasons: list[str]
+    reasons: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,15 @@ class BenchResult:
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON data."""
         return dataclasses.asdict(self)
+
+
+def read_bench(value: object) -> BenchResult:
+    """The content of `bench.json`, its strings made printable.
+
+    Raises:
+        DataError: another schema version, or a field missing, of a wrong type or out of range.
+    """
+    return read_result(BenchResult, value, "bench.json", SCHEMA_VERSION)
 
 
 def table(result: BenchResult) -> str:

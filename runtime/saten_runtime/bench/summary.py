@@ -12,26 +12,25 @@ from typing import Any
 
 from saten_runtime.bench.floor import Rates, floor_of
 from saten_runtime.bench.plan import Key, Plan, Setup, Size
-from saten_runtime.bench.results import BenchResult, Cell, CellRatio, Load, LoadMemory
+from saten_runtime.bench.results import SCHEMA_VERSION, BenchResult, Cell, CellRatio, Load, LoadMemory
 from saten_runtime.bench.stats import paired_ratio, summarize
 from saten_runtime.bench.verdict import emulation_reasons, judge
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.machine.device import State
 from saten_runtime.machine.memory import needed_bytes
 from saten_runtime.machine.power import Energy
+from saten_runtime.records.reader import Positive
 
 __all__ = ["Measured", "Start", "summary"]
-
-_SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Start:
     """How one process started: see `results.Load`."""
 
-    cold_load_ms: float
-    session_ms: float
-    first_run_ms: float
+    cold_load_ms: Positive
+    session_ms: Positive
+    first_run_ms: Positive
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def summary(measured: Measured, after: State, reasons: Sequence[str]) -> BenchRe
     rounds = {str(key): _in_order(measured.samples[key]) for key in measured.cells() if key not in failed}
     known = [*emulation_reasons(measured.environment.get("emulator")), *reasons, *failures]
     return BenchResult(
-        schema_version=_SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION,
         environment={
             **measured.environment,
             "during": _during(states),

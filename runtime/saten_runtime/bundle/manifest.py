@@ -6,8 +6,6 @@ The dataclasses are the schema, described field by field in docs/bundle.md.
 from __future__ import annotations
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import digest_of, read_regular_json
+from saten_runtime.records.reader import Reader
 
 __all__ = [
     "DENSE",
@@ -231,35 +230,4 @@ def read_manifest(folder: Path) -> Manifest:
     if isinstance(values.get("layers"), list):
         added = _ADDED_TO_LAYERS[version]
         values["layers"] = [{**added, **each} if isinstance(each, dict) else each for each in values["layers"]]
-    manifest: Manifest = _parse(Manifest, values, MANIFEST_FILE)
-    return manifest
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass, list, dict or scalar type, checked recursively.
-
-    Raises:
-        BundleError: naming the field by its path.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Recipe:
-        return Recipe.from_json(value, where, BundleError)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: expected an object, found {type(value).__name__}")
-        hints = typing.get_type_hints(kind)
-        if set(value) != set(hints):
-            odd = sorted(set(value) ^ set(hints))
-            raise BundleError(f"{where}: fields missing or unknown: {', '.join(map(repr, odd[:5]))}")
-        return typing.cast(Any, kind)(**{name: _parse(hints[name], value[name], f"{where}.{name}") for name in hints})
-    if origin is list and isinstance(value, list):
-        return [_parse(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _parse(arguments[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, float, str, bool) and type(value) is kind:
-        return value
-    raise BundleError(f"{where}: expected {getattr(kind, '__name__', kind)}, found {value!r:.60}")
+    return Reader(BundleError, exact=True).read(Manifest, values, MANIFEST_FILE)

@@ -11,12 +11,13 @@ import itertools
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from saten_runtime.errors import DeviceError
 from saten_runtime.machine.device import available_memory_bytes
+from saten_runtime.records.reader import Count
 
 __all__ = ["MOST_POINTS", "PERIOD_S", "Memory", "Timeline", "Watch", "check_room", "needed_bytes", "snapshot"]
 
@@ -34,10 +35,10 @@ _WEIGHT_COPIES = {"fast": 2, "small": 1}
 class Memory:
     """One reading; None is what the kernel does not tell (see the module for the meaning)."""
 
-    rss_anon_bytes: int | None
-    rss_file_bytes: int | None
-    pss_bytes: int | None
-    hwm_bytes: int | None
+    rss_anon_bytes: Count | None = None
+    rss_file_bytes: Count | None = None
+    pss_bytes: Count | None = None
+    hwm_bytes: Count | None = None
 
 
 def snapshot(pid: int | str = "self", root: Path = Path("/")) -> Memory:
@@ -79,9 +80,13 @@ def check_room(name: str, weights_bytes: int, memory_mode: str, root: Path = Pat
 class Timeline:
     """Memory over time: milliseconds since the process started, bytes; at most `MOST_POINTS` points."""
 
-    times_ms: list[float]
-    rss_anon_bytes: list[int]
-    rss_file_bytes: list[int]
+    times_ms: list[float] = field(default_factory=list)
+    rss_anon_bytes: list[Count] = field(default_factory=list)
+    rss_file_bytes: list[Count] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not len(self.times_ms) == len(self.rss_anon_bytes) == len(self.rss_file_bytes):
+            raise ValueError("found lists of different lengths, expected one value per moment in each")
 
 
 class Watch:

@@ -25,6 +25,7 @@ from saten_runtime.errors import SatenError, UsageError
 
 __all__ = [
     "digest_of",
+    "key_of",
     "new_folder",
     "open_regular",
     "parse_json",
@@ -63,6 +64,11 @@ def sha256_of(file: BinaryIO) -> str:
 def digest_of(value: Any) -> str:
     """Hex sha256 of JSON data, however it is written down."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def key_of(value: Any, length: int = 16) -> str:
+    """A short name of JSON data, hexadecimal: equal data have equal keys, and no others do."""
+    return digest_of(value)[:length]
 
 
 def open_regular(path: Path, error: Callable[[str], Exception]) -> BinaryIO:

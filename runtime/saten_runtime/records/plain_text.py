@@ -16,5 +16,8 @@ def align(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without the control characters that a stranger's name may carry."""
-    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+    r"""`text` on one line, with everything invisible spelled out: ESC becomes `\x1b`, a bidi override `\u202e`.
+
+    What comes from elsewhere must not steer a terminal, reorder a line or break an SVG.
+    """
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)

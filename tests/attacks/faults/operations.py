@@ -12,6 +12,7 @@ from typing import Any
 __all__ = ["FIRST", "OPERATIONS", "Operation", "State"]
 
 FIRST = "first"  # beside the bundle: the weights that a training gives without a fault
+CELL = {"bundle": "a", "threads": 1, "memory_mode": "fast", "batch": 1, "tokens": 8}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def bench(state: State) -> None:
 
     with Journal(state.out, resume=True) as journal:
         for cell in range(len(journal.earlier), 3):
-            journal.write("samples", {"key": str(cell), "samples_ns": list(range(50))})
+            journal.write("samples", {**CELL, "key": str(cell), "round": 0, "samples_ns": list(range(1, 51))})
         journal.finish(BenchResult(1, {}, Verdict(True, []), [], []))
 
 

@@ -189,8 +189,8 @@ GRAPHS = [
         "is not the one that was sealed",
     ),
     refused("R1", "the next schema", manifest(schema_version=99), "schema version 99, this saten-runtime reads"),
-    refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: fields missing or unknown: 'hook'"),
-    refused("R1", "a number for a string", manifest(name=7), r"saten_edge\.json\.name: expected str, found 7"),
+    refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: found the unknown 'hook'"),
+    refused("R1", "a number for a string", manifest(name=7), r"saten_edge\.json\.name: found 7, expected a string"),
     *(
         refused("R1", f"a recipe with {label}", manifest(recipe=recipe), rf"saten_edge\.json\.recipe{words}")
         for label, (recipe, words) in BAD_RECIPES.items()

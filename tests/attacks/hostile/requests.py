@@ -59,16 +59,19 @@ POSTS = [
     refused("1e999", changed("9.0", "1e999"), "body: no JSON"),
     refused("a key twice", changed('"hidden": false', '"hidden": false, "hidden": true'), "a key occurs twice"),
     refused("a number of 5000 digits", changed("1000", "9" * 5000), "body: no JSON"),
-    refused("a latency below zero", changed("9.0", "-1.0"), r"starts\.0\.cold_load_ms"),
-    refused("a latency of a string", changed("9.0", '"9"'), r"starts\.0\.cold_load_ms"),
-    refused("a sample of a fraction", changed("[1000]", "[1.5]"), r"turns\.0\.samples_ns\.0"),
-    refused("a sample of true", changed("[1000]", "[true]"), r"turns\.0\.samples_ns\.0"),
-    refused("no samples", changed("[1000]", "[]"), r"turns\.0\.samples_ns"),
+    refused("a latency below zero", changed("9.0", "-1.0"), r"starts\[0\]\.cold_load_ms"),
+    refused("a latency of a string", changed("9.0", '"9"'), r"starts\[0\]\.cold_load_ms"),
+    refused("a sample of a fraction", changed("[1000]", "[1.5]"), r"turns\[0\]\.samples_ns\[0\]"),
+    refused("a sample of true", changed("[1000]", "[true]"), r"turns\[0\]\.samples_ns\[0\]"),
+    refused("no samples", changed("[1000]", "[]"), r"turns\[0\]\.samples_ns"),
     refused(
-        "a hundred thousand samples", changed("[1000]", json.dumps([1] * 100_000)), r"turns\.0\.samples_ns", seconds=10
+        "a hundred thousand samples",
+        changed("[1000]", json.dumps([1] * 100_000)),
+        r"turns\[0\]\.samples_ns",
+        seconds=10,
     ),
-    refused("an unknown key", changed('"hidden"', '"hook": 1, "hidden"'), "hook: "),
-    refused("no run", changed('"run": "r1", ', ""), "run: "),
+    refused("an unknown key", changed('"hidden"', '"hook": 1, "hidden"'), "body: found the unknown 'hook'"),
+    refused("no run", changed('"run": "r1", ', ""), "body: run is missing"),
     refused("a hash that is none", changed("0" * 64, "g" * 64), r"loaded\.0\.model\.onnx"),
 ]
 

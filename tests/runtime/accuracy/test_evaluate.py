@@ -9,9 +9,10 @@ import pytest
 
 from saten_runtime import Runner
 from saten_runtime.accuracy.data import KINDS
-from saten_runtime.accuracy.evaluate import EvalResult, evaluate
+from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.accuracy.metrics import cosines, pearson
+from saten_runtime.accuracy.results import EvalResult
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.records.files import sha256_file
 from saten_runtime.vocabulary.tasks import TASKS

@@ -47,7 +47,7 @@ DAMAGES = {
     "a link": (link, "no regular file"),
     "newer schema": (edit(schema_version=5), "schema version 5, this saten-runtime reads 1, 2, 3, 4"),
     "unknown field": (edit(colour="red"), "'colour'"),
-    "wrong type": (edit(opset="20"), "expected int, found '20'"),
+    "wrong type": (edit(opset="20"), "found '20', expected a whole number"),
     "path outside": (edit(files={"../x": {"bytes": 1, "sha256": ""}}), "no path inside the bundle"),
     "absolute path": (edit(files={"/etc/passwd": {"bytes": 1, "sha256": ""}}), "no path inside the bundle"),
 }

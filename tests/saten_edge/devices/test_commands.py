@@ -34,7 +34,7 @@ def test_bench_on_two_devices(run, bundle, tmp_path):
 
 
 def test_an_invalid_run_ends_with_4(run, bundle, runtime):
-    from saten_edge.reports.schema import read_bench
+    from saten_runtime.bench.results import read_bench
 
     bench = {"schema_version": 1, "environment": {}, "cells": [], "loads": []}
     bench["verdict"] = {"valid": False, "reasons": ["emulated: by qemu"]}

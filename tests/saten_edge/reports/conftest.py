@@ -242,8 +242,8 @@ def write_run(tmp_path, bench):
             cell["p50_ms"] *= factor
             for index in range(10):
                 row = {key: cell[key] for key in ("bundle", "threads", "memory_mode", "batch", "tokens")}
-                time = 1e6 * cell["p50_ms"] * (1 + 0.002 * (index % 3))
-                lines.append({"kind": "samples", **row, "round": index, "samples_ns": [time] * 3})
+                time = round(1e6 * cell["p50_ms"] * (1 + 0.002 * (index % 3)))
+                lines.append({"kind": "samples", "schema_version": 1, **row, "round": index, "samples_ns": [time] * 3})
         (folder / "bench.json").write_text(json.dumps(content))
         if samples:
             (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

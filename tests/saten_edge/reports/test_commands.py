@@ -23,8 +23,8 @@ def work(tmp_path, monkeypatch, bundles, evaluation, write_run):
     profile = {
         "schema_version": 1,
         "bundle": "saten-int8",
-        "setup": {},
-        "size": {},
+        "setup": {"threads": 1, "memory_mode": "fast"},
+        "size": {"batch": 1, "tokens": 128, "phase": "run", "depth": 0},
         "runs": 3,
         "ms": 1.5,
         "rows": [row],

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from saten_edge.reports import build_report, csv_table, markdown_table, print_table, terminal_table
 from saten_edge.reports.headline import comparisons, headline
-from saten_edge.reports.text import count, mb, metric_title, milliseconds, printable, score
+from saten_edge.reports.text import count, mb, metric_title, milliseconds, score
+from saten_runtime.records.plain_text import printable
 
 HOSTILE = "=1+1 \x1b[31m[bold]|`<b>"
 
