@@ -1,8 +1,8 @@
 """One strict reader of records: JSON data against dataclasses, whose type hints are the schema.
 
 A hint is `str`, `int`, `float`, `bool`, `Any`, a dataclass, a `list` or `dict` of hints, any of these `| None`, or
-`Annotated` with a `Bound`; a class with a `from_json(value, where, error)` reads itself. A field with a default may be missing: what is added to a record gets one, so that older
-files still open.
+`Annotated` with a `Bound`; a class with a `from_json(value, where, error)` reads itself. A field with a default may be
+missing: what is added to a record gets one, so that older files still open.
 """
 
 from __future__ import annotations
