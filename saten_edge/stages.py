@@ -36,6 +36,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.recipe import options_of
 from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.records.files import digest_of, refuse_existing
+from saten_runtime.records.plain_text import last_line
 
 if TYPE_CHECKING:
     from saten_edge.training import Distillation, Examples, Schedule
@@ -235,8 +236,8 @@ def eval_stage(
 
 def _as_error(code: int, stderr: str) -> SatenError:
     """The one-line error of a `saten-run` process, with its exit code."""
-    lines = stderr.strip().splitlines() or [f"saten-run ended with code {code}"]
-    error = SatenError(lines[-1].removeprefix("saten-run: error: "))
+    words = last_line(stderr, f"saten-run ended with code {code}")
+    error = SatenError(words.removeprefix("saten-run: error: "))
     error.exit_code = code
     return error
 

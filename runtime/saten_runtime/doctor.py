@@ -22,6 +22,7 @@ from saten_runtime.errors import SatenError
 from saten_runtime.machine.child import Child, how_it_ended, python_command
 from saten_runtime.machine.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
 from saten_runtime.machine.memory import needed_bytes
+from saten_runtime.records.plain_text import last_line
 from saten_runtime.run.kernels import SWITCH, probe
 from saten_runtime.run.products import probe_products
 
@@ -95,7 +96,7 @@ def _onnxruntime(_: Examination) -> Check:
         return Check("onnxruntime", "FAIL", f"no answer in {_IMPORT_LIMIT_S} s", "reinstall onnxruntime")
     if child.returncode == 0:
         return Check("onnxruntime", "OK", child.stdout.strip())
-    words = (child.stderr.strip().splitlines() or [""])[-1]
+    words = last_line(child.stderr)
     advice = "install another version of onnxruntime: pip install --force-reinstall onnxruntime==VERSION"
     return Check("onnxruntime", "FAIL", how_it_ended(child.returncode, words), advice)
 

@@ -27,6 +27,7 @@ from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.records.files import new_folder, read_json, sha256_file
+from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers"]
@@ -118,7 +119,7 @@ def load_model(
     except SatenError:
         raise
     except Exception as cause:  # transformers raises almost anything on a bad folder
-        raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({_one_line(cause)})") from cause
+        raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({one_line(cause, 200)})") from cause
     if missing:  # transformers would go on with random numbers
         advice = "download it again" if num_labels else "download it again, or name a new head's --num-labels"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
@@ -178,7 +179,7 @@ def resolve_model(name: str) -> Path:
         raise CheckpointError(f"{name}: no such folder, and no name of a model on the hub either") from None
     except Exception as cause:  # the hub client raises many kinds, offline ones too
         raise CheckpointError(
-            f"{name}: no such folder, and it cannot be fetched from the hub ({_one_line(cause)})"
+            f"{name}: no such folder, and it cannot be fetched from the hub ({one_line(cause, 200)})"
         ) from None
 
 
@@ -315,7 +316,3 @@ def _are_pairs(items: Sequence[Any]) -> bool:
 def _some(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
     return f"{names[0]} and {len(names) - 1} more weights are" if len(names) > 1 else f"{names[0]} is"
-
-
-def _one_line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:200] or type(cause).__name__

@@ -26,6 +26,7 @@ from saten_edge.checkpoints.guard import TENSOR_NAME
 from saten_runtime.errors import CheckpointError, DeviceError, SatenError
 from saten_runtime.machine.child import Child
 from saten_runtime.records.files import open_regular
+from saten_runtime.records.plain_text import one_line
 
 __all__ = ["convert_pickle", "main"]
 
@@ -86,7 +87,7 @@ def _convert(source: Path, target: Path) -> None:
     except SatenError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as cause:
-        reason = " ".join(str(cause).split())[:120] or type(cause).__name__
+        reason = one_line(cause, 120)
         raise CheckpointError(f"{source}: cannot be read as a state dict ({reason})") from None
     except Exception as cause:  # a pickle that wants more than tensors ends in an error class of its own
         raise CheckpointError(f"{source}: refused, it holds more than tensors ({type(cause).__name__})") from None

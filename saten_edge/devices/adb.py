@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 
 from saten_runtime.errors import DeviceError, UsageError
-from saten_runtime.records.plain_text import printable
+from saten_runtime.records.plain_text import last_line, printable
 
 __all__ = ["Adb", "parse_adb"]
 
@@ -53,16 +53,16 @@ class Adb:
 
     def explain(self, returncode: int | None, last_words: str) -> str:
         """What adb's message means."""
-        last = next((line for line in reversed(last_words.splitlines()) if line.strip()), "no message")
+        last = last_line(last_words, "no message")
         for words, advice in _ADVICE.items():
             if words in last_words and "python3" not in last_words:
-                return f"cannot be reached ({last.strip()}): {advice}"
+                return f"cannot be reached ({last}): {advice}"
         if returncode == _NO_PYTHON or "python3" in last_words:
             return (
                 "has no python3, as Android comes; run `saten-edge devices android BUNDLE -o DIR` for a way without, "
                 "or see docs/devices.md for one with Termux"
             )
-        return f"cannot be reached (exit code {returncode}: {last.strip()})"
+        return f"cannot be reached (exit code {returncode}: {last})"
 
 
 def parse_adb(url: str) -> Adb:

@@ -20,6 +20,7 @@ import numpy as np
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.records.files import new_folder
+from saten_runtime.records.plain_text import last_line
 
 __all__ = ["write_android"]
 
@@ -86,7 +87,7 @@ def _convert(bundle: Bundle, folder: Path) -> None:
     command += ["--output_dir", str(folder), "--optimization_style", "Fixed", "--target_platform", "arm"]
     done = subprocess.run([*command, "--enable_type_reduction"], capture_output=True, text=True, timeout=_LIMIT_S)
     if done.returncode or not (folder / _MODEL).is_file():
-        words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        words = last_line(done.stderr, "no message")
         raise BundleError(f"{bundle.path}: cannot be converted to {_MODEL}: {words}")
 
 

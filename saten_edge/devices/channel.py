@@ -19,7 +19,7 @@ from typing import Any, cast
 from saten_edge.devices import agent
 from saten_runtime.errors import DeviceError
 from saten_runtime.records.files import parse_object
-from saten_runtime.records.plain_text import printable
+from saten_runtime.records.plain_text import last_line, printable
 
 __all__ = ["BOOTSTRAP", "Channel", "Disconnected"]
 
@@ -131,7 +131,7 @@ class Channel:
                 self._process.wait(timeout=1.0)
             self._drain_errors()
         words = self._last_words.decode(errors="replace").strip()
-        last = f" ({words.splitlines()[-1][:200]})" if words else ""
+        last = f" ({last_line(words)[:200]})" if words else ""
         return Disconnected(f"{self._label}: {what}{last}", (self._process.poll(), words))
 
     def _drain_errors(self) -> None:

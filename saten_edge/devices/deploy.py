@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from saten_edge.devices.wheels import fetch_wheels
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.errors import DeviceError
-from saten_runtime.records.files import sha256_file
+from saten_runtime.records.files import key_of, sha256_file
 
 __all__ = ["Cargo", "bundle_path", "data_path", "deploy"]
 
@@ -83,7 +81,7 @@ def _environment(board: Board) -> tuple[str, list[Item], int]:
     """The environment a board needs: its name, wheels still to be sent, and the room they take unpacked."""
     board.hello.refuse_unfit(board.label)
     wheels = [Item.of(path, f"wheels/{path.name}") for path in fetch_wheels(board.hello)]
-    name = hashlib.sha256(json.dumps([(item.path, item.sha256) for item in wheels]).encode()).hexdigest()[:_ID]
+    name = key_of([(item.path, item.sha256) for item in wheels], _ID)
     if board.make_env(name, []):
         return name, [], 0
     return name, wheels, sum(_unpacked_bytes(item.source) for item in wheels)

@@ -21,7 +21,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DeviceError, SatenError
 from saten_runtime.options import arguments_of
 from saten_runtime.records.files import parse_json, parse_object, refuse_existing, write_json
-from saten_runtime.records.plain_text import printable
+from saten_runtime.records.plain_text import last_line, printable
 
 __all__ = ["RECONNECT_S", "Job", "bench_job", "eval_job", "examine", "run_job", "run_jobs"]
 
@@ -323,4 +323,4 @@ def _failure(board: Board, job: Job, journal: _Journal) -> SatenError:
 
 def _last_words(board: Board, name: str) -> str:
     text = board.get(name, "stderr", most=_MOST_WORDS_BYTES).decode(errors="replace")
-    return (text.strip().splitlines() or [""])[-1][:500]
+    return last_line(text)[:500]

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 
 from saten_runtime.errors import DeviceError, UsageError
-from saten_runtime.records.plain_text import printable
+from saten_runtime.records.plain_text import last_line, printable
 
 __all__ = ["Ssh", "parse_ssh"]
 
@@ -93,11 +93,11 @@ class Ssh:
         """What OpenSSH's message means."""
         if returncode == _NO_PYTHON:
             return "has no python3; install Python 3.10 or newer there"
-        last = next((line for line in reversed(last_words.splitlines()) if line.strip()), "no message")
+        last = last_line(last_words, "no message")
         for words, advice in _ADVICE.items():
             if returncode == _OPENSSH and words in last_words:
-                return f"cannot be reached ({last.strip()}): {advice}"
-        return f"cannot be reached (exit code {returncode}: {last.strip()})"
+                return f"cannot be reached ({last}): {advice}"
+        return f"cannot be reached (exit code {returncode}: {last})"
 
 
 def parse_ssh(url: str) -> Ssh:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import saten_runtime
 from saten_edge.devices.board import Hello
 from saten_runtime.errors import DeviceError
-from saten_runtime.records.files import new_folder, write_json
+from saten_runtime.records.files import key_of, new_folder, write_json
 
 __all__ = ["fetch_wheels", "runtime_wheel", "wheel_tags"]
 
@@ -33,7 +32,7 @@ def fetch_wheels(hello: Hello) -> list[Path]:
         DeviceError: pip finds no wheels for that board, or no network.
     """
     needed = _requirements()
-    key = hashlib.sha256(json.dumps([needed, wheel_tags(hello)]).encode()).hexdigest()[:16]
+    key = key_of([needed, wheel_tags(hello)])
     folder = _cache() / f"py{hello.python[0]}{hello.python[1]}-{hello.machine}-{key}"
     if not (folder / _DONE).is_file():
         with new_folder(folder, overwrite=True) as aside:

@@ -20,6 +20,7 @@ from saten_edge.texts import FORMATS, Row, read_rows
 from saten_edge.training.objectives import Training
 from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import DataError
+from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import VALUES
 
 __all__ = ["Batches", "Examples", "checked", "collator", "encode", "read_examples", "split_off"]
@@ -271,7 +272,7 @@ def _dataset_rows(source: str, split: str) -> list[Row]:
     try:
         loaded = datasets.load_dataset(name, config or None, split=split)
     except Exception as cause:  # the library raises many kinds, offline ones too
-        reason = " ".join(str(cause).split())[:200]
+        reason = one_line(cause, 200)
         raise DataError(f"{source}: no such file, and no data set with a split {split!r} either ({reason})") from None
     rows = [{ALIASES.get(column, column): value for column, value in row.items()} for row in loaded]
     return [(f"{source}[{number}]", row) for number, row in enumerate(rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import struct
@@ -210,7 +211,7 @@ def test_indices_name_entries_once_or_are_refused(data: st.DataObject) -> None:
 
 
 @thorough
-@given(JSON | st.dictionaries(st.sampled_from(sorted(Bench.model_fields)), JSON))
+@given(JSON | st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(Bench)]), JSON))
 def test_a_post_is_ours_or_refused(value: Any) -> None:
     with contextlib.suppress(DataError):
         parse_post(Bench, json.dumps(value).encode())

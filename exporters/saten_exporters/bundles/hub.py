@@ -8,6 +8,7 @@ from pathlib import Path
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.errors import SatenError, UsageError
+from saten_runtime.records.plain_text import one_line
 
 __all__ = ["check_repository", "push"]
 
@@ -60,6 +61,6 @@ def _reason(cause: Exception) -> str:
     """One line of an error, without the token."""
     from huggingface_hub import get_token
 
-    line = " ".join(str(cause).split()) or type(cause).__name__
+    line = one_line(cause)
     token = get_token()
     return (line.replace(token, "…") if token else line)[:_MOST_CHARACTERS]

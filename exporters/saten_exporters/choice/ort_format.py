@@ -17,6 +17,7 @@ from onnx_ir.passes import common
 
 from saten_runtime.errors import ExportError
 from saten_runtime.records.files import replace_file
+from saten_runtime.records.plain_text import last_line
 
 __all__ = ["OPERATORS_FILE", "ORT_FILE", "USABILITY_FILE", "add_ort_format"]
 
@@ -61,7 +62,7 @@ def _run_tool(folder: Path, tool: str, *arguments: str) -> str:
     command = [sys.executable, "-m", f"onnxruntime.tools.{tool}", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = last_line(done.stderr, "it said nothing")
         raise ExportError(f"ONNX Runtime's {tool} refuses the graph ({last[:300]}); choose another target")
     return done.stderr
 

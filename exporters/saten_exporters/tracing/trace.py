@@ -19,6 +19,7 @@ from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.attention import placeholders
 from saten_exporters.tracing.signatures import kind_of, task_of
 from saten_runtime.errors import ExportError
+from saten_runtime.records.plain_text import one_line
 
 __all__ = ["forget_graphs", "name_axes", "trace"]
 
@@ -53,7 +54,7 @@ def trace(source: Exportable, target: Target) -> Any:
         with _quiet(), placeholders(source.model, cached=kind.cached):
             exported = OnnxExporter().export(source.model, inputs, config=config)
     except Exception as cause:
-        reason = " ".join(str(cause).split())[:300]
+        reason = one_line(cause, 300)
         raise ExportError(f"{where} cannot be traced to ONNX ({reason})") from cause
     graph = exported.program.graph
     _refuse_lost(where, "input", {name for name in inputs if name != "use_cache"}, graph.inputs)

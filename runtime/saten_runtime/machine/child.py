@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any, cast
 
 from saten_runtime.errors import DeviceError, SatenError
+from saten_runtime.records.plain_text import last_line
 
 __all__ = ["Child", "how_it_ended", "python_command"]
 
@@ -103,8 +104,7 @@ class Child:
 
     def _last_words(self) -> str:
         self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        return last_line(self._stderr.read().decode(errors="replace"))
 
 
 def how_it_ended(returncode: int, last_words: str = "") -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from saten_runtime.machine.child import how_it_ended, python_command
 from saten_runtime.records.files import parse_json
+from saten_runtime.records.plain_text import last_line, one_line
 
 __all__ = ["SWITCH", "Kernels", "probe", "register"]
 
@@ -73,7 +74,7 @@ def probe() -> Kernels:
     except subprocess.TimeoutExpired:
         return Kernels("unusable", fault=f"no answer in {_PROBE_LIMIT_S} s")
     if child.returncode != 0:
-        words = (child.stderr.strip().splitlines() or [""])[-1]
+        words = last_line(child.stderr)
         return Kernels("unusable", fault=how_it_ended(child.returncode, words))
     return Kernels(**parse_json(child.stdout.splitlines()[-1].encode()))
 
@@ -96,7 +97,7 @@ def _register(options: Any) -> Kernels:
     try:
         options.register_custom_ops_library(str(library))
     except Exception as cause:  # the exception types of ONNX Runtime share no base of their own
-        words = _STATUS.sub("", " ".join(str(cause).split()))
+        words = _STATUS.sub("", one_line(cause))
         return Kernels("unusable", fault=f"{library}: {words}")
     return Kernels("active", *_version_and_isa(library))
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
 from saten_runtime.errors import DeviceError
 from saten_runtime.machine.child import how_it_ended, python_command
+from saten_runtime.records.plain_text import last_line
 from saten_runtime.run.kernels import register
 
 __all__ = ["EXACT_BYTES", "exact_bytes", "exact_kernels", "probe_products", "product_model"]
@@ -81,7 +82,7 @@ def probe_products() -> dict[str, bool]:
     except subprocess.TimeoutExpired:
         raise DeviceError(f"a product of 8 bits: no answer in {_PROBE_LIMIT_S} s") from None
     if child.returncode != 0:
-        words = (child.stderr.strip().splitlines() or [""])[-1]
+        words = last_line(child.stderr)
         raise DeviceError(f"a product of 8 bits: {how_it_ended(child.returncode, words)}")
     found: dict[str, bool | None] = json.loads(child.stdout.splitlines()[-1])
     return {name: exact for name, exact in found.items() if exact is not None}

@@ -10,6 +10,7 @@ from typing import Any
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, UsageError
+from saten_runtime.records.plain_text import one_line
 from saten_runtime.run.kernels import register
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
 from saten_runtime.run.products import EXACT_BYTES
@@ -84,7 +85,7 @@ def ort_errors(where: str, otherwise: type[SatenError]) -> Iterator[None]:
     except SatenError:
         raise
     except Exception as cause:  # the exception types of ONNX Runtime share no base of their own
-        line = _SOURCE_PLACE.sub("", " ".join(str(cause).split()))[:_MOST_CHARACTERS]
+        line = _SOURCE_PLACE.sub("", one_line(cause))[:_MOST_CHARACTERS]
         if any(words in line.lower() for words in _MISMATCH_WORDS):
             raise RuntimeMismatch(
                 f"{where}: {line}; install a newer onnxruntime, or export again for this one"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, UsageError
+from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import PAIRS
 
 __all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
@@ -58,7 +59,7 @@ class Encoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.path / entry.file))
         except Exception as cause:  # `tokenizers` raises plain Exception
-            raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({_one_line(cause)})") from None
+            raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({one_line(cause)})") from None
         self._tokenizer.no_padding()
         cut: dict[str, Any] = {}
         if bundle.items == PAIRS:  # the question must be whole
@@ -97,7 +98,7 @@ class Encoder:
                 for encoding in self._tokenizer.encode_batch(part, is_pretokenized=split)
             ]
         except Exception as cause:  # `tokenizers` raises plain Exception
-            raise UsageError(f"cannot be tokenized ({_one_line(cause)}); is the question too long?") from None
+            raise UsageError(f"cannot be tokenized ({one_line(cause)}); is the question too long?") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -161,7 +162,3 @@ def _parts(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
     rest = iter(values)
     while part := list(itertools.islice(rest, size)):
         yield part
-
-
-def _one_line(cause: object) -> str:
-    return " ".join(str(cause).split())
