@@ -14,7 +14,7 @@ MOST_LINE = 700  # characters; longer names and values are cut in messages
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_it_is_refused(case: Case, tried: Callable[[str], Outcome]) -> None:
+def test_a_hostile_input_ends_as_its_case_says(case: Case, tried: Callable[[str], Outcome]) -> None:
     outcome = tried(case.id)
     assert outcome.code == case.code, outcome.stderr[-2000:]
     assert re.fullmatch(case.error or "None", str(outcome.error)), outcome.stderr[-2000:]

@@ -121,7 +121,9 @@ MOMENTS = [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(12)]
 @pytest.mark.parametrize(
     "moment", [pytest.param(moment, marks=[pytest.mark.slow] if k >= 3 else []) for k, moment in enumerate(MOMENTS)]
 )
-def test_a_benchmark(moment: float, lookup_bundle: Path, whole: set[tuple[Any, ...]], tmp_path: Path) -> None:
+def test_an_interrupted_benchmark_keeps_its_cells_and_resumes(
+    moment: float, lookup_bundle: Path, whole: set[tuple[Any, ...]], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with started("saten_runtime", *bench_arguments(lookup_bundle, out)) as process:
         wait_for(lambda: is_running(process), process)
@@ -153,7 +155,9 @@ def data(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 12.0) for k in range(4)])
-def test_a_training(moment: float, tiny_saten: Path, tiny_bert: Path, data: Path, tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    moment: float, tiny_saten: Path, tiny_bert: Path, data: Path, tmp_path: Path
+) -> None:
     """Nothing half-written is at the output, and it goes on to what an uninterrupted one gives."""
     common = ("--teacher", tiny_bert, "--data", data, "--max-length", 16, "--fp32", "--batch-size", 8)
     steps = ("--steps", 60, "--save-every", 10, "--quiet")
@@ -177,7 +181,7 @@ def test_a_training(moment: float, tiny_saten: Path, tiny_bert: Path, data: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 40.0) for k in range(5)])
-def test_a_demo(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
+def test_an_interrupted_demo_leaves_only_what_is_whole(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
     """What it leaves is whole: folders appear complete, and no report is there before its numbers are."""
     out = tmp_path / "demo"
     arguments = ("demo", "-o", out, "--model", tiny_bert, "--minutes", 0.1, "--rounds", 1, "--quiet")
@@ -196,17 +200,14 @@ def test_a_demo(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tiny_bundle: Callable[[str], Path]) -> Path:
     """A bundle that can be served: it carries what its page compares with."""
-    from saten_edge.checkpoints.models import load_model
-    from saten_exporters import export
-
-    return export(load_model(tiny_bert), tmp_path_factory.mktemp("exported") / "bundle").path
+    return tiny_bundle("dense-fp32")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(4)])
-def test_a_server(moment: float, exported: Path, tmp_path: Path) -> None:
+def test_an_interrupted_server_writes_nothing(moment: float, exported: Path, tmp_path: Path) -> None:
     """Before a page was opened; what came from one is kept, see tests/saten_edge/serve/test_server.py."""
     arguments = ("serve", exported, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
     with started("saten_edge", *arguments) as process:

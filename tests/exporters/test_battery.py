@@ -125,12 +125,18 @@ def close(got: np.ndarray, wanted: np.ndarray, bound: float) -> bool:
     return compare_outputs(got, wanted, None)[0] <= 4 * bound
 
 
+def distance(got: np.ndarray, wanted: np.ndarray) -> float:
+    """Root of the mean square of the difference."""
+    return float(np.sqrt(np.square(got - wanted).mean()))
+
+
 def embed(runner: Runner, source: LoadedModel, pictures: list[Any], bound: float) -> None:
     items = TEXTS if source.processor is None else pictures
     got, wanted = runner.predict(items), vectors(source, items)
     assert close(got, wanted, bound)
-    # Random weights in few bits may differ by their own size; then nothing is surely wrong.
-    assert 4 * bound >= 1 or not close(np.roll(got, 1, axis=1), wanted, bound)
+    # Random weights in few bits may differ by their own size, and any bound then lets wrong numbers through. Those of
+    # another place are further off in any case.
+    assert distance(got, wanted) < min(distance(np.roll(got, k, axis=1), wanted) for k in range(1, got.shape[1]))
 
 
 def classify(runner: Runner, source: LoadedModel, pictures: list[Any], bound: float) -> None:
@@ -188,7 +194,7 @@ def test_the_quick_cells_touch_every_row_and_column() -> None:
 
 
 @pytest.mark.parametrize(("model_type", "task", "form", "precision"), [marked(cell) for cell in CELLS])
-def test_a_cell(
+def test_an_export_is_whole_and_computes_what_torch_does(
     model_type: str, task: str, form: str, precision: str, export_of: Export, pixels: list[np.ndarray]
 ) -> None:
     source, bundle = export_of(model_type, task, form, precision)

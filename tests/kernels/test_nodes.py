@@ -89,7 +89,7 @@ def use(monkeypatch: pytest.MonkeyPatch, isa: str, make: Callable[[], object]) -
 
 @pytest.mark.parametrize("isa", ISAS)
 @every_node
-def test_a_node(
+def test_a_native_node_computes_what_its_matrices_do(
     row: tuple[str | None, str, str],
     whole: bool,
     isa: str,
@@ -158,7 +158,7 @@ def ended(y: Array, bias: Array, bound: Array, epilogue: str) -> tuple[Array, Ar
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("precision", NATIVE)
 @pytest.mark.parametrize("part", ["train", "residual", "whole"])
-def test_a_head(
+def test_a_native_head_computes_what_its_table_does(
     part: str,
     precision: str,
     isa: str,
@@ -402,7 +402,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused(case: str, make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
+def test_damaged_weights_are_refused(case: str, make_parts: MakeParts, one_form: OneForm, session: Session) -> None:
     (layout, kind, precision), name, damage, words = REFUSALS[case]
     parts = make_parts(kind, layout)
     model = one_form(form_of(parts, precision), parts)

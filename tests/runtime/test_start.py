@@ -37,7 +37,7 @@ def tried(code: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=["pressed", "raised", "lost on the way"],
 )
-def test_one_line(code: str) -> None:
+def test_ctrl_c_is_one_line(code: str) -> None:
     done = tried(code)
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "x: interrupted\n")
 

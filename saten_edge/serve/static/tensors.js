@@ -8,7 +8,7 @@ export function feedsOf(ort, names, shape, lists) {
 }
 
 /**
- * One row per text out of (batch, tokens, width), as `saten_runtime.run.runner.pool` but never normalized.
+ * One row per text out of (batch, tokens, width), as `saten_runtime.run.predict.pool` but never normalized.
  *
  * mask: (batch, tokens), or null where the graph has none.
  */

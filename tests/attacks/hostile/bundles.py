@@ -16,7 +16,7 @@ import numpy as np
 from hostile.case import MEBIBYTE, Case, Place, saten_edge, saten_run
 from hostile.recipes import BAD_RECIPES
 from hostile.sound import LOOKUP, TABLE, WIDTH, WORDS, external, graph, model, node, seal_bundle, tensor
-from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
+from hostile.wire import bytes_field, packed, varint_field
 
 __all__ = ["CASES"]
 

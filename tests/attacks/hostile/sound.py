@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hostile.wire import bytes_field, packed, varint_field
 from saten_runtime.bundle.manifest import FileEntry, Manifest, Postprocess, Tokenizer
-from saten_runtime.bundle.protobuf import bytes_field, packed, varint_field
 from saten_runtime.records.files import digest_of, sha256_file
 
 __all__ = ["WIDTH", "WORDS", "graph", "model", "node", "safetensors", "save_bundle", "seal_bundle", "tensor"]

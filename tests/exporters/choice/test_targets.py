@@ -46,7 +46,7 @@ Parse = Callable[..., ir.Model]
 BundleOf = Callable[[str, str], Bundle]
 
 
-def test_the_table() -> None:
+def test_the_targets_and_their_names() -> None:
     assert list(TARGETS) == ["x86-64", "x86-64+kernels", "arm64", "web", "mobile"]
     assert DEFAULT_TARGET in TARGETS
     assert [name for name, target in TARGETS.items() if target.kernels] == ["x86-64+kernels"]

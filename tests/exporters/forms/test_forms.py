@@ -226,7 +226,7 @@ def test_every_form_has_a_bound() -> None:
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("layout", "kind", "precision"), PARTS)
-def test_a_part(
+def test_a_part_computes_what_its_matrices_do(
     layout: str | None,
     kind: str,
     precision: str,
@@ -249,7 +249,7 @@ def test_a_part(
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
-def test_a_whole_layer(
+def test_a_layer_in_one_node_computes_what_its_matrices_do(
     layout: str,
     kind: str,
     precision: str,
@@ -505,7 +505,7 @@ def chain_bound(x: Array, parts: LayerParts, precision: str, rows_expected: int 
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", TRAINS)
-def test_a_chain(
+def test_a_chain_of_cores_computes_what_its_train_does(
     name: str, precision: str, optimized: bool, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
 ) -> None:
     parts = make_train(make_parts, name)
@@ -587,7 +587,7 @@ def test_what_is_no_chain(changes: dict[str, object], words: str, make_parts: Ma
 @pytest.mark.parametrize("expected_rows", [1, MANY_ROWS])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("layout", "kind", "precision"), LAYERS)
-def test_a_whole_matrix(
+def test_a_layer_stored_dense_computes_what_its_matrix_does(
     layout: str,
     kind: str,
     precision: str,

@@ -109,7 +109,9 @@ def test_the_checker_sees_an_operator_that_is_not_there(
 
 
 @pytest.mark.parametrize(("model", "precision"), BUNDLES)
-def test_an_exported_graph(model: str, precision: str, bundle_of: BundleOf) -> None:
+def test_an_exported_graph_holds_only_known_domains_and_versions(
+    model: str, precision: str, bundle_of: BundleOf
+) -> None:
     bundle = bundle_of(model, precision)
     graph = ir.load(bundle.model)
     onnx.checker.check_model(str(bundle.model), full_check=inferable(graph))

@@ -96,7 +96,9 @@ def close(got: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5)])
 @pytest.mark.parametrize("optimized", [False, True])
-def test_a_linear_layer(shape: tuple[int, int], optimized: bool, parse_model: Parse, run_ort: RunOrt) -> None:
+def test_a_linear_layer_is_quantized_within_its_bound(
+    shape: tuple[int, int], optimized: bool, parse_model: Parse, run_ort: RunOrt
+) -> None:
     w, x = weight(64, 96), weight(*shape, 64)
     model = parse_model(LINEAR, w=w)
     (before,) = run_ort(model, {"x": x})
@@ -113,7 +115,7 @@ def test_a_linear_layer(shape: tuple[int, int], optimized: bool, parse_model: Pa
 
 
 @pytest.mark.parametrize("text", [LOOKUP, LOOKUP.replace("Gather (", "Gather <axis = 0> (")])
-def test_a_table(text: str, parse_model: Parse, run_ort: RunOrt) -> None:
+def test_a_table_is_quantized_row_by_row(text: str, parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])
     model = parse_model(text, w=w)
     assert QuantizeDensePass(INT8)(model).modified
@@ -149,14 +151,14 @@ def test_a_weight_that_something_else_reads_too_is_kept(parse_model: Parse) -> N
     assert set(model.graph.initializers) == {"w", "w.codes", "w.scale"}
 
 
-def test_the_smallest_weight(parse_model: Parse) -> None:
+def test_the_smallest_weight_is_quantized(parse_model: Parse) -> None:
     text = HEAD + "g (float[2, 64] x, float[64, 64] w) => (float[2, 64] y) { y = MatMul (x, w) }"
     model = parse_model(text, w=weight(64, 64))
     assert QuantizeDensePass(INT8)(model).modified
 
 
 @pytest.mark.parametrize("name", LEFT_ALONE)
-def test_left_alone(name: str, parse_model: Parse) -> None:
+def test_what_is_no_large_weight_of_a_product_or_lookup_is_left_alone(name: str, parse_model: Parse) -> None:
     text, shapes = LEFT_ALONE[name]
     model = parse_model(HEAD + text, **{weight_name: weight(*shape) for weight_name, shape in shapes.items()})
     before = ir.to_proto(model).SerializeToString(deterministic=True)

@@ -348,7 +348,7 @@ def test_a_case_that_lacks_an_array(name: str, make_checked: Callable[..., Path]
 # --- what is shown -----------------------------------------------------------------------------------------------
 
 
-def test_the_table() -> None:
+def test_the_table_for_people() -> None:
     rows = [
         Comparison("short", "last_hidden_state", False, [1, 7, 8], 1.234e-7, 0.99999999, 2.5e-5),
         Comparison("padded", "logits", True, [2, 3], math.inf, math.nan, None),
@@ -382,7 +382,7 @@ def test_the_table_of_a_decoder_says_more() -> None:
     assert "kl" not in plain
 
 
-def test_as_json() -> None:
+def test_what_is_not_finite_is_null_in_json() -> None:
     row = Comparison("padded", "logits", True, [2, 3], math.inf, math.nan, None).to_json()
     assert json.loads(json.dumps(row, allow_nan=False)) == {
         "case": "padded",

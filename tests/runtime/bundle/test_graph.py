@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hostile.wire import bytes_field, packed, varint_field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saten_runtime.bundle.graph import Graph, read_graph
-from saten_runtime.bundle.protobuf import bytes_field, fields, packed, varint_field
+from saten_runtime.bundle.protobuf import fields
 from saten_runtime.errors import BundleError
 
 FLOAT = 1

@@ -55,7 +55,7 @@ def test_records_of_tags_have_names_and_entities(task_bundle: TaskBundle, capsys
     assert all(entity["type"] in "AB" for entity in record["entities"])
 
 
-def test_numbers(task_bundle: TaskBundle, write_lines: Callable[..., Path]) -> None:
+def test_a_regression_gives_a_number_for_each_text(task_bundle: TaskBundle, write_lines: Callable[..., Path]) -> None:
     folder, texts = task_bundle("text-regression"), ["w1", "w2 w3", "w4 w9 w5"]
     runner = Runner.load(folder)
     got = runner.predict(texts, batch_size=1)  # the toy graph averages over padding, too
@@ -72,7 +72,7 @@ def test_numbers(task_bundle: TaskBundle, write_lines: Callable[..., Path]) -> N
     assert metrics["pearson"] == pytest.approx(np.corrcoef(values, labels)[0, 1])
 
 
-def test_answers(task_bundle: TaskBundle) -> None:
+def test_an_answer_is_a_span_of_its_context(task_bundle: TaskBundle) -> None:
     runner = Runner.load(task_bundle("question-answering"))
     context = "w1 w2 w10 w11 w12 w3"
     (answer,) = runner.predict([("w10 w12", context)])
@@ -98,7 +98,7 @@ def test_an_end_before_its_start_is_no_answer(task_bundle: TaskBundle) -> None:
     assert answer.score == 5
 
 
-def test_pictures(task_bundle: TaskBundle, tmp_path: Path) -> None:
+def test_pictures_are_arrays_or_files(task_bundle: TaskBundle, tmp_path: Path) -> None:
     runner = Runner.load(task_bundle("image-classification"))
     picture = np.random.default_rng(1).integers(0, 256, (4, 6, 3), np.uint8)
     found = runner.predict([picture, picture[:, ::-1]])

@@ -132,7 +132,7 @@ GOOD["implementation"] = "CPython"
 
 
 class TestHello:
-    def test_good(self):
+    def test_what_a_board_says_first_is_read(self):
         hello = Hello.read("board", GOOD)
         assert (hello.python, hello.glibc) == ((3, 11), (2, 36))
         hello.refuse_unfit("board")

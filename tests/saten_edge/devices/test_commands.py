@@ -98,7 +98,7 @@ def test_doctor_that_finds_something(run, runtime):
     assert (code, json.loads(printed)[0]["status"]) == (2, "FAIL")
 
 
-def test_clean(run, bundle, tmp_path):
+def test_clean_removes_what_lies_on_the_board(run, bundle, tmp_path):
     run("bench", bundle, "--device", "stand:a", "-q")
     assert (tmp_path / "a/bundles").is_dir()
     assert run("devices", "clean", "stand:a") == (0, "", "")

@@ -34,7 +34,7 @@ def test_bytes_that_do_not_fill_the_shape(shape, text):
 
 
 @pytest.mark.parametrize("shape", [[], [0], [-1], [1, 1, 1, 1, 1], [1.0], [10**7]])
-def test_no_shape(shape):
+def test_a_shape_that_is_none_is_refused(shape):
     post = {**ANSWER, "outputs": {"x": {"shape": shape, "float32": "AAAAAA=="}}}
     with pytest.raises(DataError, match=r"outputs\.x\.shape"):
         parse_post(Answer, json.dumps(post).encode())
