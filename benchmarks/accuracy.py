@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from peers.commands import saten_edge
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish
 
@@ -113,7 +113,7 @@ class Bench:
     def __init__(self, data: Path, model: str, work: Path, results: Path, threads: int, most_steps: int) -> None:
         self.data, self.model, self.work, self.results = data, model, work, results
         self.most_steps = most_steps
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.threads = threads
 
     def checkpoint(self, cell: Cell) -> Path:
         """The cell's fine-tuned model."""
@@ -175,10 +175,10 @@ class Bench:
         self._saten_edge("finetune", model, *out, *options, *length, *more)
 
     def _saten_edge(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "saten_edge", *map(str, arguments), "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(map(str, arguments[:2]))}: {done.stderr.strip()[-2000:]}")
+        try:
+            saten_edge(*arguments, threads=self.threads)
+        except RuntimeError as error:
+            raise SystemExit(f"{' '.join(map(str, arguments[:2]))}: {error}") from None
 
     def _keep(self, cell: Cell, layers: dict[str, Any], metrics: dict[str, Any], seconds: float) -> None:
         metric = TASKS[cell.task].metric

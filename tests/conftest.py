@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import os
 import random
+import shlex
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
+from warm_python import COMMANDS, WarmPython
 
 import saten_runtime  # noqa: F401  before a test imports onnxruntime, whose telemetry it turns off
 
@@ -207,6 +213,60 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
     return folder
 
 
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def offline() -> dict[str, str]:
+    """The environment without a way to the hub, in which `warm_python` has imported torch."""
+    return {**os.environ, **OFFLINE}
+
+
+@pytest.fixture(scope="session")
+def warm_python(offline: dict[str, str]) -> Iterator[list[str]]:
+    """What stands for `python` in a command that need not show how long its imports take."""
+    with WarmPython(COMMANDS, offline) as python:
+        yield python.command
+
+
+@pytest.fixture(scope="session")
+def warm_path(warm_python: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which `saten-edge` is a warm one, and the rest that of this environment."""
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "saten-edge").write_text(f'#!/bin/sh\nexec {shlex.join(warm_python)} -m saten_edge "$@"\n')
+    (folder / "saten-edge").chmod(0o755)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """shared("kind/name", make) -> the folder that `make(folder)` writes, once for all processes of a run. Read-only.
+
+    The same name stands for the same content: whatever decides it belongs into the name.
+    """
+    from filelock import FileLock
+
+    base = tmp_path_factory.getbasetemp()
+    # Each process of xdist has a folder of its own, in that of the run.
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / name
+        lock, made = (folder.with_name(f"{folder.name}.{ending}") for ending in ("lock", "made"))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
 @pytest.fixture(scope="session")
 def make_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """make_bert(width=…, layers=…, seed=…) -> a new dense model folder."""
@@ -214,18 +274,15 @@ def make_bert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def make_tiny(shared: Shared) -> Callable[..., Path]:
     """make_tiny(model_type, task, seed=…, **entries of the config) -> a dense model folder.
 
     The same arguments give the same folder: read-only, copy it to change it.
     """
-    made: dict[str, Path] = {}
 
     def make(model_type: str, task: str, **options: Any) -> Path:
-        key = repr((model_type, task, sorted(options.items())))
-        if key not in made:
-            made[key] = save_tiny(tmp_path_factory.mktemp("models") / model_type, model_type, task, **options)
-        return made[key]
+        key = hashlib.sha256(repr((task, sorted(options.items()))).encode()).hexdigest()[:16]
+        return shared(f"tiny/{key}/{model_type}", lambda folder: save_tiny(folder, model_type, task, **options))
 
     return make
 
@@ -247,9 +304,9 @@ def images() -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bert(make_bert: Callable[..., Path]) -> Path:
+def tiny_bert(shared: Shared) -> Path:
     """A dense model folder. Read-only: copy it to change it."""
-    return make_bert()
+    return shared("models/bert", save_bert)
 
 
 @pytest.fixture(scope="session")
@@ -282,15 +339,32 @@ def compressed(model: Path, out: Path, pattern: str, texts: Sequence[str]) -> Pa
 
 
 @pytest.fixture(scope="session")
-def tiny_saten(tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_saten(tiny_bert: Path, texts: list[str], shared: Shared) -> Path:
     """`tiny_bert` compressed with grouped residuals, 8 outputs per block. Read-only."""
-    return compressed(tiny_bert, tmp_path_factory.mktemp("models") / "saten", "grouped", texts)
+    return shared("models/saten", lambda folder: compressed(tiny_bert, folder, "grouped", texts))
 
 
 @pytest.fixture(scope="session")
-def tiny_saten_unstructured(tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_saten_unstructured(tiny_bert: Path, texts: list[str], shared: Shared) -> Path:
     """`tiny_bert` compressed with unstructured residuals. Read-only."""
-    return compressed(tiny_bert, tmp_path_factory.mktemp("models") / "saten-unstructured", "unstructured", texts)
+    return shared("models/saten-unstructured", lambda folder: compressed(tiny_bert, folder, "unstructured", texts))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_bert: Path, tiny_saten: Path, shared: Shared) -> Callable[[str], Path]:
+    """tiny_bundle("dense-fp32", "saten-int8" …) -> `tiny_bert` or `tiny_saten` exported under that name. Read-only."""
+    models = {"dense": tiny_bert, "saten": tiny_saten}
+
+    def get(name: str) -> Path:
+        from saten_edge.checkpoints.models import load_model
+        from saten_exporters import export
+
+        model, precision = name.split("-")
+        return shared(
+            f"bundles/{name}", lambda out: export(load_model(models[model]), out, name=name, precision=precision)
+        )
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -303,9 +377,9 @@ def minilm() -> Path:
 
 
 @pytest.fixture(scope="session")
-def minilm_saten(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minilm_saten(minilm: Path, shared: Shared) -> Path:
     """`minilm` compressed with grouped residuals, without texts to calibrate on: seconds. Read-only."""
-    return compressed(minilm, tmp_path_factory.mktemp("models") / "minilm-saten", "grouped", ())
+    return shared("models/minilm-saten", lambda folder: compressed(minilm, folder, "grouped", ()))
 
 
 @pytest.fixture

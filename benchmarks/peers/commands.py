@@ -1,27 +1,36 @@
-"""Commands of saten-edge as the user runs them, without the seconds in which each would import torch again.
-
-Each runs in a process of its own, forked from a server that has imported what they need and done nothing else.
-"""
+"""Commands of saten-edge as the user runs them, without the seconds in which each would import torch again."""
 
 from __future__ import annotations
 
-import multiprocessing
+import atexit
+import functools
 import os
-import tempfile
+import shlex
+import subprocess
+import sys
+import threading
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+
+from warm_python import COMMANDS, WarmPython
 
 __all__ = ["saten_edge"]
 
-# What compress, finetune and export import, some of it only on their way.
-NEEDED = (
-    "saten_edge.cli.commands",
-    "saten_edge.stages",
-    "saten_edge.training",
-    "saten_exporters.bundles.layouts",
-    "torch.export._trace",
-    "torch._functorch.aot_autograd",
-    "onnxscript.function_libs.torch_lib.ops",
-)
+
+# The command of a warm Python that whoever started this program has already.
+PYTHON = "SATEN_WARM_PYTHON"
+_starting = threading.Lock()
+
+
+@functools.cache
+def _python() -> list[str]:
+    """A Python that has imported what the commands need, until this process ends."""
+    if PYTHON in os.environ:
+        return shlex.split(os.environ[PYTHON])
+    python = WarmPython(COMMANDS)
+    atexit.register(python.__exit__)
+    return python.__enter__().command
 
 
 def saten_edge(*arguments: object, threads: int | None = None) -> None:
@@ -30,27 +39,12 @@ def saten_edge(*arguments: object, threads: int | None = None) -> None:
     Raises:
         RuntimeError: it failed; what it said last.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(list(NEEDED))
-    with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder) / "said"
-        said.touch()  # a process that is killed at once says nothing
-        process = server.Process(target=_run, args=([*map(str, arguments), "--quiet"], threads, said))
-        process.start()
-        process.join()
-        if process.exitcode:
-            words = said.read_text(errors="replace").strip()[-300:]
-            raise RuntimeError(words or f"saten-edge {arguments[0]}: exit code {process.exitcode}")
-
-
-def _run(arguments: list[str], threads: int | None, said: Path) -> None:
-    import torch
-
-    from saten_edge.cli.commands import main
-
-    with said.open("wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    main(arguments)
+    with _starting:
+        python = _python()
+    command = [*python, "-m", "saten_edge", *map(str, arguments), "--quiet"]
+    beside = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, **beside}
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    if done.returncode:
+        words = (done.stdout + done.stderr).strip()[-300:]
+        raise RuntimeError(words or f"saten-edge {arguments[0]}: exit code {done.returncode}")

@@ -16,21 +16,21 @@ import pytest
 Done = subprocess.CompletedProcess[str]
 
 
-def run(module: str, arguments: Sequence[object], **options: Any) -> Done:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+def run(python: Sequence[str], module: str, arguments: Sequence[object], **options: Any) -> Done:
+    command = [*python, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 
 @pytest.fixture(scope="session")
-def saten_edge() -> Callable[..., Done]:
-    """saten_edge(*arguments, env=…, cwd=…) -> the finished command."""
-    return lambda *arguments, **options: run("saten_edge", arguments, **options)
+def saten_edge(warm_python: list[str], offline: dict[str, str]) -> Callable[..., Done]:
+    """saten_edge(*arguments, cwd=…) -> the finished command, which cannot reach the hub."""
+    return lambda *arguments, **options: run(warm_python, "saten_edge", arguments, env=offline, **options)
 
 
 @pytest.fixture(scope="session")
 def saten_run() -> Callable[..., Done]:
     """saten_run(*arguments, env=…, cwd=…) -> the finished command."""
-    return lambda *arguments, **options: run("saten_runtime", arguments, **options)
+    return lambda *arguments, **options: run([sys.executable], "saten_runtime", arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +75,6 @@ def long_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def int8_bundles(tiny_bert: Path, tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def int8_bundles(tiny_bundle: Callable[[str], Path]) -> list[Path]:
     """The bundles dense-int8 and saten-int8 that the pages in docs/ name. Read-only."""
-    from saten_edge.checkpoints.models import load_model
-    from saten_exporters import export
-
-    out = tmp_path_factory.mktemp("bundles")
-    models = {"dense-int8": tiny_bert, "saten-int8": tiny_saten}
-    return [export(load_model(model), out / name, name=name, precision="int8").path for name, model in models.items()]
+    return [tiny_bundle(name) for name in ("dense-int8", "saten-int8")]

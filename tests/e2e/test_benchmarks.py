@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import json
-import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +24,16 @@ def load(name):
     return importlib.import_module(name)
 
 
-def run(name, *arguments, **options):
-    command = [sys.executable, FOLDER / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+@pytest.fixture(scope="module")
+def run(warm_python, offline):
+    """run(program, *arguments, **environment) -> the finished program, which shares our warm Python."""
+    shared = {**offline, "SATEN_WARM_PYTHON": shlex.join(warm_python)}
+
+    def run(name, *arguments, **environment):
+        command = [*warm_python, str(FOLDER / f"{name}.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**shared, **environment})
+
+    return run
 
 
 def test_a_command_that_is_refused_says_why(tmp_path):
@@ -36,7 +43,7 @@ def test_a_command_that_is_refused_says_why(tmp_path):
         commands.saten_edge("export", tmp_path, "-o", tmp_path / "out", threads=1)
 
 
-def test_layers_are_timed_in_every_form_and_the_baseline_is_one(tmp_path):
+def test_layers_are_timed_in_every_form_and_the_baseline_is_one(run, tmp_path):
     out = tmp_path / "layers.json"
     done = run("layers", "--shapes", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
     assert done.returncode == 0, done.stderr
@@ -97,7 +104,7 @@ def labelled(folder, texts):
     return folder
 
 
-def test_accuracy_makes_each_cell_once_and_counts_bytes_as_the_files_do(tiny_bert, texts, tmp_path):
+def test_accuracy_makes_each_cell_once_and_counts_bytes_as_the_files_do(run, tiny_bert, texts, tmp_path):
     data, results = labelled(tmp_path / "data", texts), tmp_path / "results"
     options = ("--data", data, "--model", tiny_bert, "--work", tmp_path / "work", "--results", results)
     options += ("--only", "sst2-svd-0.40", "--most-steps", 2)
@@ -126,7 +133,7 @@ def test_accuracy_has_a_cell_for_every_row_the_table_promises():
     assert len({cell.name for cell in [*dense, *compressed]}) == len(dense) + len(compressed)
 
 
-def test_glue_is_written_in_the_layout_that_accuracy_reads(tmp_path):
+def test_glue_is_written_in_the_layout_that_accuracy_reads(run, tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas comes with datasets")
     columns = {"sst2": ("sentence",), "stsb": ("sentence1", "sentence2"), "rte": ("sentence1", "sentence2")}
     configs = ""
@@ -138,18 +145,16 @@ def test_glue_is_written_in_the_layout_that_accuracy_reads(tmp_path):
             pandas.DataFrame(table).to_parquet(tmp_path / "glue" / task / f"{split}.parquet")
             configs += f"  - split: {split}\n    path: {task}/{split}.parquet\n"
     (tmp_path / "glue" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = run("glue", tmp_path / "out", "--source", tmp_path / "glue", env=environment)
+    done = run("glue", tmp_path / "out", "--source", tmp_path / "glue", HF_HOME=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     first = {task: (tmp_path / "out" / task / "train.jsonl").read_text("utf-8").splitlines()[0] for task in columns}
     assert json.loads(first["sst2"]) == {"text": "train sentence é", "label": 0}
     assert json.loads(first["rte"]) == {"text_a": "train sentence1 é", "text_b": "train sentence2 é", "label": 0}
 
 
-def test_a_versus_a_stores_every_ratio_and_what_it_planted(int8_bundles, tmp_path):
+def test_a_versus_a_stores_every_ratio_and_what_it_planted(run, int8_bundles, tmp_path):
     options = ("--runs", 2, "--rounds", 3, "--min-time", 0.02, "--tokens", 8, "-o", tmp_path / "a_versus_a.json")
-    own_lock = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = run("a_versus_a", int8_bundles[0], *options, env=own_lock)
+    done = run("a_versus_a", int8_bundles[0], *options, TMPDIR=str(tmp_path))  # where its lock lies
     assert done.returncode in (0, 1), done.stderr  # 1: so few rounds may find nothing
     assert done.stdout.endswith((tmp_path / "a_versus_a.md").read_text())
     stored = json.loads((tmp_path / "a_versus_a.json").read_text())
@@ -174,7 +179,7 @@ def test_a_versus_a_counts_the_runs_that_tell_the_truth():
     assert lines[-1].endswith("| no |")
 
 
-def test_classifiers_on_every_engine_agree_and_are_timed(make_tiny, texts, tmp_path):
+def test_classifiers_on_every_engine_agree_and_are_timed(run, make_tiny, texts, tmp_path):
     checkpoint = make_tiny("bert", "text-classification")
     (tmp_path / "models" / "sst2-dense-1.00-0").mkdir(parents=True)
     (tmp_path / "models" / "sst2-dense-1.00-0" / "finetuned").symlink_to(checkpoint)

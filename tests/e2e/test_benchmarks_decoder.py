@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -250,7 +251,7 @@ def test_logits_are_read_at_once_and_then_token_by_token(bigrams, tmp_path):
     assert np.array_equal(np.load(tmp_path / "logits.npy"), bigrams.decode.table[1:6])
 
 
-def test_a_table_is_written_with_a_row_for_each_engine(decoder, tmp_path):
+def test_a_table_is_written_with_a_row_for_each_engine(decoder, warm_python, offline, tmp_path):
     """Random and tiny, so that nothing has to be trained."""
     program = (
         "import decoder, sys; from pathlib import Path; "
@@ -259,9 +260,10 @@ def test_a_table_is_written_with_a_row_for_each_engine(decoder, tmp_path):
     )
     out = tmp_path / "decoder.json"
     options = ("--random", "--work", tmp_path / "work", "-o", out, "--rounds", 2, "--min-time", 0.02)
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r}); {program}"]
+    command = [*warm_python, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r}); {program}"]
     command += [*map(str, options), "--only", "ORT dense fp32,saten-grouped fp32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    environment = {**offline, "SATEN_WARM_PYTHON": shlex.join(warm_python)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr
     stored = json.loads(out.read_text())
     assert stored["sizes"] == SIZES

@@ -5,12 +5,10 @@ What cannot run here has a reason in `NOT_RUN`; its commands must be ones that t
 
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -56,13 +54,18 @@ def script(text: str, model: Path) -> str:
     return "\n".join(lines)
 
 
-def run(language: str, text: str, model: Path, folder: Path) -> None:
-    command = ["bash", "-euxc", script(text, model)] if language == "sh" else [sys.executable, "-c", text]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # The lock that keeps benchmarks apart lies in TMPDIR; other tests of this machine must not hold it.
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+@pytest.fixture(scope="module")
+def run(warm_python, warm_path, offline):
+    """run(language, text, model, folder): run a block and see that it succeeds."""
+
+    def run(language: str, text: str, model: Path, folder: Path) -> None:
+        command = ["bash", "-euxc", script(text, model)] if language == "sh" else [*warm_python, "-c", text]
+        # The lock that keeps benchmarks apart lies in TMPDIR; other tests of this machine must not hold it.
+        environment = {**offline, "PATH": warm_path, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
+
+    return run
 
 
 def theirs(model: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +96,7 @@ def folder(tmp_path, texts, tiny_bert):
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in RUN])
-def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert, tiny_saten, int8_bundles):
+def test_the_blocks_of_a_page_run_as_written(page, run, folder, tiny_bert, tiny_saten, int8_bundles):
     found = blocks(page)
     assert found
     if page == "lowering.md":  # elsewhere a block makes it
@@ -105,7 +108,7 @@ def test_the_blocks_of_a_page_run_as_written(page, folder, tiny_bert, tiny_saten
         run(language, text, tiny_bert, folder)
 
 
-def test_a_command_that_fails_is_noticed(folder, tiny_bert):
+def test_a_command_that_fails_is_noticed(run, folder, tiny_bert):
     with pytest.raises(AssertionError, match="no residual pattern"):
         run("sh", f"saten-edge compress {HUB_NAME} -o out --pattern round", tiny_bert, folder)
 

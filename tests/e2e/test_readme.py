@@ -1,10 +1,8 @@
 """The commands in README.md work: they are run here as they stand, on a small model."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,13 @@ HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 # What only makes the commands quick; everything else is run as written.
 QUICKER = {"--minutes 30": "--minutes 0.02", "--budget 0.285": "--budget 0.6 --group 8"}
 
+# A busy machine makes a benchmark invalid, exit code 4; its results are written, and what follows is run all the same.
+BUSY = """
+saten-edge() {
+    command saten-edge "$@" || { code=$?; [ "$1" = bench ] && [ "$code" = 4 ]; }
+}
+"""
+
 
 def fenced(section: str) -> str:
     """The first `sh` block below a heading."""
@@ -22,7 +27,7 @@ def fenced(section: str) -> str:
     return re.search(r"```sh\n(.*?)```", below, re.DOTALL).group(1)
 
 
-def test_the_stage_commands_run_as_written(long_bert, tmp_path):
+def test_the_stage_commands_run_as_written_up_to_the_report(long_bert, warm_path, offline, tmp_path):
     texts = [f'{{"query": "what is number {k}", "answer": "the answer to question {k} is {k}"}}' for k in range(64)]
     (tmp_path / "texts.jsonl").write_text("\n".join(texts))
     (tmp_path / "held_out.jsonl").write_text("\n".join(texts[:8]))
@@ -30,13 +35,12 @@ def test_the_stage_commands_run_as_written(long_bert, tmp_path):
     for slow, quick in QUICKER.items():
         assert slow in script
         script = script.replace(slow, quick)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        ["bash", "-euxc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode in (0, 4), done.stderr[-2000:]  # 4: a busy machine makes a benchmark invalid
-    if done.returncode == 0:
-        assert (tmp_path / "report.html").is_file()
+    command = ["bash", "-euxc", BUSY + script]
+    environment = {**offline, "PATH": warm_path}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in ("dense-int8", "saten-int8"))
 
 
 @pytest.mark.parametrize("command", ["demo", "test", "check"])

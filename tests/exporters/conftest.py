@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from saten_runtime.errors import UsageError
 from saten_runtime.records.files import new_folder
 
 Arrays = dict[str, np.ndarray]
+Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,19 +191,19 @@ def traced(loaded_tiny: dict[str, LoadedModel]) -> Callable[..., ExportedModel]:
 def bundle_of(
     loaded_tiny: dict[str, LoadedModel],
     traced: Callable[..., ExportedModel],
-    tmp_path_factory: pytest.TempPathFactory,
+    shared: Shared,
 ) -> Callable[[str, str], Bundle]:
-    """bundle_of(model, precision) -> its bundle, exported once in a session. Read-only."""
-    folder, made = tmp_path_factory.mktemp("exported"), dict[tuple[str, str], Bundle]()
+    """bundle_of(model, precision) -> its bundle, exported once in a run. Read-only."""
 
+    def make(out: Path, model: str, precision: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("saten_exporters.bundles.export.trace", traced)
+            lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
+            export(loaded_tiny[model], out, precision=precision, lowering=lowering)
+
+    @functools.cache
     def get(model: str, precision: str) -> Bundle:
-        if (model, precision) not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("saten_exporters.bundles.export.trace", traced)
-                out = folder / f"{model}-{precision}"
-                lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
-                made[model, precision] = export(loaded_tiny[model], out, precision=precision, lowering=lowering)
-        return made[model, precision]
+        return Bundle.open(shared(f"exported/{model}-{precision}", lambda out: make(out, model, precision)))
 
     return get
 

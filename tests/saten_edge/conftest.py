@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -24,12 +23,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def saten_edge_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def saten_edge_command(
+    warm_python: list[str], offline: dict[str, str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """saten_edge_command(*arguments, cwd=…) -> the finished `saten-edge`, which cannot reach the hub."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    environment = {**offline, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "saten_edge", *map(str, arguments)]
+        command = [*warm_python, "-m", "saten_edge", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
 
     return run

@@ -82,6 +82,13 @@ class Foreign:
         return np.einsum("aib,bjc,ckd,dle->aijkle", *cores) if len(cores) == 4 else np.einsum("aib,bjc->aijc", *cores)
 
 
+@pytest.fixture(autouse=True)
+def _warm_reader(warm_python: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads a pickle has torch already; test_pickles.py has it start as it does for people."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # as where `warm_python` was started
+    monkeypatch.setattr("saten_runtime.machine.child.python_command", lambda code: [*warm_python, "-c", code])
+
+
 @pytest.fixture
 def foreign(make_tiny: Callable[..., Path]) -> Callable[..., Foreign]:
     def make(model_type: str = "bert", task: str = "text-classification", **options: Any) -> Foreign:

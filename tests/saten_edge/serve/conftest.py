@@ -21,14 +21,12 @@ import pytest
 import uvicorn
 
 import saten_edge.serve
-from saten_edge.checkpoints.models import load_model
 from saten_edge.serve import Address, Job, Run, make_job, ort
 from saten_edge.serve.app import TOKEN_HEADER, make_app
 from saten_edge.serve.connection import Allowance
 from saten_edge.serve.job import graph_files
 from saten_edge.serve.questions import Question
 from saten_edge.serve.server import uvicorn_config
-from saten_exporters import export
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -40,14 +38,13 @@ PLAN = Plan(tokens=(8, 16), min_time_s=0.0, rounds=2)
 
 
 @pytest.fixture(scope="session")
-def dense(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(load_model(tiny_bert), tmp_path_factory.mktemp("bundles") / "dense-fp32").path
+def dense(tiny_bundle: Callable[[str], Path]) -> Path:
+    return tiny_bundle("dense-fp32")
 
 
 @pytest.fixture(scope="session")
-def saten(tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "saten-int8"
-    return export(load_model(tiny_saten), folder, precision="int8").path
+def saten(tiny_bundle: Callable[[str], Path]) -> Path:
+    return tiny_bundle("saten-int8")
 
 
 @pytest.fixture(scope="session")
