@@ -192,22 +192,14 @@ def timing(work: Callable[..., Any], stage: str, stages: Stages) -> Callable[...
 
 def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-edge compress` does, as one stage."""
+    import saten_edge
     from saten_edge.console import Talk
-    from saten_edge.decomposition.decompose import Recipe
-    from saten_edge.stages import compress_stage
 
-    compress_stage(
-        folder,
-        out,
-        budget=BUDGET,
-        pattern="grouped",
-        group=32,
-        allocation=None,
-        recipe=Recipe(rounds=1, share=0.8) if quick else Recipe(),
-        calibration=(),
-        talk=Talk(quiet=False),
-        overwrite=True,
-    )
+    recipe = saten_edge.Recipe(rounds=1, share=0.8) if quick else saten_edge.Recipe()
+    with Talk() as talk:
+        saten_edge.compress(
+            folder, out, saten_edge.CompressOptions(BUDGET, recipe=recipe), overwrite=True, progress=talk.progress
+        )
     return {}
 
 

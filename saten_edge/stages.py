@@ -1,4 +1,4 @@
-"""The stages from weights to a measured report: what each command does, and the demo does in a row."""
+"""The stages from weights to a measured report, as functions: the public API, the commands, and the demo in a row."""
 
 from __future__ import annotations
 
@@ -14,138 +14,159 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from saten_edge.checkpoints.compress import (
-    EVERYTHING,
-    CompressedLayer,
-    Selection,
-    compress,
-    compressible_layers,
-    dense_layers,
-    matrices,
-    tied_head,
-)
+import saten_exporters
+import saten_runtime.bench.measure
+from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers, dense_layers, matrices, tied_head
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
-from saten_edge.console import Talk
+from saten_edge.console import Progress, told
 from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.calibration import output_sensitivities, second_moments
-from saten_edge.decomposition.decompose import Recipe
-from saten_exporters import export
-from saten_runtime.bench.measure import Plan, bench
+from saten_edge.options import DEFAULT_BUDGET, CompressOptions, ExportOptions, FinetuneOptions
+from saten_runtime.accuracy.options import EvalOptions
+from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.recipe import options_of
-from saten_runtime.errors import SatenError, UsageError
-from saten_runtime.records.files import digest_of, refuse_existing
+from saten_runtime.errors import DataError, SatenError, UsageError
+from saten_runtime.options import arguments_of
+from saten_runtime.records.files import digest_of, read_json, refuse_existing
 from saten_runtime.records.plain_text import last_line
 
 if TYPE_CHECKING:
-    from saten_edge.training import Distillation, Examples, Schedule
+    from saten_edge.reports import Report
+    from saten_edge.training.data import Examples
 
-__all__ = ["bench_stage", "compress_stage", "eval_stage", "export_stage", "finetune_stage", "import_stage"]
+__all__ = ["bench", "compress", "evaluate", "export", "finetune", "import_checkpoint", "report"]
 
 LAYERS_FILE = "saten_layers.json"
 METRICS_FILE = "metrics.json"
 CALIBRATION_BATCH = 32
-# The budget at which sensitivities are measured where none is given.
-SHARE_FOR_SENSITIVITY = 0.25
 CALIBRATION_TOKENS = 128
 
 
-def compress_stage(
+def compress(
     model: str | Path,
-    out: Path,
+    out: str | Path,
+    options: CompressOptions | None = None,
     *,
-    budget: float | None,
-    pattern: str,
-    group: int,
-    allocation: str | None,
-    recipe: Recipe,
-    calibration: Sequence[str],
-    talk: Talk,
-    overwrite: bool,
-    selection: Selection = EVERYTHING,
+    calibration: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compress a model folder into a Saten checkpoint at `out`.
+    """Compress a dense model into a Saten checkpoint: every matrix W ≈ tensor train + sparse residual.
 
-    budget: None where eps and density of the recipe say every size. allocation: a name in `ALLOCATIONS`; None is
-    "sensitivity" with calibration texts and "uniform" without.
+    model: a folder, or a name on the Hugging Face hub. out: folder to write. calibration: texts by which errors are
+    weighed and layers share the bytes. progress: called with the stage, the steps done, the steps in all, and what
+    comes next.
+
+    Returns:
+        What `saten_layers.json` in `out` holds. "layers": for each, name, shape (in, out), ranks, nnz of the residual,
+        bytes with indices, dense_bytes, and error, relative to the dense weights (see `Metric`); "dense": bytes of each
+        parameter that stayed dense.
+
+    Raises:
+        UsageError: `out` exists, options contradict each other, or the model is compressed already.
+        BudgetError: no train and residual of a layer fit into its bytes.
+        CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
+    options, out = options or CompressOptions(), Path(out)
     if not overwrite:
         refuse_existing(out)
     loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
     if calibration and loaded.processor is not None:
         raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
-    layers = compressible_layers(loaded.model, selection)
-    count = len(layers)
-    share = SHARE_FOR_SENSITIVITY if budget is None else budget
-    measured = _calibrate(loaded, layers, calibration, share, talk) if calibration else None
-    del layers  # `compress` frees each dense weight in its turn
+    layers = compressible_layers(loaded.model, options.selection)
+    count, budget = len(layers), options.share
+    measured = _calibrate(loaded, layers, calibration, budget or DEFAULT_BUDGET, progress) if calibration else None
+    del layers  # `compression.compress` frees each dense weight in its turn
     goal = "" if budget is None else f" to {budget:g} of their bytes"
-    with talk.stage(f"compress {count} matrices{goal}") as advance:
-        rows = compress(
+    with told(progress, f"compress {count} matrices{goal}") as advance:
+        rows = compression.compress(
             loaded,
             budget,
-            pattern=pattern,
-            group=group,
-            allocation=allocation or ("sensitivity" if measured else "uniform"),
-            recipe=recipe,
+            pattern=options.pattern,
+            group=options.group,
+            allocation=options.allocation or ("sensitivity" if measured else "uniform"),
+            recipe=options.recipe,
             measured=measured,
-            selection=selection,
+            selection=options.selection,
             progress=lambda name, done, total: advance(done, total, name),
         )
     return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
-def import_stage(
-    src: Path, base: str | Path, out: Path, *, task: str | None, talk: Talk, overwrite: bool
+def import_checkpoint(
+    src: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Read a checkpoint of the authors' code into a Saten checkpoint at `out`; returns what `compress_stage` does."""
-    from saten_edge.checkpoints.authors import import_checkpoint
+    """Read a checkpoint of the Saten authors' code into a Saten checkpoint at `out`; returns what `compress` does.
 
+    src: a state dict, or a folder with it. base: folder or hub name of a dense model of its architecture. task: as on
+    the hub; None is what the heads in the checkpoint say.
+
+    Raises:
+        UsageError: `out` exists.
+        CheckpointError: `src` is no such checkpoint, or does not fit `base`.
+    """
+    from saten_edge.checkpoints import authors
+
+    src, out = Path(src), Path(out)
     if not overwrite:
         refuse_existing(out)
-    with talk.stage(f"import {src.name}"):
-        loaded, rows = import_checkpoint(src, base, task)
+    with told(progress, f"import {src.name}"):
+        loaded, rows = authors.import_checkpoint(src, base, task)
     return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
-def finetune_stage(
+def finetune(
     model: str | Path,
-    out: Path,
+    out: str | Path,
+    data: str | Path | Examples,
+    options: FinetuneOptions | None = None,
     *,
-    data: str | Examples,
-    task: str | None = None,
-    split: str = "train",
-    teacher: str | Path | None = None,
-    judged_on: str | None = None,
-    judged_split: str = "validation",
-    schedule: Schedule,
-    distillation: Distillation | None = None,
     resume: bool = False,
-    talk: Talk,
-    overwrite: bool,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a dense or Saten model; the result goes to `out`, and `metrics.json` in it is returned.
+    """Fine-tune a dense or Saten model on labels, towards the dense model it was made from, or both.
 
-    task: a name in `saten_edge.training.TRAININGS`; None reads it off model and data. judged_on: data that only judges.
-    resume: go on where an interrupted run of the same settings stopped, if there is one.
+    data: a JSON Lines or CSV file, NAME[:CONFIG] of a data set on the hub, or examples. resume: go on where an
+    interrupted run of the same settings stopped, if there is one.
+
+    Returns:
+        What `metrics.json` in `out` holds: settings, steps, seconds, history (step, loss …), and what the judging data
+        said before and after.
+
+    Raises:
+        UsageError: `out` exists, or task, data, teacher and options do not fit together.
+        DataError, CheckpointError: data or a model cannot be read.
+        KeyboardInterrupt: Ctrl-C; its text says what was kept.
     """
-    from saten_edge.training import prepare  # the Trainer takes seconds to import
+    from saten_edge.training.job import prepare  # the Trainer takes seconds to import
 
+    how, out = options or FinetuneOptions(), Path(out)
     if not overwrite:
         refuse_existing(out)
-    job = prepare(model, data, task, split, teacher, judged_on, judged_split, schedule, distillation)
+    read = str(data) if isinstance(data, Path) else data
+    job = prepare(
+        model, read, how.task, how.split, how.teacher, how.judge, how.judge_split, how.schedule, how.distillation
+    )
     with job.keeping(out, resume=resume, overwrite=overwrite) as folder:
         try:
-            with talk.stage(f"fine-tune {Path(model).name} on {len(job.examples.inputs)} examples") as advance:
+            with told(progress, f"fine-tune {Path(model).name} on {len(job.examples.inputs)} examples") as advance:
                 metrics = job.run(
                     folder,
                     resume=resume,
                     report=lambda step: advance(step.done, 1.0, f"step {step.step}, loss {step.loss:.3f}"),
                 )
         except KeyboardInterrupt:
-            talk.say(job.interrupted(folder))
-            raise
+            raise KeyboardInterrupt(job.interrupted(folder)) from None
         extra = {METRICS_FILE: metrics}
         layers = job.student.folder / LAYERS_FILE
         if layers.is_file():
@@ -155,83 +176,128 @@ def finetune_stage(
     return metrics
 
 
-def export_stage(
+def export(
     model: str | Path,
-    out: Path,
+    out: str | Path,
+    options: ExportOptions | None = None,
     *,
-    task: str | None = None,
-    name: str | None,
-    precision: str,
-    target: str,
-    dense: str | Path | None = None,
-    talk: Talk,
-    overwrite: bool,
-    rows: int = 128,
-    lowering: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Bundle:
-    """Export a dense or Saten model folder to a verified bundle.
+    """Export a dense or Saten model to a bundle at `out`, and verify it against torch.
 
-    task: None reads it from the config. dense: the model it was compressed from, to report how far it is from that.
+    Raises:
+        UsageError: `out` exists, or there is no such precision, target, lowering or task.
+        CheckpointError: the model cannot be read.
+        ExportError: the model cannot be expressed, or the target lacks an operator.
+        ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
+    options, out = options or ExportOptions(), Path(out)
     if not overwrite:
         refuse_existing(out)
-    if dense is not None:
-        resolve_model(str(dense))  # before the minutes that the model itself may take
-    with talk.stage(f"export {name or out.name}"):
-        return export(
-            model,
-            out,
-            task=task,
-            name=name,
-            precision=precision,
-            target=target,
-            rows=rows,
-            lowering=lowering,
-            dense=dense,
-            overwrite=overwrite,
-        )
+    if options.dense is not None:
+        resolve_model(options.dense)  # before the minutes that the model itself may take
+    with told(progress, f"export {options.name or out.name}"):
+        return saten_exporters.export(model, out, **vars(options), overwrite=overwrite)
 
 
-def bench_stage(
-    bundles: Sequence[Path],
-    plan: Plan,
+def bench(
+    bundles: Sequence[str | Path],
+    plan: Plan | None = None,
     *,
-    baseline: Path | None,
-    out: Path | None,
-    talk: Talk,
-    overwrite: bool,
-    resume: bool = False,
-) -> BenchResult:
-    """Measure bundles on this machine, interleaved, each in processes of its own."""
-    with talk.stage(f"measure {len(bundles)} bundles") as advance:
-        return bench(bundles, plan, baseline=baseline, output=out, overwrite=overwrite, resume=resume, progress=advance)
-
-
-def eval_stage(
-    bundles: Sequence[Path],
-    data: Path,
-    *,
-    reference: Path | None,
-    threads: int,
-    talk: Talk,
-    examples: Path | None = None,
+    baseline: str | Path | None = None,
+    output: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure latency (ms), start and memory (bytes) of bundles on this machine: interleaved, each in its own process.
+
+    plan: what is measured; baseline: the bundle that the others are compared with. output: folder for `samples.jsonl`
+    and `bench.json`; with resume, what it holds is not measured again.
+
+    Raises:
+        UsageError: `output` exists, or the bundles cannot be compared.
+        BundleError: a bundle that cannot be opened.
+        DeviceError: another benchmark runs on this machine.
+        Interrupted: Ctrl-C, after what was measured was written.
+    """
+    files = BenchFiles(_path(baseline), _path(output), resume, overwrite)
+    with told(progress, f"measure {len(bundles)} bundles") as advance:
+        return saten_runtime.bench.measure.bench(bundles, plan or Plan(), **vars(files), progress=advance)
+
+
+def evaluate(
+    bundles: Sequence[str | Path],
+    data: str | Path,
+    options: EvalOptions | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of bundles, measured by `saten_runtime` in a process without torch."""
+    """Accuracy of bundles on a data file, measured by `saten_runtime` in a process without torch.
+
+    data: JSON Lines or CSV; its fields say what is measured, such as query and answer, or text and label.
+
+    Returns:
+        What `saten-run eval --json` prints; "rows" holds the metrics of each bundle, by name.
+
+    Raises:
+        SatenError: what `saten-run eval` refused, with its exit code.
+    """
+    options = options or EvalOptions()
+    options.refuse_existing()
     command = [sys.executable, "-m", "saten_runtime", "eval", *map(str, bundles), "--data", str(data)]
-    command += ["--threads", str(threads), "--json", "--quiet"]
-    if reference is not None:
-        command += ["--reference", str(reference)]
-    if examples is not None:
-        command += ["--examples", str(examples)]
-    command += ["--resume"] * resume + ["--overwrite"] * overwrite
-    with talk.stage(f"evaluate {len(bundles)} bundles on {data.name}"):
+    command += [*arguments_of(options), "--json", "--quiet"]
+    with told(progress, f"evaluate {len(bundles)} bundles on {Path(data).name}"):
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise _as_error(done.returncode, done.stderr)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def report(
+    bundles: Sequence[str | Path],
+    *,
+    benches: Sequence[str | Path | BenchResult] = (),
+    evaluations: Sequence[str | Path | dict[str, Any]] = (),
+    profiles: Sequence[str | Path] = (),
+    output: str | Path | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Put sizes, latency, memory and accuracy of bundles side by side; the rows are in the order of the bundles.
+
+    benches, evaluations: results, or files with them, one for each device. profiles: files of `saten-run profile`.
+    output: HTML page to write. `saten_edge.reports` prints a report as a table, Markdown, CSV or JSON.
+
+    Raises:
+        UsageError: `output` exists.
+        BundleError, DataError: a bundle or a result that cannot be read.
+    """
+    from saten_edge import reports
+
+    if output is not None and not overwrite:
+        refuse_existing(Path(output))
+    built = reports.build_report(
+        [Bundle.open(path) for path in bundles],
+        reports.join_benches([_data(each) for each in benches]),
+        reports.join_evaluations([_data(each) for each in evaluations]),
+        profiles=[_data(each) for each in profiles],
+    )
+    if output is not None:
+        reports.write_html(built, Path(output))
+    return built
+
+
+def _data(result: str | Path | BenchResult | dict[str, Any]) -> dict[str, Any]:
+    """A result as JSON data."""
+    if isinstance(result, BenchResult):
+        return result.to_json()
+    return result if isinstance(result, dict) else read_json(Path(result), DataError)
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def _as_error(code: int, stderr: str) -> SatenError:
@@ -253,13 +319,13 @@ def _calibrate(
     layers: dict[str, nn.Module],
     texts: Sequence[str],
     budget: float,
-    talk: Talk,
+    progress: Progress | None,
 ) -> Measured:
     """Second moments over all texts, sensitivities over the first batch of them."""
     ordered = sorted(texts, key=len)
     starts = range(0, len(ordered), CALIBRATION_BATCH)
     steps = len(starts) + len(layers)
-    with talk.stage(f"calibrate on {len(texts)} texts") as advance:
+    with told(progress, f"calibrate on {len(texts)} texts") as advance:
 
         def batches() -> Iterator[dict[str, Any]]:
             for done, start in enumerate(starts):

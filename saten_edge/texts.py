@@ -34,13 +34,14 @@ def read_rows(path: Path) -> list[Row]:
     return list(read(path, content))
 
 
-def read_texts(path: Path) -> list[str]:
+def read_texts(path: str | Path) -> list[str]:
     """Every string value of every row of a JSON Lines or CSV file, in order.
 
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or there is no text in it.
     """
-    texts = [value for _, row in read_rows(path) for value in row.values() if isinstance(value, str) and value.strip()]
+    values = (value for _, row in read_rows(Path(path)) for value in row.values())
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
     if not texts:
         raise DataError(f'{path}: holds no text; expected lines such as {{"text": "…"}}')
     return texts

@@ -319,22 +319,11 @@ def texts() -> list[str]:
 
 
 def compressed(model: Path, out: Path, pattern: str, texts: Sequence[str]) -> Path:
-    from saten_edge.console import Talk
-    from saten_edge.decomposition.decompose import Recipe
-    from saten_edge.stages import compress_stage
+    import saten_edge
 
-    compress_stage(
-        model,
-        out,
-        budget=0.4,
-        pattern=pattern,
-        group=8,
-        allocation=None,
-        recipe=Recipe(rounds=2, share=0.6),  # every layer has both parts
-        calibration=texts,
-        talk=Talk(quiet=True),
-        overwrite=False,
-    )
+    recipe = saten_edge.Recipe(rounds=2, share=0.6)  # every layer has both parts
+    options = saten_edge.CompressOptions(0.4, pattern, group=8, recipe=recipe)
+    saten_edge.compress(model, out, options, calibration=texts)
     return out
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COMMANDS = (
     "saten_edge.cli.commands",
     "saten_edge.stages",
-    "saten_edge.training",
+    "saten_edge.training.job",
     "saten_exporters.bundles.layouts",
     "torch.export._trace",
     "torch._functorch.aot_autograd",

@@ -7,8 +7,9 @@ vectors = runner.predict(["first text", "second text"])
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saten_runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from saten_runtime.bundle.folder import Bundle
@@ -38,14 +39,14 @@ __version__ = "0.1.0"
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
-    **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), "run.predict"),
-    **{"Bundle": "bundle.folder", "Manifest": "bundle.manifest", "Runner": "run.runner", "Sampling": "run.generation"},
-    "SatenError": "errors",
+    **dict.fromkeys(("Answer", "Classification", "Completion", "Word"), ".run.predict"),
+    "Bundle": ".bundle.folder",
+    "Manifest": ".bundle.manifest",
+    "Runner": ".run.runner",
+    "Sampling": ".run.generation",
+    "SatenError": ".errors",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: commands that only print need no numpy, and Ctrl-C is heard before it."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+# When they are asked for: commands that only print need no numpy, and Ctrl-C is heard before it.
+__getattr__ = lazily(__name__, _MODULES)

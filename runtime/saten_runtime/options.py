@@ -78,9 +78,9 @@ def check_ranges(value: Any) -> None:
         if one.low is None or given is None:
             continue
         several = isinstance(given, Sequence)
-        values, kind = (given, "different numbers, each") if several else ([given], "a number,")
+        values, kind = (given, "different numbers") if several else ([given], "a number")
         high = math.inf if one.high is None else one.high
-        wanted = f"at least {one.low:g}" if one.high is None else f"from {one.low:g} to {one.high:g}"
+        wanted = f"of at least {one.low:g}" if one.high is None else f"from {one.low:g} to {one.high:g}"
         in_range = all(one.low <= each <= high for each in values)
         if not values or not in_range or len(set(values)) < len(values):
             raise UsageError(f"{one.flags[0]} {spelled(given)}: expected {kind} {wanted}")

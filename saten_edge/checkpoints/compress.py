@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ from saten_edge.checkpoints.architectures import architecture
 from saten_edge.checkpoints.checkpoint import attach_config, share_heads
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
+from saten_edge.checkpoints.selection import EVERYTHING, Selection
 from saten_edge.decomposition.allocation import Measured, allocate
-from saten_edge.decomposition.decompose import Decomposition, Recipe, decompose
+from saten_edge.decomposition.decompose import Decomposition, decompose
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 
 __all__ = [
-    "EVERYTHING",
     "CompressedLayer",
-    "Selection",
     "compress",
     "compressible_layers",
     "dense_layers",
@@ -33,30 +32,6 @@ __all__ = [
     "replace_layer",
     "tied_head",
 ]
-
-# Below this many values a matrix stays dense: its factors and indices would save nothing worth a node.
-SMALLEST_MATRIX = 4096
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which weight matrices are compressed: those of `smallest` values or more whose layer's name matches.
-
-    include, exclude: shell patterns, `*` for any characters; a name must match one of the first and none of the second.
-    """
-
-    smallest: int = SMALLEST_MATRIX
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-
-    def takes(self, name: str, weight: Tensor) -> bool:
-        """Whether the layer `name` with this weight is compressed."""
-        included = any(fnmatchcase(name, pattern) for pattern in self.include)
-        excluded = any(fnmatchcase(name, pattern) for pattern in self.exclude)
-        return weight.ndim == 2 and weight.numel() >= self.smallest and included and not excluded
-
-
-EVERYTHING = Selection()
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,97 @@
-"""`saten-edge devices`: what is not a measurement."""
+"""`saten-edge devices`, and how bench and eval run on devices."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["app"]
+from saten_edge.cli.options import Output, Overwrite
+from saten_edge.cli.printing import show, talk
+from saten_runtime.errors import SatenError, UsageError
+from saten_runtime.options import Printing
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look after boards and phones.")
+if TYPE_CHECKING:
+    from saten_edge.devices.jobs import Job
 
-Url = Annotated[str, typer.Argument(metavar="DEVICE", help="ssh://[user@]host[:port][/folder], adb:SERIAL or local.")]
+__all__ = ["android", "clean", "doctor", "refuse_on_devices", "run_on_devices"]
+
+Url = Annotated[str, typer.Argument(metavar="DEVICE", help="ssh://[user@]host[:port][/folder], adb:SERIAL or local")]
 
 
-@app.command("doctor")
-def doctor_command(
+def doctor(
     url: Url,
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle to try there.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    printing: Printing,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to try on the device")] = None,
 ) -> None:
     """Check what could stop a run on a device; exit code 2 when something will."""
-    from saten_edge.console import Talk
     from saten_edge.devices.jobs import examine
     from saten_edge.devices.transports import parse_devices
-    from saten_runtime.errors import SatenError
     from saten_runtime.records.plain_text import align
 
     (device,) = parse_devices([url])
-    checks = examine(device, bundle, Talk(quiet=quiet))
+    checks = examine(device, bundle, talk(printing))
     rows = [(check["status"], check["name"], check["found"], check["advice"]) for check in checks]
-    print(json.dumps(checks, indent=2) if as_json else align(rows))
+    show(checks, lambda _: align(rows), printing)
     if any(check["status"] == "FAIL" for check in checks):
         raise typer.Exit(SatenError.exit_code)
 
 
-@app.command("clean")
-def clean_command(url: Url) -> None:
+def clean(url: Url, printing: Printing) -> None:
     """Remove everything that saten-edge ever put on a device."""
     from saten_edge.devices.board import Board
     from saten_edge.devices.transports import parse_devices
 
     (device,) = parse_devices([url])
-    with Board(device, "clean") as board:
+    with talk(printing).stage(f"{device.label}: clean"), Board(device, "clean") as board:
         board.clean()
+    if printing.as_json:
+        show({"cleaned": device.label}, str, printing)
 
 
-@app.command("android")
-def android_command(
-    bundle: Annotated[Path, typer.Argument(help="Bundle.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+def android(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to write")],
+    output: Output,
+    printing: Printing,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a bundle as files and commands for ONNX Runtime's Android packages."""
     from saten_edge.devices.android import write_android
     from saten_runtime.bundle.folder import Bundle
 
     write_android(Bundle.open(bundle), output, overwrite=overwrite)
-    print(f"{output}: see README.md there")
+    show({"output": str(output)}, lambda result: f"{result['output']}: see README.md there", printing)
+
+
+def run_on_devices(
+    urls: list[str],
+    job: Job,
+    output: Path | None,
+    overwrite: bool,
+    table: Callable[[dict[str, Any]], str],
+    printing: Printing,
+) -> dict[str, Any]:
+    """Do a job on each device and print the results by label; then raise what failed first."""
+    from saten_edge.devices.jobs import run_jobs
+    from saten_edge.devices.transports import parse_devices
+
+    devices = parse_devices(urls)
+    results, failures = run_jobs(devices, job, output=output, overwrite=overwrite, talk=talk(printing))
+    if results:
+        show(results, table, printing)
+    if failures:
+        raise failures[0]
+    return results
+
+
+def refuse_on_devices(**given: object) -> None:
+    """Refuse options that a run on a device does not honour.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"--{name}: only on this machine; leave it out, or leave out --device")

@@ -12,83 +12,25 @@ residual, a pruned matrix a residual without train.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.problem import Decomposition, Problem
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual
-from saten_edge.decomposition.shapes import Dims, all_dims, balanced_dims, mode_dims
 from saten_edge.decomposition.solvers import SOLVERS
 from saten_edge.decomposition.trains import TRAINS
 from saten_edge.decomposition.tt import full_train_numel, tensor_train
 from saten_runtime.errors import CheckpointError, UsageError
 
-__all__ = ["SHAPES", "SOLVERS", "TRAINS", "Decomposition", "Recipe", "decompose"]
+__all__ = ["SOLVERS", "TRAINS", "Decomposition", "decompose"]
 
 # Below this many bytes in float32 a matrix is decomposed in float64; above, copies of it would not fit small machines,
 # so it stays float32, its Gram matrices being summed in float64 all the same.
 LARGE_BYTES = 1 << 24
-
-SHAPES = ("balanced", "search")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How every matrix is decomposed.
-
-    order: cores of the train (2 … 6). rounds: alternations of L and S.
-    share: the train's share of the bytes, 0 (no train) … 1 (no residual), or None to measure it.
-    density: stored residual entries per entry of the matrix; the train has the rest of the bytes.
-    eps: the train is the TT-SVD of this relative error; the residual has the rest of the bytes.
-    train: a row of `TRAINS`; None is "tt-svd" with eps, else "bond". shapes: "balanced" dims, or a "search" of all.
-    solver: a row of `SOLVERS`; "admm" is "alternate" where there are no full second moments or nothing to divide.
-
-    Raises:
-        UsageError: a number out of its range, or options that contradict each other.
-    """
-
-    order: int = 4
-    rounds: int = 3
-    share: float | None = None
-    density: float | None = None
-    eps: float | None = None
-    train: str | None = None
-    shapes: str = "balanced"
-    solver: str = "admm"
-
-    def __post_init__(self) -> None:
-        for name, value in (("share", self.share), ("density", self.density), ("eps", self.eps)):
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"--{name} {value:g}: expected a number from 0 to 1")
-        if self.share is not None and (self.density is not None or self.eps is not None):
-            raise UsageError("--share and --density or --eps both say how the bytes are split; leave one of them out")
-        if self.train not in (None, *TRAINS):
-            raise UsageError(f"no train {self.train!r}; there are: {', '.join(TRAINS)}")
-        if self.eps is not None and self.train == "bond":
-            raise UsageError("--eps is the error of a TT-SVD; leave out --train bond, or say --train tt-svd")
-        if self.solver not in SOLVERS:
-            raise UsageError(f"no solver {self.solver!r}; there are: {', '.join(SOLVERS)}")
-        if self.shapes not in SHAPES:
-            raise UsageError(f"no shapes {self.shapes!r}; there are: {', '.join(SHAPES)}")
-
-    @property
-    def method(self) -> str:
-        """The row of `TRAINS`."""
-        return self.train or ("bond" if self.eps is None else "tt-svd")
-
-    @property
-    def sized(self) -> bool:
-        """Whether eps and density fix every size, so that no budget is needed."""
-        return self.eps is not None and self.density is not None
-
-    def dims(self, shape: tuple[int, int]) -> list[Dims]:
-        """The dims that the train may have, the first of them preferred."""
-        if self.shapes == "search":
-            return all_dims(shape, self.order)
-        return [mode_dims(shape, self.order)] if self.method == "bond" else balanced_dims(shape, self.order)
 
 
 def decompose(

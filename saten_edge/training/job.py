@@ -19,8 +19,9 @@ from saten_edge.checkpoints.compress import layer_errors
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.training.data import Examples, checked, read_examples
+from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
-from saten_edge.training.objectives import TRAININGS, Distillation, Training, training_for
+from saten_edge.training.objectives import TRAININGS, Training, training_for
 from saten_edge.training.rounding import check_precision, rounded
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule

@@ -35,9 +35,7 @@ from saten_runtime.vocabulary.tasks import (
     Task,
 )
 
-__all__ = ["NO_DISTILLATION", "TRAININGS", "Distillation", "Training", "training_for"]
-
-NO_DISTILLATION = "none"
+__all__ = ["TRAININGS", "Training", "training_for"]
 
 Loss = Callable[[Sides], Fraction]
 
@@ -62,42 +60,6 @@ class Training:
         if self.task.labels is None:
             return "plain"
         return "image" if self.task.takes == (IMAGES,) else "text"
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How a teacher is learned from.
-
-    parts: names in `Training.distances`, or None for the task's own choice. temperature: that logits are divided by.
-    label_weight: of the loss on labels, beside a weight of 1 for each part.
-    """
-
-    parts: tuple[str, ...] | None = None
-    temperature: float = 2.0
-    label_weight: float = 1.0
-
-    def chosen(self, training: Training, taught: bool) -> tuple[str, ...]:
-        """The parts that are used, none without a teacher.
-
-        Raises:
-            UsageError: a part that the task has not, or nothing left to learn from.
-        """
-        parts = training.distilled if self.parts is None else self.parts
-        unknown = sorted(set(parts) - set(training.distances))
-        if unknown:
-            known = ", ".join(training.distances)
-            raise UsageError(
-                f"--distill {','.join(unknown)}: {training.task.name} distils {known}, or {NO_DISTILLATION}"
-            )
-        if taught and not parts and not (training.label_loss and self.label_weight):
-            raise UsageError(f"--distill {NO_DISTILLATION}: there is nothing else to learn from; leave it out")
-        if not taught and training.label_loss is None:
-            raise UsageError(
-                f"{training.task.name} learns from a teacher; pass --teacher with the model that was compressed"
-            )
-        if not taught and self.parts:
-            raise UsageError(f"--distill {','.join(parts)} needs a --teacher")
-        return parts if taught else ()
 
 
 def training_for(name: str) -> Training:

@@ -15,8 +15,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from saten_edge.checkpoints.models import LoadedModel, silent_transformers
 from saten_edge.training.data import Batches, Examples, checked, collator, encode, split_off
+from saten_edge.training.distillation import Distillation
 from saten_edge.training.masks import Reselect
-from saten_edge.training.objectives import Distillation, Training
+from saten_edge.training.objectives import Training
 from saten_edge.training.schedule import Progress, Schedule
 from saten_edge.training.trainer import Interrupt, Objective, SatenTrainer, interruptible, training_arguments
 from saten_runtime.errors import DataError
@@ -58,7 +59,7 @@ def finetune(
     labelled, _ = checked(training, examples, student.model.config.num_labels)
     objective = Objective(training, student, teacher, distillation or Distillation())
     rows = encode(student, labelled, labelled.labels, schedule.max_length)
-    trained_on, held_out = split_off(rows, schedule.hold_out, schedule.seed)
+    trained_on, held_out = split_off(rows, schedule.kept_aside, schedule.seed)
     interrupt = Interrupt()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_restored(student))

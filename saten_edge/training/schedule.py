@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from saten_runtime.options import check_ranges, option
+
 __all__ = ["Clock", "Progress", "Schedule", "rate"]
 
 
@@ -27,26 +29,43 @@ class Schedule:
     warmup: share of the training in which it rises.
     bf16: products in bfloat16, weights and sums in float32; None where this processor multiplies bfloat16 in hardware.
     reselect_until: the step after which masks are fixed, 0 for masks that always are.
-    hold_out: share of the training data kept aside for early stopping; patience: evaluations on it without
+    hold_out: share of the training data kept aside where there is patience; patience: evaluations on it without
     a better loss before the training ends, 0 to never stop early. evaluate_every, save_every: steps between.
     precision: of the bundle to come; the model trains and is judged with its weights rounded as that will store them.
+
+    Raises:
+        UsageError: a number out of its range.
     """
 
-    steps: int = 400
-    epochs: float | None = None
-    minutes: float = math.inf
-    batch_size: int = 32
-    max_length: int = 64
-    learning_rate: float | None = None
-    warmup: float = 0.05
-    seed: int = 0
-    bf16: bool | None = None
-    reselect_until: int = 0
-    hold_out: float = 0.0
-    patience: int = 0
-    evaluate_every: int = 50
-    save_every: int = 200
-    precision: str = "fp32"
+    steps: int = option(400, "Optimizer steps at most", low=1)
+    epochs: float | None = option(None, "Passes over the data, instead of --steps", low=0.001)
+    minutes: float = option(math.inf, "Minutes at most", low=0.01)
+    batch_size: int = option(32, "Examples per step and process", low=1)
+    max_length: int = option(64, "Tokens per text at most", low=2)
+    learning_rate: float | None = option(
+        None, "Peak of the learning rate; by default 1e-4 with labels and 5e-4 without", low=0
+    )
+    warmup: float = option(0.05, "Share of the training in which the learning rate rises", low=0, high=0.9)
+    seed: int = option(0, "Seed of a new head and of the order of the examples")
+    bf16: bool | None = option(
+        None, "Precision of products; by default bf16 where the processor has it", "--bf16/--fp32"
+    )
+    reselect_until: int = option(0, "Step until which masks may move; 0 keeps them fixed", low=0)
+    hold_out: float = option(0.05, "Share of the examples kept aside for --early-stop", low=0, high=0.5)
+    patience: int = option(
+        0, "Evaluations without a better loss before the training ends; 0 never ends it early", "--early-stop", low=0
+    )
+    evaluate_every: int = option(50, "Steps between evaluations", low=1)
+    save_every: int = option(200, "Steps between the checkpoints that --resume needs", low=1)
+    precision: str = option("fp32", "Precision of the bundle to come; weights are rounded as it will store them")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def kept_aside(self) -> float:
+        """The share of the examples that are not trained on: none where nothing is stopped early."""
+        return self.hold_out if self.patience else 0.0
 
     def settled(self, labelled: bool) -> Schedule:
         """With the learning rate for a training with labels or without, where none is given."""

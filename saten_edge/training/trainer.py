@@ -21,8 +21,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Batches
+from saten_edge.training.distillation import Distillation
 from saten_edge.training.losses import Fraction, Sides
-from saten_edge.training.objectives import Distillation, Loss, Training
+from saten_edge.training.objectives import Loss, Training
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_runtime.records.files import system_errors
 

@@ -71,14 +71,11 @@ def userland() -> Userland:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """exported(model folder, name, precision) -> a verified bundle."""
-    from saten_edge.console import Talk
-    from saten_edge.stages import export_stage
+    import saten_edge
 
     def export(model: Path, name: str, precision: str = "fp32") -> Path:
         out = tmp_path_factory.mktemp("bundles") / name
-        export_stage(
-            model, out, name=name, precision=precision, target="x86-64", talk=Talk(quiet=True), overwrite=False
-        )
+        saten_edge.export(model, out, saten_edge.ExportOptions(precision, name=name))
         return out
 
     return export

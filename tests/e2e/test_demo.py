@@ -137,13 +137,14 @@ def test_a_folder_of_somebody_else_is_refused(saten_edge: Command, long_bert: Pa
 
 def test_an_empty_folder_or_a_file_is_refused_too(long_bert: Path, tmp_path: Path) -> None:
     from saten_edge.console import Talk
-    from saten_edge.demo import DemoSettings, run_demo
+    from saten_edge.demo import run_demo
+    from saten_edge.options import DemoOptions
 
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     file.touch()
     for out in (folder, file):
         with pytest.raises(UsageError, match="already exists"):
-            run_demo(out, DemoSettings(), Talk(quiet=True), model=long_bert)
+            run_demo(out, DemoOptions(), Talk(quiet=True), model=long_bert)
     assert list(folder.iterdir()) == []
     assert file.read_bytes() == b""

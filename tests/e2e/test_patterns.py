@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import saten_edge
 from saten_edge.checkpoints.models import load_model
-from saten_edge.decomposition.decompose import Recipe
 from saten_edge.decomposition.residual import Residual
-from saten_edge.stages import compress_stage, export_stage
 from saten_runtime.accuracy.parity import check_parity
 
 PATTERNS = ("1:4", "1:8", "1:16")
@@ -25,21 +24,9 @@ def compressed(
     request: pytest.FixtureRequest, tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, dict[str, Any]]:
     """Pattern, checkpoint and table of layers."""
-    from saten_edge.console import Talk
-
     out = tmp_path_factory.mktemp("models") / "saten"
-    table = compress_stage(
-        tiny_bert,
-        out,
-        budget=0.4,
-        pattern=request.param,
-        group=8,
-        allocation=None,
-        recipe=Recipe(rounds=2, share=0.7),
-        calibration=texts,
-        talk=Talk(quiet=True),
-        overwrite=False,
-    )
+    options = saten_edge.CompressOptions(0.4, request.param, recipe=saten_edge.Recipe(rounds=2, share=0.7))
+    table = saten_edge.compress(tiny_bert, out, options, calibration=texts)
     return request.param, out, table
 
 
@@ -76,13 +63,11 @@ def test_no_group_holds_more_than_one_entry(compressed):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_it_is_exported_and_verified(compressed, precision, tmp_path, talk):
+def test_it_is_exported_and_verified(compressed, precision, tmp_path):
     pattern, folder, table = compressed
     if pattern != "1:8":
         pytest.skip("the layout is the same for all of them, and an export takes long")
-    bundle = export_stage(
-        folder, tmp_path / "bundle", name=None, precision=precision, target="x86-64", talk=talk, overwrite=False
-    )
+    bundle = saten_edge.export(folder, tmp_path / "bundle", saten_edge.ExportOptions(precision))
     assert all(comparison.holds for comparison in check_parity(bundle))
     entries = {row["name"]: row["nnz"] for row in table["layers"]}
     assert {layer.name: layer.nnz for layer in bundle.manifest.layers if layer.nnz} == {

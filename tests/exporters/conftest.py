@@ -21,7 +21,7 @@ from transformers.exporters import ExportedModel
 
 from saten_edge.checkpoints.compress import compress
 from saten_edge.checkpoints.models import LoadedModel, load_model
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.recipe import Recipe
 from saten_exporters import LayerParts, export
 from saten_exporters.choice.targets import TARGETS, Target
 from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form

@@ -60,7 +60,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "b", "-t", "two"], "'two': expected whole numbers with commas between them"),
         (["bench", "b", "--rounds", "0"], "rounds 0"),
         (["floor", "b", "-s", "1,,2"], "'1,,2': expected whole numbers"),
-        (["bench", "b", "-s", "0,5"], "--tokens 0,5: expected different numbers, each at least 1"),
+        (["bench", "b", "-s", "0,5"], "--tokens 0,5: expected different numbers of at least 1"),
         (["bench", "b", "--memory", "big"], "'big'"),
         (["bench", "nowhere"], "nowhere: no such folder"),
         (["predict", "nowhere"], "no text given"),

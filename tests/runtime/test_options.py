@@ -64,13 +64,13 @@ def test_a_field_without_option_is_none() -> None:
 @pytest.mark.parametrize(
     ("walk", "message"),
     [
-        (Walk(steps=0), "--steps 0: expected a number, from 1 to 9"),
-        (Walk(steps=10), "--steps 10: expected a number, from 1 to 9"),
-        (Walk(load_kg=-0.5), "--load-kg -0.5: expected a number, at least 0"),
-        (Walk(load_kg=float("nan")), "--load-kg nan: expected a number, at least 0"),
-        (Walk(stops=()), "--stops : expected different numbers, each at least 0"),
-        (Walk(stops=(1, 1)), "--stops 1,1: expected different numbers, each at least 0"),
-        (Walk(stops=(1, -1)), "--stops 1,-1: expected different numbers, each at least 0"),
+        (Walk(steps=0), "--steps 0: expected a number from 1 to 9"),
+        (Walk(steps=10), "--steps 10: expected a number from 1 to 9"),
+        (Walk(load_kg=-0.5), "--load-kg -0.5: expected a number of at least 0"),
+        (Walk(load_kg=float("nan")), "--load-kg nan: expected a number of at least 0"),
+        (Walk(stops=()), "--stops : expected different numbers of at least 0"),
+        (Walk(stops=(1, 1)), "--stops 1,1: expected different numbers of at least 0"),
+        (Walk(stops=(1, -1)), "--stops 1,-1: expected different numbers of at least 0"),
     ],
 )
 def test_a_number_out_of_range_names_its_option(walk: Walk, message: str) -> None:

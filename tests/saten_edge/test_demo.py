@@ -10,11 +10,12 @@ import pytest
 
 from saten_edge import corpus, demo
 from saten_edge.console import Talk
-from saten_edge.demo import BUNDLES, DemoSettings, run_demo
+from saten_edge.demo import BUNDLES, run_demo
+from saten_edge.options import DemoOptions
 from saten_runtime.errors import BudgetError, CheckpointError, SatenError, ShapeError, UsageError
 
 QUIET = Talk(quiet=True)
-FEW = DemoSettings(calibration_texts=40, group=8)
+FEW = DemoOptions(calibration_texts=40, group=8)
 
 
 class Stop(Exception):
@@ -35,7 +36,7 @@ def test_the_bundles_are_each_model_in_each_precision():
 
 
 def test_the_defaults_promise_what_the_readme_does():
-    settings = DemoSettings()
+    settings = DemoOptions()
     assert settings.budget <= 0.30
     assert settings.minutes <= 4
     assert settings.tokens == (32, 128)
@@ -53,10 +54,10 @@ def test_a_folder_that_no_demo_wrote_is_left_alone(content, tiny_bert, tmp_path)
 @pytest.mark.parametrize(
     ("error", "settings"),
     [
-        (UsageError, DemoSettings(budget=3)),
-        (UsageError, DemoSettings(pattern="blocky")),
-        (BudgetError, DemoSettings(budget=0.001)),
-        (ShapeError, DemoSettings(group=7)),
+        (UsageError, DemoOptions(budget=3)),
+        (UsageError, DemoOptions(pattern="blocky")),
+        (BudgetError, DemoOptions(budget=0.001)),
+        (ShapeError, DemoOptions(group=7)),
     ],
 )
 def test_settings_that_cannot_be_met_leave_nothing(error: type[SatenError], settings, tiny_bert, tmp_path):
@@ -115,7 +116,7 @@ def test_an_earlier_demo_is_replaced_and_its_report_does_not_outlive_its_numbers
     for name in ("summary.json", "report.html"):
         (out / name).write_text("of the earlier demo")
     with pytest.raises(Stop):
-        run_demo(out, DemoSettings(calibration_texts=40, group=16), QUIET, model=tiny_bert)
+        run_demo(out, DemoOptions(calibration_texts=40, group=16), QUIET, model=tiny_bert)
     assert {path.name for path in out.iterdir()} == {"demo.json", "train.jsonl", "held_out.jsonl", "compressed"}
     assert json.loads((out / "demo.json").read_text())["group"] == 16
     for name, passages in (("train", few_passages.train), ("held_out", few_passages.held_out)):

@@ -15,8 +15,8 @@ from saten_exporters.bundles.card import model_card
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
-from saten_exporters.choice.settings import ExportSettings
-from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS, Target, check_operators
+from saten_exporters.choice.settings import DEFAULT_TARGET, ExportSettings
+from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
@@ -69,7 +69,7 @@ def export(
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    path, settings = Path(out), ExportSettings(precision, target, rows, lowering)
+    path, settings = Path(out), ExportSettings(precision, target, rows, None if lowering is None else str(lowering))
     with new_folder(path, overwrite=overwrite) as folder:
         manifest = _write_model(model, task, folder, name or path.name, settings)
         forget_graphs()

@@ -12,9 +12,7 @@ import onnx_ir as ir
 from saten_exporters.choice.ort_format import add_ort_format
 from saten_runtime.errors import ExportError
 
-__all__ = ["DEFAULT_TARGET", "TARGETS", "Target", "check_operators"]
-
-DEFAULT_TARGET = "x86-64"
+__all__ = ["TARGETS", "Target", "check_operators"]
 
 # What ONNX Runtime has beside ONNX' own operators, as far as the exporter may write it. A test runs each of them
 # in the smallest ONNX Runtime of every target.

@@ -8,7 +8,8 @@ from collections import Counter
 import onnx_ir as ir
 
 from saten_exporters.choice.cost import Candidate, choose
-from saten_exporters.choice.settings import ExportSettings, lowerings_of
+from saten_exporters.choice.lowerings import lowerings_of
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DOMAIN, Form, followed_by, head_of

@@ -66,15 +66,11 @@ def check_checkpoint(state: State) -> None:
 
 def finetune(state: State) -> None:
     """A training that is prepared, saved after each of its steps; it goes on where the one before was cut short."""
-    import saten_edge.training
-    from saten_edge.console import Talk
-    from saten_edge.stages import finetune_stage
+    import saten_edge.training.job
 
-    job, quiet = state.job, Talk(quiet=True)
-    saten_edge.training.prepare = lambda *_: job
-    finetune_stage(
-        job.student.folder, state.out, data="", schedule=job.schedule, resume=True, talk=quiet, overwrite=True
-    )
+    job = state.job
+    saten_edge.training.job.prepare = lambda *_: job
+    saten_edge.finetune(job.student.folder, state.out, "", resume=True, overwrite=True)
 
 
 def check_finetune(state: State) -> None:

@@ -54,7 +54,8 @@ def _state(sound: dict[str, Path], work: Path) -> State:
     import saten_edge.stages  # noqa: F401
     from saten_edge.checkpoints.models import load_model
     from saten_edge.reports import build_report, html_page
-    from saten_exporters.choice.targets import DEFAULT_TARGET, TARGETS
+    from saten_exporters.choice.settings import DEFAULT_TARGET
+    from saten_exporters.choice.targets import TARGETS
     from saten_exporters.tracing.trace import trace
     from saten_runtime.bundle.folder import Bundle
 
@@ -68,7 +69,10 @@ def _state(sound: dict[str, Path], work: Path) -> State:
 def _job(sound: dict[str, Path]) -> Any:
     """Two steps towards the dense model, a checkpoint after each."""
     from saten_edge.checkpoints.models import load_model
-    from saten_edge.training import Examples, Schedule, finetune, prepare
+    from saten_edge.training.data import Examples
+    from saten_edge.training.job import prepare
+    from saten_edge.training.run import finetune
+    from saten_edge.training.schedule import Schedule
 
     examples = Examples("here", [(text,) for text in ("a file", "the path", "of a number", "it reads")])
     schedule = Schedule(steps=2, batch_size=2, max_length=8, bf16=False, save_every=1)

@@ -12,7 +12,8 @@ import pytest
 
 from saten_exporters import PRECISIONS, TARGETS, LayerParts
 from saten_exporters.choice.cost import Rates, choose, predicted_us, rates_of
-from saten_exporters.choice.settings import ExportSettings, lowerings_of
+from saten_exporters.choice.lowerings import lowerings_of
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_FORMS, Work
 from saten_exporters.forms.form import NATIVE, product
 from saten_runtime.errors import ExportError, UsageError

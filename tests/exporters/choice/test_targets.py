@@ -13,7 +13,8 @@ import pytest
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import TARGETS, export
 from saten_exporters.bundles.layouts import JS_DTYPES
-from saten_exporters.choice.targets import DEFAULT_TARGET, ORT_OPERATORS, Target, check_operators
+from saten_exporters.choice.settings import DEFAULT_TARGET
+from saten_exporters.choice.targets import ORT_OPERATORS, Target, check_operators
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.graph import DOMAINS
 from saten_runtime.errors import ExportError

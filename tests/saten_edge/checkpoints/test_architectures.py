@@ -12,10 +12,11 @@ import transformers
 from safetensors.torch import load_file
 
 from saten_edge.checkpoints.architectures import ARCHITECTURES, architecture, task_of
-from saten_edge.checkpoints.compress import Selection, compress, compressible_layers, dense_layers
+from saten_edge.checkpoints.compress import compress, compressible_layers, dense_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.modules import SatenHead, saten_layers
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.checkpoints.selection import Selection
+from saten_edge.decomposition.recipe import Recipe
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.vocabulary.tasks import HUB_TASKS
 

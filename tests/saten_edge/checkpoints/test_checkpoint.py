@@ -29,7 +29,7 @@ from saten_edge.checkpoints.modules import (
     build_module,
     saten_layers,
 )
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import PATTERNS, Residual, pattern_named, scatter
 from saten_edge.decomposition.tt import TensorTrain, tensor_train
 from saten_exporters.exportable import LayerParts

@@ -21,7 +21,7 @@ from saten_edge.checkpoints.compress import (
 from saten_edge.checkpoints.models import load_model, save_model
 from saten_edge.checkpoints.modules import SatenEmbedding, SatenLinear, saten_layers
 from saten_edge.decomposition.allocation import ALLOCATIONS, Measured, allocate
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.recipe import Recipe
 from saten_runtime.errors import BudgetError, CheckpointError, ExportError, ShapeError, UsageError
 
 QUICK = Recipe(rounds=1, share=0.6)
@@ -257,27 +257,16 @@ class TestAllocation:
 
 def test_calibration_lowers_the_error_of_the_output(make_bert: Callable[..., Path], texts: list[str], tmp_path: Path):
     """Against the same compression without it: the hidden states of held-out texts come nearer to the dense ones."""
-    from saten_edge.console import Talk
-    from saten_edge.stages import compress_stage
+    import saten_edge
 
+    options = saten_edge.CompressOptions(0.3, group=8, allocation="uniform", recipe=Recipe(rounds=1))
     dense = load_model(make_bert(seed=1))
     batch = dense.encode(texts[64:])
     with torch.no_grad():
         wanted = dense.model(**batch).last_hidden_state[batch["attention_mask"].bool()]
     errors = {}
     for name, calibration in (("blind", []), ("seeing", texts[:64])):
-        compress_stage(
-            dense.folder,
-            tmp_path / name,
-            budget=0.3,
-            pattern="grouped",
-            group=8,
-            allocation="uniform",
-            recipe=Recipe(rounds=1),
-            calibration=calibration,
-            talk=Talk(quiet=True),
-            overwrite=False,
-        )
+        saten_edge.compress(dense.folder, tmp_path / name, options, calibration=calibration)
         with torch.no_grad():
             got = load_model(tmp_path / name).model(**batch).last_hidden_state[batch["attention_mask"].bool()]
         errors[name] = float((got - wanted).norm() / wanted.norm())

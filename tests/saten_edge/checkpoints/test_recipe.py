@@ -15,13 +15,15 @@ import pytest
 import torch
 
 from saten_edge.checkpoints.checkpoint import recipe_of
-from saten_edge.checkpoints.compress import Selection, compress
+from saten_edge.checkpoints.compress import compress
 from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.checkpoints.selection import Selection
 from saten_edge.decomposition.allocation import Measured
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.texts import write_lines
-from saten_edge.training import Distillation, Schedule
+from saten_edge.training.distillation import Distillation
 from saten_edge.training.job import prepare
+from saten_edge.training.schedule import Schedule
 from saten_exporters.choice.settings import ExportSettings
 from saten_runtime.bundle.explain import explain, explain_table
 from saten_runtime.bundle.folder import Bundle

@@ -155,7 +155,7 @@ class TestBadInput:
         def full(*_: object, **__: object) -> None:
             raise refusal
 
-        monkeypatch.setattr("saten_edge.stages.compress", full)
+        monkeypatch.setattr("saten_edge.checkpoints.compress.compress", full)
         code, _, shown = run("compress", tiny_bert, "-o", tmp_path / "out", "--quiet")
         assert (code, shown) == (2, f"saten-edge: error: {said}\n")
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from saten_edge.decomposition.decompose import Decomposition, Recipe, decompose
+from saten_edge.decomposition.decompose import Decomposition, decompose
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import (
     EqualRows,
     Grouped,
@@ -324,7 +325,8 @@ def test_large_matrices_are_worked_on_in_float32_alike(monkeypatch):
 
 MEMORY = """
 import resource, sys, torch
-from saten_edge.decomposition.decompose import Recipe, decompose
+from saten_edge.decomposition.decompose import decompose
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import pattern_named
 
 torch.set_num_threads(1)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from saten_edge.checkpoints.models import load_model
 from saten_edge.corpus import read_docstrings
 from saten_edge.decomposition.calibration import second_moments
-from saten_edge.decomposition.decompose import Decomposition, Recipe, decompose
+from saten_edge.decomposition.decompose import Decomposition, decompose
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Grouped, NOfM, NoResidual, Pattern, Unstructured, scatter
 from saten_edge.decomposition.shapes import mode_dims
 from saten_edge.decomposition.tt import full_train_numel

@@ -118,12 +118,10 @@ class TestFilesForAndroid:
     @pytest.fixture(scope="class")
     @staticmethod
     def exported(tiny_saten: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        from saten_edge.console import Talk
-        from saten_edge.stages import export_stage
+        import saten_edge
 
         out = tmp_path_factory.mktemp("bundles") / "tiny"
-        quiet = Talk(quiet=True)
-        export_stage(tiny_saten, out, name=None, precision="int8", target="x86-64", talk=quiet, overwrite=False)
+        saten_edge.export(tiny_saten, out, saten_edge.ExportOptions("int8"))
         return out
 
     @pytest.fixture(scope="class")

@@ -14,12 +14,14 @@ import torch
 from saten_edge.checkpoints.compress import compress
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
-from saten_edge.decomposition.decompose import Recipe
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Unstructured
-from saten_edge.training import TRAININGS, Distillation, Examples, Outcome, Progress, Schedule, finetune
-from saten_edge.training.data import collator, encode
+from saten_edge.training.data import Examples, collator, encode
+from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
-from saten_edge.training.schedule import Clock, rate
+from saten_edge.training.objectives import TRAININGS
+from saten_edge.training.run import Outcome, finetune
+from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_edge.training.trainer import Objective
 from saten_runtime.errors import DataError, SatenError, ShapeError, UsageError
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saten_edge.stages import finetune_stage
+import saten_edge
 from saten_edge.texts import write_lines
 from saten_edge.training.schedule import LABEL_RATE
 from saten_runtime.errors import DataError, SatenError, UsageError
@@ -182,13 +182,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(student, dense, data, t
 
 class TestData:
     def tune(self, model: Path, out: Path, data: Path, **options: Any) -> dict[str, Any]:
-        from saten_edge.console import Talk
-        from saten_edge.training import Schedule
-
-        schedule = Schedule(steps=2, batch_size=4, max_length=16)
-        return finetune_stage(
-            model, out, data=str(data), schedule=schedule, talk=Talk(quiet=True), overwrite=False, **options
-        )
+        schedule = saten_edge.Schedule(steps=2, batch_size=4, max_length=16)
+        return saten_edge.finetune(model, out, data, saten_edge.FinetuneOptions(schedule=schedule, **options))
 
     def test_csv_and_json_lines_say_the_same(self, tiny_bert, texts, tmp_path):
         rows = [{"text_a": text, "text_b": f'"{text}", x', "label": k / 4} for k, text in enumerate(texts[:8])]

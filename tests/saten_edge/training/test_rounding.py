@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from saten_edge.checkpoints.models import load_model
-from saten_edge.training import TRAININGS, Examples, Schedule, finetune
+from saten_edge.training.data import Examples
 from saten_edge.training.judge import judge
+from saten_edge.training.objectives import TRAININGS
 from saten_edge.training.rounding import check_precision, round_activations, round_along, rounded
+from saten_edge.training.run import finetune
+from saten_edge.training.schedule import Schedule
 from saten_exporters import export
 from saten_exporters.forms import STORAGES
 from saten_exporters.quantize import PRECISIONS

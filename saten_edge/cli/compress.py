@@ -1,0 +1,34 @@
+"""`saten-edge compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import saten_edge
+from saten_edge.cli.options import Output, Overwrite
+from saten_edge.cli.printing import show, talk
+from saten_edge.cli.tables import layers_table
+from saten_edge.options import CompressOptions
+from saten_edge.texts import read_texts
+from saten_runtime.options import Printing
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="Model folder, or a name on the Hugging Face hub")],
+    output: Output,
+    options: CompressOptions,
+    printing: Printing,
+    calibration: Annotated[Path | None, typer.Option(help="JSON Lines file of texts that weigh the errors")] = None,
+    texts: Annotated[int, typer.Option(min=1, help="Calibration texts to read at most")] = 512,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compress a model into a Saten checkpoint."""
+    read = read_texts(calibration)[:texts] if calibration else ()
+    with talk(printing) as said:
+        table = saten_edge.compress(
+            model, output, options, calibration=read, overwrite=overwrite, progress=said.progress
+        )
+    show(table, layers_table, printing)

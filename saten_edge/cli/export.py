@@ -1,0 +1,43 @@
+"""`saten-edge export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import saten_edge
+from saten_edge.cli.options import Output, Overwrite
+from saten_edge.cli.printing import show, talk
+from saten_edge.options import ExportOptions
+from saten_runtime.options import Printing
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name")],
+    output: Output,
+    options: ExportOptions,
+    printing: Printing,
+    layout: Annotated[str, typer.Option(help="Layout of the folder: bundle or transformersjs")] = "bundle",
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export to a bundle and verify it against torch."""
+    from saten_exporters.bundles.hub import check_repository, push
+    from saten_exporters.bundles.layouts import laid_out
+
+    if push_to_hub is not None:
+        check_repository(push_to_hub)
+    with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
+        bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
+    result = {"output": str(output), "model_bytes": bundle.model_bytes, "size_bytes": bundle.size_bytes}
+    if push_to_hub is not None:
+        result["url"] = push(output, push_to_hub)
+    show(result, _summary, printing)
+
+
+def _summary(result: dict[str, object]) -> str:
+    sizes = f"{result['model_bytes']:,} bytes of graph and weights, {result['size_bytes']:,} in all"
+    return "\n".join([f"{result['output']}: {sizes}", *([str(result["url"])] if "url" in result else [])])

@@ -1,0 +1,39 @@
+"""`saten-edge finetune`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+import saten_edge
+from saten_edge.cli.options import Output, Overwrite
+from saten_edge.cli.printing import show, talk
+from saten_edge.cli.tables import metrics_table
+from saten_edge.options import FinetuneOptions
+from saten_runtime.options import Printing
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="Saten checkpoint or dense model: folder or hub name")],
+    output: Output,
+    data: Annotated[str, typer.Option(help="JSON Lines or CSV file, or NAME[:CONFIG] of a data set on the hub")],
+    options: FinetuneOptions,
+    printing: Printing,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fine-tune a model on labels, towards the dense model it was made from, or both."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    with talk(printing if main_process else replace(printing, quiet=True)) as said:
+        try:
+            metrics = saten_edge.finetune(
+                model, output, data, options, resume=resume, overwrite=overwrite, progress=said.progress
+            )
+        except KeyboardInterrupt as interrupt:
+            said.say(str(interrupt))
+            raise
+    if main_process:
+        show(metrics, metrics_table, printing)

@@ -1,0 +1,57 @@
+"""`saten-edge serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saten_edge.cli.options import Only
+from saten_edge.cli.printing import talk
+from saten_edge.cli.tables import run_tables
+from saten_edge.options import ServeOptions
+from saten_runtime.bench.plan import Plan
+from saten_runtime.errors import InvalidRun
+from saten_runtime.options import Printing
+
+if TYPE_CHECKING:
+    from saten_edge.serve import Run
+
+
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which every run gets a new one")],
+    options: ServeOptions,
+    plan: Annotated[Plan, Only("threads", "batches", "tokens", "min_time_s", "rounds")],
+    printing: Printing,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; by default this machine's in the local network")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one")] = 0,
+    certificate: Annotated[Path | None, typer.Option(help="PEM file of a certificate, for https; needs --key")] = None,
+    key: Annotated[Path | None, typer.Option(help="PEM file of the certificate's key")] = None,
+    once: Annotated[bool, typer.Option("--once", help="End after the first complete run")] = False,
+) -> None:
+    """Measure bundles on a phone or tablet, through its browser."""
+    from saten_edge import serve as server
+
+    address = server.Address(host or server.lan_address(), port, certificate, key)
+    job = server.make_job(bundles, plan, **vars(options))
+    runs: list[Run] = []
+
+    def done(run: Run) -> None:
+        runs.append(run)
+        print(json.dumps(run_json(run), indent=2) if printing.as_json else run_tables(run), flush=True)
+
+    server.serve(job, output, address, opened=server.show_link, done=done, once=once, talk=talk(printing))
+    reasons = [reason for run in runs if run.bench for reason in run.bench.verdict.reasons]
+    if once and reasons:
+        raise InvalidRun("; ".join(reasons))
+
+
+def run_json(run: Run) -> dict[str, object]:
+    """What a page sent, as JSON data."""
+    results = {"bench": run.bench, "eval": run.evaluation}
+    return {"folder": str(run.folder), **{name: one.to_json() for name, one in results.items() if one is not None}}

@@ -1,0 +1,117 @@
+"""What each stage can be told. The fields are the options of the command line, too.
+
+Nothing here imports torch, so that a command line that only prints its help answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saten_edge.checkpoints.selection import Selection
+from saten_edge.decomposition.recipe import Recipe
+from saten_edge.training.distillation import Distillation
+from saten_edge.training.schedule import Schedule
+from saten_exporters.choice.settings import ExportSettings
+from saten_runtime.options import check_ranges, option
+
+__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "ServeOptions"]
+
+DEFAULT_BUDGET = 0.25
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """How a model is compressed.
+
+    budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
+    of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
+    `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
+
+    Raises:
+        UsageError: a number out of its range.
+    """
+
+    budget: float | None = option(
+        None,
+        "Share of the dense fp32 bytes to keep, indices included; 0.25 by default, unless --eps and --density say it",
+    )
+    pattern: str = option("grouped", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
+    group: int = option(32, "Outputs per block of a grouped residual", low=1)
+    allocation: str | None = option(
+        None, "How layers share the bytes: by sensitivity (the default with --calibration) or uniform"
+    )
+    recipe: Recipe = field(default_factory=Recipe)
+    selection: Selection = field(default_factory=Selection)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def share(self) -> float | None:
+        """The budget that counts; None where eps and density fix every size."""
+        return DEFAULT_BUDGET if self.budget is None and not self.recipe.sized else self.budget
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How a model is fine-tuned.
+
+    task: a name in `saten_edge.training.objectives`; None reads it off model and data. split, judge_split: of data sets
+    on the hub. teacher: folder or hub name of the dense model to learn from. judge: data that only judges, read as the
+    training data is.
+    """
+
+    task: str | None = option(None, "Task, such as text-classification or text-regression; by default the data says it")
+    split: str = option("train", "Split of a data set to train on")
+    teacher: str | None = option(None, "Dense model to learn from: folder or hub name")
+    judge: str | None = option(None, "Data that only judges the result, in the form of --data")
+    judge_split: str = option("validation", "Split of a data set to judge on")
+    schedule: Schedule = field(default_factory=Schedule)
+    distillation: Distillation = field(default_factory=Distillation)
+
+
+@dataclass(frozen=True)
+class ExportOptions(ExportSettings):
+    """How a model is exported.
+
+    task: as transformers names it; None reads it off the config. name: what results are reported under; None is the
+    name of the folder. dense: folder or hub name of the model that a compressed one was made of, to report how far the
+    two are apart.
+    """
+
+    task: str | None = option(None, "Task as transformers names it; by default the config says it")
+    name: str | None = option(None, "Name in results; by default the name of the folder")
+    dense: str | None = option(None, "Dense model that was compressed, to report the distance to it")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What a phone's page compares and asks; the keywords of `saten_edge.serve.make_job`."""
+
+    baseline: Path | None = option(None, "Bundle, one of those measured, that the others are compared with")
+    data: Path | None = option(None, "JSON Lines file, as for eval; the page gets its token ids")
+    examples: int = option(200, "Examples of --data to ask at most", low=1)
+    reference: Path | None = option(
+        None, "Bundle, one of those measured, whose embeddings are the measure of the others"
+    )
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo can be told. minutes: of fine-tuning. calibration_texts, tokens: fixed, but for tests.
+
+    Raises:
+        UsageError: a number out of its range.
+    """
+
+    pattern: str = option("grouped", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
+    group: int = option(32, "Outputs per block of a grouped residual", low=1)
+    budget: float = option(0.285, "Share of the dense bytes of all compressed matrices to keep")
+    minutes: float = option(3.9, "Minutes of fine-tuning", low=0.01)
+    rounds: int = option(10, "Times that each bundle is started and measured", low=1)
+    calibration_texts: int = 512
+    tokens: tuple[int, ...] = (32, 128)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
