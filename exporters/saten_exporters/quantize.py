@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_runtime.errors import ExportError
+
 __all__ = [
     "INT8_LARGEST",
     "PRECISIONS",
     "SMALLEST_WEIGHT",
     "Precision",
+    "Unstorable",
+    "as_fp16",
+    "as_fp32",
+    "check_storable",
     "pack_nibbles",
     "quantize_blocks",
     "quantize_int8",
+    "storing",
 ]
 
 INT8_LARGEST = 127
+FP16, FP32 = np.finfo(np.float16), np.finfo(np.float32)
+# The rounding of fp16's normal numbers, which `verify.DERIVED` counts on.
+FP16_ROUNDING = 2.0**-11
+_FP32, _OTHERS = "choose --precision fp32", "choose --precision fp32, int8-block or int4"
 # A dense weight of fewer values stays in float32: scales and extra nodes would outweigh what is saved.
 SMALLEST_WEIGHT = 4096
 
@@ -50,10 +63,77 @@ PRECISIONS = {
 }
 
 
+class Unstorable(ValueError):
+    """Numbers that a precision cannot hold; says which, and what the limit is."""
+
+
+@contextlib.contextmanager
+def storing(name: str) -> Iterator[None]:
+    """Say of which tensor it is that the block finds numbers `Unstorable`.
+
+    Raises:
+        ExportError: naming the tensor.
+    """
+    try:
+        yield
+    except Unstorable as cause:
+        raise ExportError(f"{name}: {cause}") from None
+
+
+def as_fp32(weights: NDArray[Any]) -> NDArray[np.float32]:
+    """The weights themselves.
+
+    Raises:
+        Unstorable: NaN or infinity.
+    """
+    bad = weights[~np.isfinite(weights)]
+    if bad.size:
+        raise Unstorable(f"{bad.size} of {weights.size} values are NaN or infinite; the model is damaged")
+    return weights.astype(np.float32, copy=False)
+
+
+def as_fp16(weights: NDArray[np.float32]) -> NDArray[np.float16]:
+    """The weights rounded to half precision.
+
+    Raises:
+        Unstorable: NaN, infinity, a value beyond the largest number, or a tensor so small that its rounding loses more
+            than that of normal numbers does.
+    """
+    peak = float(np.abs(as_fp32(weights)).max(initial=0.0))
+    with np.errstate(over="ignore"):
+        halves = weights.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise Unstorable(f"{peak:.6g} is beyond {FP16.max:.0f}, fp16's largest number; {_OTHERS}")
+    # In units of the largest: squares of what is this small would vanish.
+    lost = np.linalg.norm((halves.astype(np.float64) - weights) / (peak or 1.0))
+    if lost > FP16_ROUNDING * np.linalg.norm(weights.astype(np.float64) / (peak or 1.0)):
+        digits = f"{FP16.tiny:.2g}, from where on fp16 has all its digits"
+        raise Unstorable(f"{peak:.3g}, its largest value, is too far below {digits}; {_OTHERS}")
+    return halves
+
+
+def check_storable(weights: NDArray[np.float32], precision: Precision) -> None:
+    """Whether a weight can be stored at a precision.
+
+    Raises:
+        Unstorable: it cannot.
+    """
+    if precision.bits == 16:
+        as_fp16(weights)
+    elif precision.bits < 16:
+        _check_scales(weights, (1 << (precision.bits - 1)) - 1)
+    else:
+        as_fp32(weights)
+
+
 def quantize_int8(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric codes and scales: weights ≈ codes · scales, one scale for each slice along all axes but `axis`.
 
-    scales keep `axis` with length 1. A slice of zeros gets scale 1. The error is at most half a scale.
+    scales keep `axis` with length 1. A slice of zeros gets scale 1, and so does one so small that float32 has no normal
+    number for its scale: it becomes zeros. The error is at most half a scale.
+
+    Raises:
+        Unstorable: NaN, infinity, or a tensor whose scales float32 cannot hold.
     """
     codes, scales = _symmetric(weights, axis, INT8_LARGEST)
     return codes.astype(np.int8), scales
@@ -66,6 +146,9 @@ def quantize_blocks(
 
     weights ≈ (codes − 2^(bits − 1)) · scales; the last block of a row is padded with codes of zero. The error is at
     most half a scale: the largest code is as far from zero as the smallest, so that nothing is cut off.
+
+    Raises:
+        Unstorable: as `quantize_int8`.
     """
     rows, width = weights.shape
     count = -(-width // block)
@@ -83,6 +166,16 @@ def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _symmetric(weights: NDArray[np.float32], axis: int, largest: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    _check_scales(weights, largest)
     peak: NDArray[Any] = np.abs(weights).max(axis=axis, keepdims=True, initial=0.0)
-    scales = np.where(peak > 0, peak / largest, 1).astype(np.float32)
+    scales = np.where(peak >= largest * float(FP32.tiny), peak / largest, 1).astype(np.float32)
     return np.rint(weights / scales), scales
+
+
+def _check_scales(weights: NDArray[np.float32], largest: int) -> None:
+    peak, smallest = float(np.abs(as_fp32(weights)).max(initial=0.0)), largest * float(FP32.tiny)
+    with np.errstate(over="ignore"):
+        fits = peak == 0 or (peak >= smallest and np.isfinite(np.float32(peak / largest) * np.float32(largest)))
+    if not fits:
+        limits = f"{smallest:.2g} to {FP32.max:.5g}"
+        raise Unstorable(f"{peak:.5g}, its largest value, needs a scale outside of float32's ({limits}); {_FP32}")

@@ -6,7 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from saten_exporters.quantize import PRECISIONS, pack_nibbles, quantize_blocks, quantize_int8
+from saten_exporters.forms import STORAGES
+from saten_exporters.quantize import (
+    PRECISIONS,
+    Unstorable,
+    as_fp16,
+    pack_nibbles,
+    quantize_blocks,
+    quantize_int8,
+    storing,
+)
+from saten_runtime.errors import ExportError
 
 EPS = float(np.finfo(np.float32).eps)
 # A scale below the smallest normal number has few bits left, and half of it cannot be held to.
@@ -123,3 +133,62 @@ def test_one_code_off_is_seen() -> None:
     codes[2, 0, 3] ^= 1
     moved = np.abs(decoded(codes, scales, 4, 40) - weights)
     assert not (moved <= np.repeat(scales, 32, axis=1)[:, :40] * (0.5 + 16 * EPS)).all()
+
+
+HALVES = arrays.arrays(np.float32, (3, 4), elements=st.floats(-65504, 65504, width=32))
+
+
+@given(HALVES)
+def test_fp16_is_as_near_as_promised_or_refused(weights: np.ndarray) -> None:
+    exact = weights.astype(np.float64)
+    try:
+        lost = np.linalg.norm(as_fp16(weights) - exact)
+    except Unstorable:
+        lost = np.linalg.norm(weights.astype(np.float16) - exact)
+        assert lost > 2.0**-11 * np.linalg.norm(exact) * (1 - 1e-9)
+    else:
+        assert lost <= 2.0**-11 * np.linalg.norm(exact) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("value", [65504.0, 65519.0, 2.0**-24, 2.0**-14, 1.0, 0.0, -65504.0])
+def test_fp16_holds(value: float) -> None:
+    assert as_fp16(np.array([[value, 0]], np.float32))[0, 0] == np.float16(value)
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e6, 3e38, 1e-8, -3e-5 / 1024, 1e-45, np.inf, -np.inf, np.nan])
+def test_fp16_does_not_hold(value: float) -> None:
+    with pytest.raises(Unstorable):
+        as_fp16(np.array([[value, 0]], np.float32))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_no_packing_takes_what_is_not_finite(precision: str, value: float) -> None:
+    storage, blocks = STORAGES[precision], np.ones((2, 4, 64), np.float32)
+    for pack, shape in (
+        (storage.pack_product, (8, 64)),
+        (storage.pack_table, (8, 64)),
+        (storage.pack_blocks, (2, 4, 64)),
+    ):
+        numbers = blocks.reshape(shape).copy()
+        pack(numbers)
+        numbers[(-1,) * numbers.ndim] = value
+        with pytest.raises(Unstorable, match=r"^1 of \d+ values are NaN or infinite"):
+            pack(numbers)
+
+
+def test_a_channel_that_is_too_small_for_a_scale_becomes_zeros() -> None:
+    weights = np.array([[1e-44, -1e-40], [0, 0], [1, -2]], np.float32)
+    codes, scales = quantize_int8(weights, axis=1)
+    assert codes.tolist() == [[0, 0], [0, 0], [64, -127]]
+    assert scales[:, 0].tolist() == [1, 1, np.float32(2 / 127)]
+    codes, scales = quantize_blocks(weights, 4, 2)
+    assert codes[:2].tolist() == [[[8, 8]], [[8, 8]]]
+    assert (scales[:2] == 1).all()
+    with pytest.raises(Unstorable, match="needs a scale outside of float32's"):
+        quantize_int8(weights[:2], axis=1)
+
+
+def test_storing_names_the_tensor() -> None:
+    with pytest.raises(ExportError, match=r"^my\.layer: 70000 is beyond 65504"), storing("my.layer"):
+        as_fp16(np.array([7e4], np.float32))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
+from saten_exporters.bundles.numbers import refuse_unstorable
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
@@ -89,6 +90,7 @@ def _write_model(
     target = TARGETS[settings.target]
     source = _loaded(model, task)
     _refuse_half(source)
+    refuse_unstorable(source, settings.precision)
     exported = trace(source, target)
     layers = run_passes(exported.program, source.layer_parts(), settings)
     check_operators(exported.program, target)

@@ -21,7 +21,7 @@ from importlib.resources import files
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form, Lowering, Weights, Work, head_of
-from saten_exporters.quantize import PRECISIONS
+from saten_exporters.quantize import PRECISIONS, storing
 from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import ExportError
 
@@ -62,7 +62,8 @@ class Candidate:
     @cached_property
     def weights(self) -> Weights:
         """What is stored, packed when it is first asked for, and kept."""
-        return self.form.pack(self.parts)
+        with storing(self.parts.name):
+            return self.form.pack(self.parts)
 
     @property
     def bytes(self) -> int:

@@ -60,7 +60,8 @@ def matrix_of(parts: LayerParts) -> NDArray[np.float32]:
     if parts.values.size:
         rows, columns = POSITIONS[parts.layout](parts)
         matrix[rows, columns] += parts.values
-    return matrix.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is infinite then is refused where it is packed
+        return matrix.astype(np.float32)
 
 
 def _grouped(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saten_exporters.quantize import PRECISIONS, Precision, pack_nibbles, quantize_blocks, quantize_int8
+from saten_exporters.quantize import (
+    PRECISIONS,
+    Precision,
+    as_fp16,
+    as_fp32,
+    pack_nibbles,
+    quantize_blocks,
+    quantize_int8,
+)
 
 __all__ = ["STORAGES", "Storage"]
 
@@ -140,11 +148,11 @@ _CROP = """
 
 
 def _one(weight: Array) -> Packed:
-    return (weight,)
+    return (as_fp32(weight),)
 
 
 def _half(weight: Array) -> Packed:
-    return (weight.astype(np.float16),)
+    return (as_fp16(weight),)
 
 
 def _int8_columns(matrix: Array) -> Packed:

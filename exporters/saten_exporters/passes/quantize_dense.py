@@ -10,7 +10,7 @@ from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import constant
-from saten_exporters.quantize import SMALLEST_WEIGHT
+from saten_exporters.quantize import SMALLEST_WEIGHT, storing
 
 __all__ = ["QuantizeDensePass"]
 
@@ -49,9 +49,10 @@ class QuantizeDensePass(ir.passes.InPlacePass):
             return False
         storage, form = STORAGES[self.settings.precision], DENSE_FORMS[kind, self.settings.precision]
         pack = storage.pack_product if kind == "linear" else storage.pack_whole
+        with storing(str(weight.name)):
+            packed = pack(dense)
         stored = [
-            constant(model, f"{weight.name}.{name}", array)
-            for name, array in zip(form.inputs, pack(dense), strict=True)
+            constant(model, f"{weight.name}.{name}", array) for name, array in zip(form.inputs, packed, strict=True)
         ]
         shape = dense.shape[::-1] if kind == "head" else dense.shape
         sizes = storage.sizes({form.inputs[0]: shape}, self.settings.rows) if form.attributes else {}

@@ -1,0 +1,24 @@
+"""Weights that a precision cannot hold, found before anything is traced: there they still have the model's names."""
+
+from __future__ import annotations
+
+from saten_exporters.exportable import Exportable
+from saten_exporters.quantize import PRECISIONS, SMALLEST_WEIGHT, check_storable, storing
+
+__all__ = ["refuse_unstorable"]
+
+
+def refuse_unstorable(source: Exportable, precision: str) -> None:
+    """Look at every weight, also at what no sample reads.
+
+    Dense matrices and tables must fit the precision, everything else float32; what compressed layers store is
+    looked at where it is packed, as a form may store products of their numbers.
+
+    Raises:
+        ExportError: naming the weight, its value, and the limit.
+    """
+    packed = tuple(f"{name}." for name in source.layer_parts())
+    for name, parameter in source.model.named_parameters():
+        is_matrix = parameter.ndim == 2 and parameter.numel() >= SMALLEST_WEIGHT and not name.startswith(packed)
+        with storing(f"{source.source['model']}: {name}"):
+            check_storable(parameter.detach().numpy(), PRECISIONS[precision if is_matrix else "fp32"])
