@@ -110,8 +110,8 @@ class Reader:
         return result
 
     def _scalar(self, kind: Any, value: Any, where: str) -> Any:
-        if kind is str and isinstance(value, str):
-            return self.text(value)
+        if kind is str and isinstance(value, str) and _is_whole_text(text := self.text(value)):
+            return text
         if kind is float and (_is_whole(value) or (type(value) is float and math.isfinite(value))):
             return float(value)
         if kind is int and _is_whole(value):
@@ -129,6 +129,11 @@ class Reader:
 
     def _refuse(self, value: object, expected: str, where: str) -> NoReturn:
         raise self.error(f"{where}: found {printable(f'{value!r:.60}')}, expected {expected}")
+
+
+def _is_whole_text(text: str) -> bool:
+    """Whether every character is one: JSON can spell half of a surrogate pair, which no file can hold."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in text)
 
 
 def _is_whole(value: Any) -> bool:

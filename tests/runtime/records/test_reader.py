@@ -118,6 +118,13 @@ def test_strings_of_results_are_printable_and_others_are_left() -> None:
     assert STRICT.read(Outer, hostile, "record").name == "\x1b[2J"
 
 
+@pytest.mark.parametrize("half", ["\ud800", "\udfff\ud800"])
+def test_half_a_character_is_no_string_and_is_spelled_out_in_a_result(half: str) -> None:
+    with pytest.raises(DataError, match=r"^record\.name: found '\\ud[8f]"):
+        STRICT.read(Outer, {**SOUND, "name": half}, "record")
+    assert RESULTS.read(Outer, {**SOUND, "name": half}, "record").name == ascii(half)[1:-1]
+
+
 def test_what_is_nested_without_end_is_refused() -> None:
     deep: Any = 1
     for _ in range(100_000):

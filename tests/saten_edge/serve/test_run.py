@@ -143,7 +143,7 @@ class TestEvaluation:
         for post in answers_of(run.id, job=alone):
             send(run, Answer, post)
         rows = send(run, End, {"run": run.id})["rows"]
-        assert (run.evaluation.task, run.evaluation.data["count"]) == (AGREEMENT, 8)
+        assert (run.evaluation.task, run.evaluation.data.count) == (AGREEMENT, 8)
         for row, folder in zip(rows, (dense, saten), strict=True):
             here = [comparison for comparison in compare(Bundle.open(folder)) if comparison.optimized]
             worst = max(comparison.relative_error for comparison in here)
