@@ -45,7 +45,7 @@ def clean(url: Url, printing: Printing) -> None:
     from saten_edge.devices.transports import parse_devices
 
     (device,) = parse_devices([url])
-    with talk(printing).stage(f"{device.label}: clean"), Board(device, "clean") as board:
+    with Board(device, "clean") as board:
         board.clean()
     if printing.as_json:
         show({"cleaned": device.label}, str, printing)
