@@ -80,7 +80,7 @@ def export(
         for add in TARGETS[target].extras:
             add(folder)
         _write_reports(folder, manifest, comparisons, apart)
-    return Bundle.open(path)
+    return Bundle.open(path, check_content=False)  # as it was hashed and compared
 
 
 def _write_model(
@@ -94,7 +94,8 @@ def _write_model(
     exported = trace(source, target)
     layers = run_passes(exported.program, source.layer_parts(), settings)
     check_operators(exported.program, target)
-    _save_graph(exported, folder, target)
+    _save_configs(exported, folder)
+    _save_graph(exported.program, folder, target)
     graph = exported.program.graph
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
@@ -132,17 +133,24 @@ def _known(what: str, value: str, known: Any) -> None:
         raise UsageError(f"--{what} {value}: there are {', '.join(known)}")
 
 
-def _save_graph(exported: Any, folder: Path, target: Target) -> None:
-    """model.onnx, model.onnx.data, export.json and config.json, as transformers lays them out.
+def _save_configs(exported: Any, folder: Path) -> None:
+    """export.json and config.json as transformers writes them, and an empty graph for `_save_graph` to write over."""
+    empty = ir.Model(ir.Graph([], [], nodes=[]), ir_version=exported.program.ir_version)
+    components = {name: replace(each, program=empty) for name, each in exported.components.items()}
+    hollow = type(exported)(components, exported.export_format, exported.config, exported.generation_config)
+    hollow.save_pretrained(folder)
+
+
+def _save_graph(model: ir.Model, folder: Path, target: Target) -> None:
+    """model.onnx and model.onnx.data.
 
     Raises:
         ExportError: the graph is no valid ONNX, such as two values of one name.
     """
-    exported.program.ir_version = target.ir_version
-    exported.program.producer_name, exported.program.producer_version = "saten-edge", version("saten-edge")
-    exported.save_pretrained(folder)
+    model.ir_version = target.ir_version
+    model.producer_name, model.producer_version = "saten-edge", version("saten-edge")
     ir.save(
-        exported.program,
+        model,
         folder / "model.onnx",
         external_data="model.onnx.data",
         alignment=ALIGNMENT_BYTES,
@@ -212,11 +220,13 @@ def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put size and sha256 of every file of the bundle into its manifest, and write that."""
+    """Put size and sha256 of every file of the bundle into its manifest, and write that; no file is written twice."""
+    known = dict(manifest.files)
     manifest.files.clear()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST_FILE:
-            manifest.files[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, sha256_file(path))
+            name = path.relative_to(folder).as_posix()
+            manifest.files[name] = known.get(name) or FileEntry(path.stat().st_size, sha256_file(path))
     write_json(folder / MANIFEST_FILE, sealed(manifest))
 
 
