@@ -23,8 +23,9 @@ from peers.results import RESULTS, markdown, publish
 
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, Form, form_of
+from saten_exporters.forms import RESIDUAL_FORMS, Form, form_of
 from saten_exporters.quantize import quantize_int8
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 LIBRARY = Path(__file__).parents[1] / "runtime" / "kernels" / "build" / "release" / "libsaten_kernels.so"
 GROUPS = (1, 4, 8, 16, 32)  # 1: compressed rows

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,10 +196,16 @@ def export(
     options, out = options or ExportOptions(), Path(out)
     if not overwrite:
         refuse_existing(out)
+    dense = None
     if options.dense is not None:
         resolve_model(options.dense)  # before the minutes that the model itself may take
+        dense = partial(load_model, options.dense)
+    given = {name: value for name, value in vars(options).items() if name not in ("task", "dense")}
     with told(progress, f"export {options.name or out.name}"):
-        return saten_exporters.export(model, out, **vars(options), overwrite=overwrite)
+        # Handed over as functions, the models are let go when they are not needed.
+        return saten_exporters.export(
+            partial(load_model, model, options.task), out, **given, dense=dense, overwrite=overwrite
+        )
 
 
 def bench(

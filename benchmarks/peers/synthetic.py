@@ -11,9 +11,10 @@ import onnx_ir as ir
 
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
+from saten_exporters.forms import Form
 from saten_runtime.run import kernels
 from saten_runtime.run.products import EXACT_BYTES
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 __all__ = ["TARGET", "check", "idle_ns", "layer", "matrix_of", "samples_ns", "session"]
 

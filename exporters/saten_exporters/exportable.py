@@ -44,7 +44,7 @@ class LayerParts:
 
 
 class Exportable(Protocol):
-    """A loaded model: what `saten_edge.checkpoints.models.load_model` returns.
+    """A loaded model, ready to be traced: who calls the exporter loads it.
 
     task: a name in `saten_runtime.vocabulary.tasks.HUB_TASKS`. tokenizer, processor: the one that prepares the model's
     inputs, None for the other.

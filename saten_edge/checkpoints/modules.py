@@ -20,6 +20,7 @@ from saten_edge.decomposition.residual import Residual, pattern_named, scatter
 from saten_edge.decomposition.tt import TensorTrain
 from saten_exporters.exportable import LayerParts
 from saten_runtime.errors import CheckpointError, ShapeError
+from saten_runtime.vocabulary.operators import EMBEDDING, HEAD, LAYER, LINEAR, qualified
 
 __all__ = [
     "LayerSpec",
@@ -233,7 +234,7 @@ class SatenLinear(SatenModule):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         if torch.compiler.is_exporting():
-            y = _placeholder("Linear", self, x, (*x.shape[:-1], self.out_features))
+            y = _placeholder(LINEAR, self, x, (*x.shape[:-1], self.out_features))
         else:
             y = x @ self.matrix()
         return y if self.bias is None else y + self.bias
@@ -250,7 +251,7 @@ class SatenEmbedding(SatenModule):
     def forward(self, ids: Tensor) -> Tensor:
         """(…) int64 → (…, width)."""
         if torch.compiler.is_exporting():
-            return _placeholder("Embedding", self, ids, (*ids.shape, self.embedding_dim))
+            return _placeholder(EMBEDDING, self, ids, (*ids.shape, self.embedding_dim))
         asked, places = torch.unique(ids, return_inverse=True)
         if len(asked) > FEW_ROWS * self.num_embeddings:
             return nn.functional.embedding(ids, self.matrix(), self.padding_idx)
@@ -286,17 +287,17 @@ class SatenHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) → (…, rows)."""
         if torch.compiler.is_exporting():
-            y = _placeholder("Head", self.table, x, (*x.shape[:-1], self.out_features))
+            y = _placeholder(HEAD, self.table, x, (*x.shape[:-1], self.out_features))
         else:
             a, b = self.table.train_part().factors()
             y = (x @ b.T) @ a.T + x @ self.table.residual.dense().T
         return y if self.bias is None else y + self.bias
 
 
-def _placeholder(kind: str, layer: SatenModule, x: Tensor, shape: tuple[int | torch.SymInt, ...]) -> Tensor:
-    """The node `saten::kind` that stands for a layer in a traced graph."""
+def _placeholder(operator: str, layer: SatenModule, x: Tensor, shape: tuple[int | torch.SymInt, ...]) -> Tensor:
+    """The node of our domain that stands for a layer in a traced graph."""
     return torch.onnx.ops.symbolic(
-        f"saten::{kind}", (x,), attrs={"layer": layer.layer_name}, dtype=layer.cores[0].dtype, shape=shape, version=1
+        qualified(operator), (x,), attrs={LAYER: layer.layer_name}, dtype=layer.cores[0].dtype, shape=shape, version=1
     )
 
 

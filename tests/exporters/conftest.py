@@ -24,11 +24,12 @@ from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.decomposition.recipe import Recipe
 from saten_exporters import LayerParts, export
 from saten_exporters.choice.targets import TARGETS, Target
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, Form
+from saten_exporters.forms import Form
 from saten_exporters.tracing.trace import trace
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import UsageError
 from saten_runtime.records.files import new_folder
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 Arrays = dict[str, np.ndarray]
 Shared = Callable[[str, Callable[[Path], object]], Path]

@@ -19,10 +19,10 @@ import torch
 from saten_edge.checkpoints.architectures import ARCHITECTURES
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, export
-from saten_exporters.forms import DOMAIN
 from saten_runtime.accuracy.parity import compare_outputs
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.run.runner import Runner
+from saten_runtime.vocabulary.operators import DOMAIN
 from saten_runtime.vocabulary.tasks import HUB_TASKS
 
 FORMS = ("dense", "saten")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,9 @@ from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import new_folder, sha256_file, write_json
 
-__all__ = ["LOADERS", "PRECISIONS", "export"]
+__all__ = ["PRECISIONS", "export"]
 
 PRECISIONS = tuple(quantize.PRECISIONS)
-
-# Entry points of this group load what is to be exported: callables (folder or name, task) → `Exportable`.
-LOADERS = "saten_exporters.loaders"
 
 # Large weights start where Windows, too, can map a file into memory; padding small ones would waste more than it gives.
 ALIGNMENT_BYTES = 64 * 1024
@@ -42,29 +40,27 @@ ALIGNED_FROM_BYTES = 1024 * 1024
 
 
 def export(
-    model: Exportable | str | Path,
+    model: Exportable | Callable[[], Exportable],
     out: str | Path,
     *,
-    task: str | None = None,
     name: str | None = None,
     precision: str = "fp32",
     target: str = DEFAULT_TARGET,
     rows: int = 128,
     lowering: str | Path | None = None,
-    dense: Exportable | str | Path | None = None,
+    dense: Exportable | Callable[[str], Exportable] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
 
-    model: a loaded model, or a folder or a name on the Hugging Face hub, which an entry point of the group `LOADERS`
-    loads; what is loaded here is let go again before ONNX Runtime loads the graph, so that it takes half the memory.
-    task: a name in `tasks.TASKS`; None is what the model was made for. name: what results are reported under;
-    the folder's own name by default. dense: the model that a compressed one was made of, likewise; how far it is from
-    that is reported apart from how far the graph is from torch. rows, lowering: as in `ExportSettings`.
+    model: a loaded model, or a function that gives one. What a function gave is let go again before ONNX Runtime loads
+    the graph, so that it takes half the memory. name: what results are reported under; the folder's own name by
+    default. dense: the model that a compressed one was made of, or a function that gives it for a task of the hub;
+    how far it is from that is reported apart from how far the graph is from torch. rows, lowering: as in
+    `ExportSettings`.
 
     Raises:
-        UsageError: `out` exists, or there is no such precision or target, or the model has no such task.
-        CheckpointError: there is no such model, or its files cannot be read.
+        UsageError: `out` exists, or there is no such precision or target, or `dense` is no model of the same kind.
         ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
@@ -72,7 +68,7 @@ def export(
     _known("target", target, TARGETS)
     path, settings = Path(out), ExportSettings(precision, target, rows, None if lowering is None else str(lowering))
     with new_folder(path, overwrite=overwrite) as folder:
-        manifest = _write_model(model, task, folder, name or path.name, settings)
+        manifest = _write_model(model, folder, name or path.name, settings)
         forget_graphs()
         _write_manifest(folder, manifest)
         apart = [] if dense is None else _compare_dense(dense, folder)
@@ -84,11 +80,12 @@ def export(
 
 
 def _write_model(
-    model: Exportable | str | Path, task: str | None, folder: Path, name: str, settings: ExportSettings
+    model: Exportable | Callable[[], Exportable], folder: Path, name: str, settings: ExportSettings
 ) -> Manifest:
     """All that torch is needed for: the graph, and what torch computes of every case."""
     target = TARGETS[settings.target]
-    source = _loaded(model, task)
+    source = model() if callable(model) else model
+    task_of(source)  # refused before the minutes that tracing takes
     _refuse_half(source)
     refuse_unstorable(source, settings.precision)
     exported = trace(source, target)
@@ -102,23 +99,10 @@ def _write_model(
     return _manifest(source, folder, name, settings, target, graph, layers)
 
 
-def _compare_dense(dense: Exportable | str | Path, folder: Path) -> list[Comparison]:
+def _compare_dense(dense: Exportable | Callable[[str], Exportable], folder: Path) -> list[Comparison]:
     """How far what torch computed of the cases in a bundle is from what it computes of them with `dense`."""
     bundle = Bundle.open(folder)
-    return approximation(bundle, _loaded(dense, bundle.task.hub))
-
-
-def _loaded(model: Exportable | str | Path, task: str | None) -> Exportable:
-    """The model itself, or what an installed package loads from a folder or by name."""
-    if not isinstance(model, (str, Path)):
-        task_of(model, task)
-        return model
-    loaders = list(entry_points(group=LOADERS))
-    if not loaders:
-        raise ExportError(f"{model}: no installed package loads models; install saten-edge, or pass a loaded model")
-    source: Exportable = loaders[0].load()(model, task)
-    task_of(source, task)
-    return source
+    return approximation(bundle, dense(bundle.task.hub) if callable(dense) else dense)
 
 
 def _refuse_half(source: Exportable) -> None:
@@ -172,7 +156,7 @@ def _manifest(
     layers: list[Layer],
 ) -> Manifest:
     packages = ("saten-edge", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
-    task, kind = task_of(source, None), kind_of(source)
+    task, kind = task_of(source), kind_of(source)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         made_by={package: version(package) for package in packages},

@@ -11,11 +11,11 @@ import onnx_ir as ir
 import torch
 
 from saten_exporters.exportable import Exportable
-from saten_exporters.forms import DOMAIN
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_runtime.accuracy.parity import READS, Comparison, compare_case, read_cases, write_case
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ParityError, UsageError
+from saten_runtime.vocabulary.operators import DOMAIN, EMBEDDING
 
 __all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
 
@@ -52,7 +52,7 @@ def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
     Raises:
         UsageError: `dense` is of another task or architecture.
     """
-    manifest, outputs, rows = bundle.manifest, task_of(dense, None).outputs, []
+    manifest, outputs, rows = bundle.manifest, task_of(dense).outputs, []
     ours = f"{manifest.task} by {manifest.source['architecture']}"
     theirs = f"{name_on_the_device(dense)} by {dense.source['architecture']}"
     if ours != theirs:
@@ -84,7 +84,7 @@ def rounding_bound(graph: ir.Graph, precision: str = "fp32") -> float:
     weights = [
         value.const_value
         for node in products
-        if "Embedding" not in node.op_type
+        if EMBEDDING not in node.op_type
         for value in node.inputs
         if value is not None and value.const_value is not None
     ]

@@ -10,7 +10,7 @@ from math import prod
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.csr import csr_linear
 from saten_exporters.forms.dense import dense_embedding, dense_linear
-from saten_exporters.forms.form import DOMAIN, DOMAIN_VERSION, EPILOGUES, Form, Weights, Work, followed_by, sum_of
+from saten_exporters.forms.form import EPILOGUES, Form, Weights, Work, followed_by, sum_of
 from saten_exporters.forms.grouped import grouped_linear
 from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
@@ -21,8 +21,6 @@ from saten_runtime.errors import ExportError
 
 __all__ = [
     "DENSE_FORMS",
-    "DOMAIN",
-    "DOMAIN_VERSION",
     "EPILOGUES",
     "LOWERINGS",
     "RESIDUAL_FORMS",

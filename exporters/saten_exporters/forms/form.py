@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.quantize import PRECISIONS
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 __all__ = [
-    "DOMAIN",
-    "DOMAIN_VERSION",
     "EPILOGUES",
     "NATIVE",
     "Form",
@@ -31,8 +30,6 @@ __all__ = [
     "sum_of",
 ]
 
-DOMAIN = "saten"
-DOMAIN_VERSION = 1
 NATIVE = ("fp32", "int8")  # precisions that the native library has kernels for
 
 # What may follow a linear layer in the same node, by the end of its name → the text of y from what the layer makes.

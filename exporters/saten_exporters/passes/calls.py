@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.forms import DENSE_FORMS, DOMAIN, DOMAIN_VERSION, Form
+from saten_exporters.forms import DENSE_FORMS, Form
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 __all__ = ["add_functions", "call", "expand_dense"]
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from saten_exporters.forms import DOMAIN
-from saten_exporters.tracing.attention import PLAIN
+from saten_runtime.vocabulary.operators import ATTENTION, DOMAIN
 
 __all__ = ["ExpandAttentionPass"]
 
@@ -18,7 +17,7 @@ class ExpandAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Expand all of the main graph."""
-        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == PLAIN]
+        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == ATTENTION]
         for node in found:
             _expand(model, node)
         return ir.passes.PassResult(model, modified=bool(found))

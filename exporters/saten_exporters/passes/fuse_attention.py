@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from saten_exporters.forms import DOMAIN
 from saten_exporters.passes.initializers import constant
-from saten_exporters.tracing.attention import CACHED
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.operators import CACHED_ATTENTION, DOMAIN
 
 __all__ = ["FuseAttentionPass"]
 
@@ -46,7 +45,7 @@ class FuseAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fuse all of the main graph; what they share is computed before the first."""
-        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == CACHED]
+        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == CACHED_ATTENTION]
         lengths: dict[ir.Value | None, _Lengths] = {}
         for node in found:
             padding = node.inputs[3]

@@ -12,16 +12,15 @@ from saten_exporters.choice.lowerings import lowerings_of
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import DOMAIN, Form, followed_by, head_of
+from saten_exporters.forms import Form, followed_by, head_of
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.epilogues import epilogue_of
 from saten_exporters.passes.initializers import new_initializer
 from saten_runtime.bundle.manifest import Layer, Rejected
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.operators import DOMAIN, HEAD, LAYER, LAYERS
 
-__all__ = ["PLACEHOLDERS", "LowerPass"]
-
-PLACEHOLDERS = ("Linear", "Embedding", "Head")
+__all__ = ["LowerPass"]
 
 
 class LowerPass(ir.passes.InPlacePass):
@@ -43,21 +42,21 @@ class LowerPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower every placeholder, in the order of the graph."""
-        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type in PLACEHOLDERS]
-        names = {node.attributes.get_string("layer", "") for node in found}
+        found = [node for node in model.graph if node.domain == DOMAIN and node.op_type in LAYERS]
+        names = {node.attributes.get_string(LAYER, "") for node in found}
         if names != set(self.parts):
             odd = sorted(names ^ set(self.parts))
             raise ExportError(f"compressed layers and graph nodes differ in {', '.join(odd[:3])}; is a layer unused?")
         asked = lowerings_of(self.settings.lowering, self.parts)
-        headed = {node.attributes.get_string("layer", "") for node in found if node.op_type == "Head"}
+        headed = {node.attributes.get_string(LAYER, "") for node in found if node.op_type == HEAD}
         lowered: dict[str, tuple[Candidate, list[ir.Value]]] = {}
         calls: Counter[str] = Counter()
         for node in found:
-            parts = self.parts[node.attributes.get_string("layer", "")]
+            parts = self.parts[node.attributes.get_string(LAYER, "")]
             if parts.name not in lowered:
                 lowered[parts.name] = self._add(model, parts, asked.get(parts.name), with_head=parts.name in headed)
             chosen, weights = lowered[parts.name]
-            form = head_of(chosen.form) if node.op_type == "Head" else chosen.form
+            form = head_of(chosen.form) if node.op_type == HEAD else chosen.form
             calls[parts.name] += 1  # a shared layer is called from several places; node names must differ
             name = parts.name if calls[parts.name] == 1 else f"{parts.name}#{calls[parts.name]}"
             whole = self._call(model, node, form, parts, weights, name)

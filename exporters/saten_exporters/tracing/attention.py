@@ -9,13 +9,9 @@ from typing import Any
 
 import torch
 
-from saten_exporters.forms import DOMAIN
+from saten_runtime.vocabulary.operators import ATTENTION, CACHED_ATTENTION, qualified
 
-__all__ = ["CACHED", "PLAIN", "placeholders"]
-
-# Names of placeholders: behind a cache no token sees a later one, otherwise each sees all.
-CACHED = "CachedAttention"
-PLAIN = "Attention"
+__all__ = ["placeholders"]
 
 # ONNX Runtime's GroupQueryAttention takes heads of such sizes.
 HEAD_MULTIPLE = 8
@@ -99,7 +95,7 @@ def _cached(
     heads = query.shape[1]
     queries = query.transpose(1, 2).flatten(2)
     attributes = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scale}
-    attended = _placeholder(CACHED, (queries, key, value, added), queries.shape, attributes)
+    attended = _placeholder(CACHED_ATTENTION, (queries, key, value, added), queries.shape, attributes)
     return attended.reshape(*queries.shape[:2], heads, -1)
 
 
@@ -107,13 +103,13 @@ def _plain(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, scale: float
 ) -> torch.Tensor:
     shape = (*query.shape[:3], value.shape[3])
-    return _placeholder(PLAIN, (query, key, value, added), shape, {"scale": scale}).transpose(1, 2)
+    return _placeholder(ATTENTION, (query, key, value, added), shape, {"scale": scale}).transpose(1, 2)
 
 
 def _placeholder(
     op_type: str, inputs: tuple[torch.Tensor, ...], shape: Sequence[int], attributes: Mapping[str, float]
 ) -> torch.Tensor:
-    name = f"{DOMAIN}::{op_type}"
+    name = qualified(op_type)
     return torch.onnx.ops.symbolic(name, inputs, attrs=dict(attributes), dtype=inputs[0].dtype, shape=shape, version=1)
 
 

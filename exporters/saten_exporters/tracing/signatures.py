@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.samples import KINDS, Kind
-from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.errors import ExportError
 from saten_runtime.vocabulary.tasks import CLASSES, HUB_TASKS, IMAGES, Task, device_task
 
 __all__ = ["kind_of", "name_on_the_device", "task_of"]
 
 
-def task_of(source: Exportable, asked: str | None) -> Task:
+def task_of(source: Exportable) -> Task:
     """The row of a model's task, as the hub knows it.
 
     Raises:
-        UsageError: another task was asked for than the model was loaded for.
         ExportError: there is no such task, or the model has an option that no graph of the task expresses.
     """
-    if asked not in (None, source.task):
-        raise UsageError(f"{source.source['model']}: is loaded for {source.task}; load it for {asked} to export that")
     if source.task not in HUB_TASKS:
         raise ExportError(f"no task {source.task!r}; there are: {', '.join(HUB_TASKS)}")
     task, problem = HUB_TASKS[source.task], getattr(source.model.config, "problem_type", None)

@@ -58,7 +58,7 @@ def trace(source: Exportable, target: Target) -> Any:
         raise ExportError(f"{where} cannot be traced to ONNX ({reason})") from cause
     graph = exported.program.graph
     _refuse_lost(where, "input", {name for name in inputs if name != "use_cache"}, graph.inputs)
-    _refuse_lost(where, "output", set(task_of(source, None).outputs), graph.outputs)
+    _refuse_lost(where, "output", set(task_of(source).outputs), graph.outputs)
     name_axes(graph, {value.name or "": kind.axes(value.name or "") for value in graph.inputs})
     return exported
 

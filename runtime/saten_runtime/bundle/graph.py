@@ -25,10 +25,11 @@ from pathlib import Path
 from saten_runtime.bundle.protobuf import BYTES, VARINT, Field, fields, numbers
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import open_regular
+from saten_runtime.vocabulary.operators import DOMAIN
 
 __all__ = ["DOMAINS", "Graph", "Node", "Tensor", "read_graph"]
 
-DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", "saten"})
+DOMAINS = frozenset({"", "ai.onnx", "com.microsoft", DOMAIN})
 
 _LARGEST_FILE_BYTES = 2**31  # what protobuf can hold
 _DEEPEST = 32  # subgraphs in subgraphs

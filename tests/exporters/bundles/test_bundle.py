@@ -6,8 +6,8 @@ import dataclasses
 import json
 import math
 import sys
+import weakref
 from collections.abc import Callable
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,23 +16,23 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import DEFAULT_TARGET, PRECISIONS, TARGETS, export, rounding_bound
-from saten_exporters.bundles.export import LOADERS, _save_graph
+from saten_exporters.bundles.export import _save_graph
 from saten_exporters.bundles.verify import approximation, measured_bound
-from saten_exporters.forms import DOMAIN
 from saten_exporters.passes.initializers import new_initializer
-from saten_runtime.accuracy.parity import Comparison, check_parity, compare_outputs, write_case
+from saten_runtime.accuracy.parity import Comparison, check_parity, compare, compare_outputs, write_case
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Manifest
-from saten_runtime.errors import ExportError, ParityError, UsageError
+from saten_runtime.errors import CheckpointError, ExportError, ParityError, UsageError
 from saten_runtime.records.files import digest_of, sha256_file
+from saten_runtime.vocabulary.operators import DOMAIN
 
 if sys.version_info >= (3, 11):
-    import tomllib
+    pass
 else:
-    import tomli as tomllib  # pytest brings it
+    pass  # pytest brings it
 
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
@@ -424,36 +424,49 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_folder_is_loaded_by_who_is_registered(
-    tiny_bert: Path, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
+def test_a_model_is_given_when_it_is_needed(loaded_tiny: dict[str, LoadedModel], tmp_path: Path) -> None:
+    asked: list[str] = []
 
-    def load(name: str | Path, task: str | None) -> LoadedModel:
-        asked.append((name, task))
+    def give(task: str = "") -> LoadedModel:
+        asked.append(task)
         return loaded_tiny["dense"]
 
-    entry = SimpleNamespace(load=lambda: load)
-    monkeypatch.setattr(
-        "saten_exporters.bundles.export.entry_points", lambda group: [entry] if group == LOADERS else []
-    )
-    bundle = export(tiny_bert, str(tmp_path / "out"), task="feature-extraction", name="by-folder")
-    assert asked == [(tiny_bert, "feature-extraction")]
+    bundle = export(give, str(tmp_path / "out"), dense=give)
+    assert asked == ["", "feature-extraction"]
     assert bundle.path == tmp_path / "out"
     assert bundle.manifest.source == loaded_tiny["dense"].source
 
 
-def test_a_folder_without_anybody_to_load_it(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saten_exporters.bundles.export.entry_points", lambda group: [])
-    with pytest.raises(ExportError, match="no installed package loads models; install saten-edge"):
-        export(tiny_bert, tmp_path / "out")
+@pytest.mark.usefixtures("quick")
+def test_a_given_model_is_let_go_before_the_graph_is_loaded(
+    loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[LoadedModel]] = []
+    left: list[bool] = []
+
+    def give() -> LoadedModel:
+        model = dataclasses.replace(loaded_tiny["dense"])
+        models.append(weakref.ref(model))
+        return model
+
+    def counted(bundle: Bundle) -> list[Comparison]:
+        left.append(models[-1]() is not None)
+        return compare(bundle)
+
+    monkeypatch.setattr("saten_exporters.bundles.export.compare", counted)
+    export(give, tmp_path / "given")
+    kept = give()
+    export(kept, tmp_path / "kept")
+    assert left == [False, True]
+
+
+def test_a_model_that_cannot_be_given_leaves_no_bundle(tmp_path: Path) -> None:
+    def give() -> LoadedModel:
+        raise CheckpointError("gone")
+
+    with pytest.raises(CheckpointError, match="gone"):
+        export(give, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_package_registers_its_loader() -> None:
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
-    (value,) = project["entry-points"][LOADERS].values()
-    assert EntryPoint("saten-edge", value, LOADERS).load() is load_model
 
 
 # --- the measured bound ------------------------------------------------------------------------------------------

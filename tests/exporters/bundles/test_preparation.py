@@ -13,7 +13,7 @@ import transformers
 
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings
 from saten_exporters.tracing.signatures import kind_of, task_of
-from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.errors import ExportError
 from saten_runtime.run.image import pixel_values
 from saten_runtime.vocabulary.tasks import HUB_TASKS
 
@@ -135,21 +135,18 @@ def test_a_cache_that_does_not_pair_up(inputs: list[str], outputs: list[str]) ->
         generation_of(source(), cache(inputs, outputs))
 
 
-def test_another_task_than_loaded() -> None:
-    with pytest.raises(UsageError, match="m: is loaded for text-classification; load it for text-generation"):
-        task_of(source(), "text-generation")
-    assert task_of(source(), "text-classification") is HUB_TASKS["text-classification"]
-    assert task_of(source(), None) is HUB_TASKS["text-classification"]
+def test_the_row_of_a_task() -> None:
+    assert task_of(source()) is HUB_TASKS["text-classification"]
 
 
 def test_a_task_that_there_is_not() -> None:
     with pytest.raises(ExportError, match="no task 'translation'; there are: feature-extraction"):
-        task_of(source(task="translation"), None)
+        task_of(source(task="translation"))
 
 
 def test_several_classes_at_once() -> None:
     with pytest.raises(ExportError, match="problem_type = 'multi_label_classification' cannot be expressed"):
-        task_of(source(problem_type="multi_label_classification"), None)
+        task_of(source(problem_type="multi_label_classification"))
 
 
 def test_kinds_of_inputs() -> None:

@@ -10,9 +10,10 @@ import onnx_ir as ir
 import pytest
 
 from saten_exporters import TARGETS, LayerParts
-from saten_exporters.forms import DOMAIN, DOMAIN_VERSION, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 FORMS = {form.op_type: form for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
 LAYERS = list(RESIDUAL_FORMS)

@@ -9,9 +9,10 @@ import pytest
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import TARGETS
 from saten_exporters.choice.settings import ExportSettings
-from saten_exporters.forms import DOMAIN, EPILOGUES, RESIDUAL_FORMS, followed_by
+from saten_exporters.forms import EPILOGUES, RESIDUAL_FORMS, followed_by
 from saten_exporters.passes import run_passes
 from saten_exporters.passes.epilogues import epilogue_of
+from saten_runtime.vocabulary.operators import DOMAIN
 
 WIDTH = 6
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "com.microsoft" : 1, "saten" : 1]>'

@@ -9,9 +9,10 @@ import pytest
 
 from saten_exporters import LayerParts
 from saten_exporters.choice.settings import ExportSettings
-from saten_exporters.forms import DOMAIN, RESIDUAL_FORMS, Form, form_of
+from saten_exporters.forms import RESIDUAL_FORMS, Form, form_of
 from saten_exporters.passes import LowerPass
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.operators import DOMAIN
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18, "saten" : 1, "other" : 1]>'
 ONE = {

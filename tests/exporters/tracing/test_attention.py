@@ -19,8 +19,9 @@ from transformers.masking_utils import (
 
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import TARGETS, export
-from saten_exporters.tracing.attention import CACHED, HEAD_MULTIPLE, OPTIONS, PLAIN, attention, mask, placeholders
+from saten_exporters.tracing.attention import HEAD_MULTIPLE, OPTIONS, attention, mask, placeholders
 from saten_exporters.tracing.trace import trace
+from saten_runtime.vocabulary.operators import ATTENTION, CACHED_ATTENTION
 
 BATCH, HEADS, SHARED, NEW, TOTAL = 3, 4, 2, 4, 9
 # By whether there is a cache: who sees whom, the heads of keys and values, and the module that attends.
@@ -49,7 +50,7 @@ def states(width: int, heads: int = SHARED) -> tuple[torch.Tensor, torch.Tensor,
     return query, key, value
 
 
-def found(source: LoadedModel, op_type: str = CACHED) -> list[ir.Node]:
+def found(source: LoadedModel, op_type: str = CACHED_ATTENTION) -> list[ir.Node]:
     return [node for node in trace(source, TARGETS["x86-64"]).program.graph if node.op_type == op_type]
 
 
@@ -66,7 +67,7 @@ def test_a_decoder_has_a_placeholder_per_layer(make_tiny: MakeTiny) -> None:
 def test_an_encoder_has_another_per_layer(make_tiny: MakeTiny) -> None:
     source = load_model(make_tiny("bert", "text-classification"), "text-classification")
     width = source.model.config.hidden_size // source.model.config.num_attention_heads
-    scales = [node.attributes.get_float("scale", 0.0) for node in found(source, PLAIN)]
+    scales = [node.attributes.get_float("scale", 0.0) for node in found(source, ATTENTION)]
     assert scales == pytest.approx([width**-0.5] * 2)
     assert not found(source)
 
@@ -74,7 +75,7 @@ def test_an_encoder_has_another_per_layer(make_tiny: MakeTiny) -> None:
 def test_a_decoder_without_a_cache_has_none(make_tiny: MakeTiny) -> None:
     source = load_model(make_tiny("mistral", "text-classification"), "text-classification")
     assert not found(source)
-    assert not found(source, PLAIN)
+    assert not found(source, ATTENTION)
 
 
 def test_other_heads_are_traced_as_they_are(make_tiny: MakeTiny, tmp_path: Path) -> None:

@@ -13,13 +13,11 @@ import torch
 
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import TARGETS
-from saten_exporters.forms import DOMAIN
-from saten_exporters.passes.lower import PLACEHOLDERS
-from saten_exporters.tracing.attention import PLAIN
 from saten_exporters.tracing.samples import padded_tokens
 from saten_exporters.tracing.trace import forget_graphs, name_axes, trace
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.operators import ATTENTION, DOMAIN, LAYERS
 
 HEAD = '<ir_version: 10, opset_import: ["" : 18]>'
 SYMBOLS = (
@@ -85,9 +83,9 @@ def test_tracing_says_nothing_and_leaves_a_placeholder_for_each_layer(
     assert (stdout, stderr) == ("", "")
     graph = exported.program.graph
     placeholders = [node for node in graph if node.domain == DOMAIN]
-    layers = [node.attributes.get_string("layer") for node in placeholders if node.op_type in PLACEHOLDERS]
+    layers = [node.attributes.get_string("layer") for node in placeholders if node.op_type in LAYERS]
     assert sorted(layers) == sorted(source.layer_parts())
-    assert {node.op_type for node in placeholders} - set(PLACEHOLDERS) == {PLAIN}
+    assert {node.op_type for node in placeholders} - set(LAYERS) == {ATTENTION}
     assert {value.name for value in graph.inputs} == NAMES
     assert exported.program.opset_imports[""] == TARGETS["x86-64"].opset
     assert not [name for name in graph.initializers if ".cores." in name or ".residual." in name]

@@ -1,0 +1,30 @@
+"""Names of our operators: the domain, and the placeholders that a model is traced with and the exporter replaces."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ATTENTION",
+    "CACHED_ATTENTION",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "EMBEDDING",
+    "HEAD",
+    "LAYER",
+    "LAYERS",
+    "LINEAR",
+    "qualified",
+]
+
+DOMAIN = "saten"
+DOMAIN_VERSION = 1
+
+# Placeholders of a compressed layer; the attribute `LAYER` carries its name, that of the shared table for a head.
+LINEAR, EMBEDDING, HEAD = LAYERS = ("Linear", "Embedding", "Head")
+LAYER = "layer"
+# Placeholders of an attention: behind a cache no token sees a later one, otherwise each sees all.
+ATTENTION, CACHED_ATTENTION = "Attention", "CachedAttention"
+
+
+def qualified(operator: str) -> str:
+    """The operator with its domain, as torch's tracer takes it."""
+    return f"{DOMAIN}::{operator}"
