@@ -163,7 +163,8 @@ def rounds_of(subjects: list[Subject], x: np.ndarray, rounds: int) -> dict[str, 
     return seconds
 
 
-def main() -> None:
+def arguments_of() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="768x3072", help="inputs × outputs (default: 768x3072)")
     parser.add_argument("--rank", type=int, default=48)
@@ -172,35 +173,61 @@ def main() -> None:
     parser.add_argument("--large", default="4096x32768", help="a layer larger than the last-level cache, for one row")
     parser.add_argument("--library", type=Path, default=LIBRARY)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "kernels.json")
-    arguments = parser.parse_args()
-    library, rng = arguments.library.resolve(), np.random.default_rng(0)
+    return parser.parse_args()
+
+
+def subjects_of(arguments: argparse.Namespace, library: Path, rng: np.random.Generator) -> list[Subject]:
+    """The dense layer, and our nodes of every group at both precisions."""
     inputs, outputs = map(int, arguments.shape.split("x"))
-
-    def random_layer(group: int) -> LayerParts:
-        return layer(inputs, outputs, arguments.rank, arguments.density, group, rng)
-
     subjects = [dense(inputs, outputs, precision, library, rng) for precision in ("fp32", "int8")]
     for group in GROUPS:
-        parts, name = random_layer(group), f"blocks of {group}" if group > 1 else "CSR"
+        parts = layer(inputs, outputs, arguments.rank, arguments.density, group, rng)
+        name = f"blocks of {group}" if group > 1 else "CSR"
         for precision in ("fp32", "int8"):
             subjects.append(ours(parts, precision, False, f"{name} {precision}", library))
             subjects.append(ours(parts, precision, True, f"low rank + {name} {precision}", library))
         if group == 16:
             subjects.append(ours(parts, "fp32", False, "blocks of 16 fp32, 2 threads", library, threads=2))
+    return subjects
 
-    table = {}
-    for rows in (MANY_ROWS, 1):
-        x = rng.standard_normal((rows, inputs), np.float32)
-        table[rows] = rounds_of(subjects, x, arguments.rounds)
+
+def share_of_copy(arguments: argparse.Namespace, library: Path, rng: np.random.Generator) -> float:
+    """Bytes of weights per second that one row reads of a layer beyond the cache, as a share of what a copy moves."""
     large = layer(*map(int, arguments.large.split("x")), 1, arguments.density, 16, rng)
     alone = ours(large, "fp32", False, "large", library)
     row, source = rng.standard_normal((1, large.shape[0]), np.float32), np.ones(COPY_BYTES // 8)
     target = np.ones_like(source)  # its pages exist before they are timed
     pairs = [(turn(alone, row), copy_s(source, target)) for _ in range(arguments.rounds)]
     fastest, copied = min(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-    share = alone.weight_bytes / fastest / (2 * source.nbytes / copied)
+    return alone.weight_bytes / fastest / (2 * source.nbytes / copied)
 
-    many, one = table[MANY_ROWS], table[1]
+
+def targets_of(
+    many: dict[str, float], one: dict[str, float], rate: dict[str, float], share: float
+) -> list[tuple[str, float, str, float]]:
+    """What was aimed at: name, value, and the limit it must reach or keep. many, one: seconds by node."""
+    fused, best = "low rank + blocks of 16 int8", min(one["dense fp32"], one["dense int8"])
+    two = many["blocks of 16 fp32"] / many["blocks of 16 fp32, 2 threads"]
+    return [
+        ("blocks of 16, many rows: of the dense fp32 rate", rate["blocks of 16 fp32"] / rate["dense fp32"], "≥", 0.9),
+        ("blocks of 8, many rows: of the dense fp32 rate", rate["blocks of 8 fp32"] / rate["dense fp32"], "≥", 0.7),
+        ("CSR, many rows: GFLOP/s", rate["CSR fp32"] / 1e9, "≥", 100),
+        ("1 row, weights beyond the cache: of the copy bandwidth", share, "≥", 0.6),
+        ("2 threads: times as fast", two, "≥", 1.8),
+        ("int8 node, many rows: of dense int8", many[fused] / many["dense int8"], "≤", 0.6),
+        ("int8 node, 1 row: of the fastest dense form", one[fused] / best, "≤", 0.5),
+    ]
+
+
+def main() -> None:
+    arguments = arguments_of()
+    library, rng = arguments.library.resolve(), np.random.default_rng(0)
+    subjects = subjects_of(arguments, library, rng)
+    inputs = int(arguments.shape.partition("x")[0])
+    many, one = (
+        rounds_of(subjects, rng.standard_normal((rows, inputs), np.float32), arguments.rounds)
+        for rows in (MANY_ROWS, 1)
+    )
     rate = {each.name: 2 * MANY_ROWS * each.macs / many[each.name] for each in subjects}
     rows_of_table = [
         {
@@ -213,17 +240,7 @@ def main() -> None:
         }
         for name, of_node in rate.items()
     ]
-    fused, best = "low rank + blocks of 16 int8", min(one["dense fp32"], one["dense int8"])
-    two = many["blocks of 16 fp32"] / many["blocks of 16 fp32, 2 threads"]
-    targets = [
-        ("blocks of 16, many rows: of the dense fp32 rate", rate["blocks of 16 fp32"] / rate["dense fp32"], "≥", 0.9),
-        ("blocks of 8, many rows: of the dense fp32 rate", rate["blocks of 8 fp32"] / rate["dense fp32"], "≥", 0.7),
-        ("CSR, many rows: GFLOP/s", rate["CSR fp32"] / 1e9, "≥", 100),
-        ("1 row, weights beyond the cache: of the copy bandwidth", share, "≥", 0.6),
-        ("2 threads: times as fast", two, "≥", 1.8),
-        ("int8 node, many rows: of dense int8", many[fused] / many["dense int8"], "≤", 0.6),
-        ("int8 node, 1 row: of the fastest dense form", one[fused] / best, "≤", 0.5),
-    ]
+    targets = targets_of(many, one, rate, share_of_copy(arguments, library, rng))
     facts = {"shape": arguments.shape, "rank": arguments.rank, "density": arguments.density, "targets": targets}
     colors = [(name, of_node / 1e9, COLORS["saten-1"]) for name, of_node in rate.items()]
     picture = bars(f"Nodes at {MANY_ROWS} rows", "GFLOP/s", colors)

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saten_edge.decomposition.bits import pack, unpack
 from saten_edge.decomposition.linalg import BLOCK_VALUES, blocks, largest
 from saten_runtime.errors import ShapeError, UsageError
 
@@ -275,11 +276,11 @@ class NOfM(Pattern):
         codes = torch.zeros(number, self._per_output(inputs), dtype=torch.uint8, device=energy.device)
         for rows, block in blocks(energy[:, chosen].T, 0):
             codes[rows] = (self._places(block) % self.of).to(torch.uint8)
-        return {"outputs": chosen.to(column_dtype(outputs)), "codes": _pack(codes.reshape(-1), self._bits)}
+        return {"outputs": chosen.to(column_dtype(outputs)), "codes": pack(codes.reshape(-1), self._bits)}
 
     def positions(self, indices: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
         outputs, k = indices["outputs"].to(torch.int64), self._per_output(shape[0])
-        codes = _unpack(indices["codes"], self._bits, len(outputs) * k).reshape(-1, k)
+        codes = unpack(indices["codes"], self._bits, len(outputs) * k).reshape(-1, k)
         starts = torch.arange(k, device=outputs.device) // self.kept * self.of
         return codes.add_(starts).mul_(shape[1]).add_(outputs[:, None])  # (outputs kept, k)
 
@@ -432,20 +433,3 @@ def _compressed_rows(values: Tensor, positions: Tensor, shape: tuple[int, int]) 
     indptr[1:] = torch.bincount(rows, minlength=shape[1]).cumsum(0)
     indices = {"indptr": indptr.to(torch.int32), "indices": columns[order].to(column_dtype(shape[0]))}
     return Residual(values.reshape(-1)[order], indices)
-
-
-def _pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (n,) uint8 below 2^bits → ⌈n · bits / 8⌉ bytes."""
-    places = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-    stream = ((codes[:, None] >> places) & 1).reshape(-1)
-    octets = torch.nn.functional.pad(stream, (0, -stream.numel() % 8)).reshape(-1, 8)
-    weights = torch.tensor([1 << place for place in range(8)], dtype=torch.uint8, device=codes.device)
-    return (octets * weights).sum(1, dtype=torch.uint8)
-
-
-def _unpack(octets: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes of `_pack`, int64."""
-    places = torch.arange(8, dtype=torch.uint8, device=octets.device)
-    stream = ((octets[:, None] >> places) & 1).reshape(-1)[: count * bits].reshape(count, bits)
-    weights = torch.tensor([1 << place for place in range(bits)], dtype=torch.uint8, device=octets.device)
-    return (stream * weights).sum(1, dtype=torch.uint8).to(torch.int64)

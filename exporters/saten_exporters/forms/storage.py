@@ -174,9 +174,32 @@ def _blockwise(precision: Precision) -> Storage:
     ONNX Runtime computes neither at load, even of constants.
     """
     bits, block = precision.bits, precision.block
+    how = f"bits = {bits}, block_size = {block}"
+    columns, rows, blocks = _block_packers(bits, block)
+    return Storage(
+        precision,
+        product=f"""
+        {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
+            accuracy_level: int = @level> ({{x}}, {{w}}, {{s}})""",
+        turned=_turned_blocks(how),
+        by_rows=_blocks_by_rows(how, block * bits // 8, zero=0x88 if bits == 4 else 0x80),
+        lookup=f"""
+        {{y}} = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 1, {how}> ({{w}}, {{x}}, {{s}})""",
+        numbers=_block_numbers(how),
+        table_numbers=_block_table_numbers(how),
+        pack_product=columns,
+        pack_table=rows,
+        pack_blocks=blocks,
+        multiple=8 // bits,
+        sized=True,
+    )
+
+
+def _block_packers(
+    bits: int, block: int
+) -> tuple[Callable[[Array], Packed], Callable[[Array], Packed], Callable[[Array], Packed]]:
+    """Pack a matrix by its columns, a table by its rows, and a batch of blocks."""
     packed: Callable[[Array], Array] = pack_nibbles if bits == 4 else lambda codes: codes
-    per_byte = 8 // bits
-    zero = 0x88 if bits == 4 else 0x80  # a byte of codes of zero
 
     def columns(matrix: Array) -> Packed:
         codes, scale = quantize_blocks(matrix.T, bits, block)
@@ -184,19 +207,17 @@ def _blockwise(precision: Precision) -> Storage:
 
     def rows(table: Array) -> Packed:
         codes, scale = quantize_blocks(table, bits, block)
-        return packed(codes).reshape(len(table), -1)[:, : table.shape[1] // per_byte], scale
+        return packed(codes).reshape(len(table), -1)[:, : table.shape[1] * bits // 8], scale
 
     def blocks(values: Array) -> Packed:
         codes, scale = rows(values.reshape(-1, values.shape[2]))
         return codes[None], scale[None]
 
-    how = f"bits = {bits}, block_size = {block}"
-    return Storage(
-        precision,
-        product=f"""
-        {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
-            accuracy_level: int = @level> ({{x}}, {{w}}, {{s}})""",
-        turned=f"""
+    return columns, rows, blocks
+
+
+def _turned_blocks(how: str) -> str:
+    return f"""
         {{y}}_first = Constant <value_ints = [0]> ()
         {{y}}_one = Constant <value_ints = [1]> ()
         {{y}}_rest = Constant <value_ints = [-1]> ()
@@ -207,10 +228,14 @@ def _blockwise(precision: Precision) -> Storage:
         {{y}}_numbers = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
             {{y}}_codes, {{y}}_first, {{y}}_scale)
         {{y}}_matrix = Squeeze ({{y}}_numbers, {{y}}_first)
-        {{y}} = MatMul ({{x}}, {{y}}_matrix)""",
-        by_rows=f"""
+        {{y}} = MatMul ({{x}}, {{y}}_matrix)"""
+
+
+def _blocks_by_rows(how: str, stored: int, zero: int) -> str:
+    """stored: bytes of a block; zero: a byte of codes of zero, which fills the last block of a row."""
+    return f"""
         {{y}}_start = Constant <value_ints = [0, 0, 0]> ()
-        {{y}}_block = Constant <value_ints = [{block * bits // 8}]> ()
+        {{y}}_block = Constant <value_ints = [{stored}]> ()
         {{y}}_zero = Constant <value = uint8 {{{{{zero}}}}}> ()
         {{y}}_rest = Constant <value_ints = [-1]> ()
         {{y}}_rows = Shape <start = 0, end = 1> ({{w}})
@@ -224,10 +249,11 @@ def _blockwise(precision: Precision) -> Storage:
         {{y}}_codes = Reshape ({{y}}_padded, {{y}}_shape)
         {{y}}_scale = Reshape ({{s}}, {{y}}_rest)
         {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
-            accuracy_level: int = @level> ({{x}}, {{y}}_codes, {{y}}_scale)""",
-        lookup=f"""
-        {{y}} = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 1, {how}> ({{w}}, {{x}}, {{s}})""",
-        numbers=f"""
+            accuracy_level: int = @level> ({{x}}, {{y}}_codes, {{y}}_scale)"""
+
+
+def _block_numbers(how: str) -> str:
+    return f"""
         {{y}}_first = Constant <value_ints = [0]> ()
         {{y}}_rows = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
             {{w}}, {{y}}_first, {{s}})
@@ -235,20 +261,17 @@ def _blockwise(precision: Precision) -> Storage:
         {{y}}_size = Constant <value_ints = [-1]> ()
         {{y}}_kept = Shape <start = 1, end = 2> (indices)
         {{y}}_blocks = Concat <axis = 0> ({{y}}_groups, {{y}}_size, {{y}}_kept)
-        {{y}} = Reshape ({{y}}_rows, {{y}}_blocks)""",
-        table_numbers=f"""
+        {{y}} = Reshape ({{y}}_rows, {{y}}_blocks)"""
+
+
+def _block_table_numbers(how: str) -> str:
+    return f"""
         {{y}}_first = Constant <value_ints = [0]> ()
         {{y}}_codes = Unsqueeze ({{w}}, {{y}}_first)
         {{y}}_scale = Unsqueeze ({{s}}, {{y}}_first)
         {{y}}_all = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
             {{y}}_codes, {{y}}_first, {{y}}_scale)
-        {{y}} = Squeeze ({{y}}_all, {{y}}_first)""",
-        pack_product=columns,
-        pack_table=rows,
-        pack_blocks=blocks,
-        multiple=per_byte,
-        sized=True,
-    )
+        {{y}} = Squeeze ({{y}}_all, {{y}}_first)"""
 
 
 STORAGES = {
