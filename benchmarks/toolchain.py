@@ -205,8 +205,8 @@ def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
 
 def validate(folder: Path, out: Path, *, quick: bool) -> Stages:
     """What `saten-run validate` does, as one stage; it writes nothing and `quick` changes nothing."""
-    from saten_runtime.accuracy.parity import check_parity
     from saten_runtime.bundle.folder import Bundle
+    from saten_runtime.run.parity import check_parity
 
     check_parity(Bundle.open(folder))
     return {}

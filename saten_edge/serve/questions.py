@@ -22,11 +22,11 @@ from saten_runtime.accuracy.data import Data, read_data
 from saten_runtime.accuracy.evaluate import measure_of
 from saten_runtime.accuracy.measures import Examined, Measure
 from saten_runtime.accuracy.metrics import cosines
-from saten_runtime.accuracy.parity import Comparison, compare_case, read_cases
 from saten_runtime.accuracy.results import Metrics
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import DataError, UsageError
+from saten_runtime.run.parity import Comparison, compare_case, read_cases
 from saten_runtime.run.runner import Runner
 from saten_runtime.run.text import Feeds
 

@@ -22,7 +22,6 @@ from saten_edge.serve import ort
 from saten_edge.serve.job import Job, graph_files
 from saten_edge.serve.questions import Outputs, validation_sha256
 from saten_edge.serve.schema import Answer, Bench, Device, End, Post
-from saten_runtime.accuracy.parity import Comparison
 from saten_runtime.accuracy.results import SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.journal import Journal
 from saten_runtime.bench.plan import Key, Setup, Size
@@ -32,6 +31,7 @@ from saten_runtime.errors import DataError
 from saten_runtime.machine.device import State
 from saten_runtime.machine.memory import Memory
 from saten_runtime.records.files import write_json
+from saten_runtime.run.parity import Comparison
 
 __all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
 

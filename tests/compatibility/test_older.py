@@ -19,12 +19,12 @@ from saten_edge.checkpoints.modules import SatenEmbedding, SatenLinear
 from saten_edge.reports import build_report, html_page, summary_json
 from saten_edge.reports.compare import compare_runs, read_run
 from saten_runtime.accuracy.evaluate import evaluate
-from saten_runtime.accuracy.parity import check_parity
 from saten_runtime.bench.journal import SamplesLine, StartLine, read_journal
 from saten_runtime.bench.results import read_bench
 from saten_runtime.bundle.explain import explain, explain_table
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError
+from saten_runtime.run.parity import check_parity
 from saten_runtime.run.runner import Runner
 
 HERE = Path(__file__).parent

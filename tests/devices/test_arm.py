@@ -41,10 +41,10 @@ def test_accuracy_is_that_of_this_machine(name, arm_python, questions, same_accu
 
 @pytest.mark.parametrize("name", ["saten_bundle", "minilm_bundle"])
 def test_it_computes_what_torch_computed(name, arm_python, request):
-    """The bound is the one the export was held to; tests/runtime/accuracy/test_parity.py shows that it can fail."""
+    """The bound is the one the export was held to; tests/runtime/run/test_parity.py shows that it can fail."""
     bundle = request.getfixturevalue(name)
     code = "import sys; from saten_runtime.bundle.folder import Bundle; "
-    code += "from saten_runtime.accuracy.parity import check_parity; "
+    code += "from saten_runtime.run.parity import check_parity; "
     code += "print(max(one.relative_error for one in check_parity(Bundle.open(sys.argv[1]))))"
     done = arm_python("-c", code, bundle, bind=[bundle.parent])
     assert done.returncode == 0, done.stderr

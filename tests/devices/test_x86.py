@@ -17,7 +17,7 @@ from saten_runtime.bundle.folder import Bundle
 # The worst error, in sessions with and without the entry that makes sums of bytes exact there.
 WORST = """
 import json, sys
-from saten_runtime.accuracy.parity import compare
+from saten_runtime.run.parity import compare
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.run import session
 bundle, worst = Bundle.open(sys.argv[1]), []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import saten_edge
 from saten_edge.checkpoints.models import load_model
 from saten_edge.decomposition.residual import Residual
-from saten_runtime.accuracy.parity import check_parity
+from saten_runtime.run.parity import check_parity
 
 PATTERNS = ("1:4", "1:8", "1:16")
 

@@ -19,8 +19,8 @@ import torch
 from saten_edge.checkpoints.architectures import ARCHITECTURES
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, export
-from saten_runtime.accuracy.parity import compare_outputs
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.parity import compare_outputs
 from saten_runtime.run.runner import Runner
 from saten_runtime.vocabulary.operators import DOMAIN
 from saten_runtime.vocabulary.tasks import HUB_TASKS
@@ -285,8 +285,8 @@ def test_nothing_is_exported_where_a_step_differs(
 ) -> None:
     """The cache changes places between steps: the prompt is right, what follows is not."""
     from saten_exporters import export
-    from saten_runtime.accuracy import parity
     from saten_runtime.errors import ParityError
+    from saten_runtime.run import parity
 
     source, _ = export_of("qwen3", "text-generation", "saten", "fp32")
     monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers.exporters import ExportedModel
 
-from saten_runtime.accuracy.parity import compare_outputs
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.parity import compare_outputs
 
 KINDS = [(model, precision) for model in ("dense", "saten") for precision in ("fp32", "int8")]
 

@@ -17,8 +17,8 @@ from saten_exporters import PRECISIONS, TARGETS
 from saten_exporters.choice.ort_format import ORT_FILE, add_ort_format
 from saten_exporters.choice.targets import ORT_OPERATORS, Target
 from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS
-from saten_runtime.accuracy.parity import compare_outputs
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.parity import compare_outputs
 from saten_runtime.vocabulary.operators import DOMAIN
 
 HERE = Path(__file__).parent

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from saten_runtime import Bundle, doctor
-from saten_runtime.accuracy.parity import write_case
 from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.cli import main
 from saten_runtime.doctor import CHECKS, Check, Examination, examine
 from saten_runtime.records.files import sha256_file
+from saten_runtime.run.parity import write_case
 from saten_runtime.run.session import make_session
 
 FakeRoot = Callable[[dict[str, str]], Path]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from saten_runtime.accuracy.parity import Comparison
 from saten_runtime.bundle.manifest import Manifest
 from saten_runtime.bundle.recipe import recipe_lines
+from saten_runtime.run.parity import Comparison
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TASKS, TEXTS
 
 __all__ = ["model_card"]

@@ -23,12 +23,12 @@ from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_exporters.tracing.trace import forget_graphs, trace
-from saten_runtime.accuracy.parity import Comparison, compare, judge
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import new_folder, sha256_file, write_json
+from saten_runtime.run.parity import Comparison, compare, judge
 
 __all__ = ["PRECISIONS", "export"]
 

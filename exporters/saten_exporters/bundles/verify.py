@@ -12,9 +12,9 @@ import torch
 
 from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
-from saten_runtime.accuracy.parity import READS, Comparison, compare_case, read_cases, write_case
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ParityError, UsageError
+from saten_runtime.run.parity import READS, Comparison, compare_case, read_cases, write_case
 from saten_runtime.vocabulary.operators import DOMAIN, EMBEDDING
 
 __all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]

@@ -14,7 +14,7 @@ Requests on stdin, one object a line, each answered by one line on stdout, {"ok"
     {"do": "quit"}                                                    -> {}, then exit
 
 `run` goes on until there are `iterations` samples and `min_ns` have passed; `finished_ns` is the
-system-wide monotonic clock. `replay` compares with torch, see `saten_runtime.accuracy.parity`. The end of
+system-wide monotonic clock. `replay` compares with torch, see `saten_runtime.run.parity`. The end of
 stdin ends the process.
 """
 
@@ -89,7 +89,7 @@ class _Worker:
         return dataclasses.asdict(measure_rates(threads, sizes))
 
     def replay(self, bundle: str) -> dict[str, Any]:
-        from saten_runtime.accuracy.parity import check_parity  # here: nothing that is measured needs it
+        from saten_runtime.run.parity import check_parity  # here: nothing that is measured needs it
 
         _limit_memory()
         rows = check_parity(Bundle.open(bundle))

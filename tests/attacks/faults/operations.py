@@ -88,7 +88,7 @@ def check_finetune(state: State) -> None:
 def export(state: State) -> None:
     """An export whose trace is made already."""
     from saten_exporters.bundles import export as bundle
-    from saten_runtime.accuracy.parity import Comparison
+    from saten_runtime.run.parity import Comparison
 
     bundle.trace = lambda source, row: state.traced
     # It only reads, and takes longest.

@@ -21,12 +21,12 @@ from saten_exporters import DEFAULT_TARGET, PRECISIONS, TARGETS, export, roundin
 from saten_exporters.bundles.export import _save_graph
 from saten_exporters.bundles.verify import approximation, measured_bound
 from saten_exporters.passes.initializers import new_initializer
-from saten_runtime.accuracy.parity import Comparison, check_parity, compare, compare_outputs, write_case
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Manifest
 from saten_runtime.errors import CheckpointError, ExportError, ParityError, UsageError
 from saten_runtime.records.files import digest_of, sha256_file
+from saten_runtime.run.parity import Comparison, check_parity, compare, compare_outputs, write_case
 from saten_runtime.vocabulary.operators import DOMAIN
 
 if sys.version_info >= (3, 11):

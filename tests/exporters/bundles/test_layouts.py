@@ -16,9 +16,9 @@ import pytest
 
 from saten_exporters import PRECISIONS
 from saten_exporters.bundles.layouts import JS_DTYPES, LAYOUTS, laid_out, write_layout
-from saten_runtime.accuracy.parity import compare_outputs, read_cases
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.run.parity import compare_outputs, read_cases
 from saten_runtime.run.runner import Runner
 
 TEXTS = ["The file returns a path.", "number of"]

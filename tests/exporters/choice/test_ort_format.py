@@ -14,9 +14,9 @@ import pytest
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import export
 from saten_exporters.choice.ort_format import OPERATORS_FILE, ORT_FILE, USABILITY_FILE, add_ort_format
-from saten_runtime.accuracy.parity import compare_outputs, read_cases
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ExportError
+from saten_runtime.run.parity import compare_outputs, read_cases
 
 KINDS = [("saten", "int8"), ("unstructured", "fp32")]
 # Two orders of float32 sums over a few products; the bound of an fp32 bundle of these models is about 1e-5.

@@ -18,8 +18,8 @@ from saten_edge.checkpoints.authors import best_pattern, import_checkpoint, read
 from saten_edge.checkpoints.models import load_model, save_model
 from saten_edge.checkpoints.modules import saten_layers
 from saten_exporters import export
-from saten_runtime.accuracy.parity import compare_outputs
 from saten_runtime.errors import CheckpointError
+from saten_runtime.run.parity import compare_outputs
 from saten_runtime.run.runner import Runner
 
 EPS = float(np.finfo(np.float32).eps)

@@ -13,8 +13,8 @@ from saten_edge.serve import Run, make_job
 from saten_edge.serve.run import AGREEMENT, Mismatch
 from saten_edge.serve.schema import Answer, Bench, End, parse_post
 from saten_runtime.accuracy.evaluate import evaluate
-from saten_runtime.accuracy.parity import compare
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.run.parity import compare
 
 AGENT = "Mozilla/5.0 (Linux; Android 14)"
 

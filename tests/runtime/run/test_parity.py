@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from saten_runtime.accuracy.parity import (
+from saten_runtime.bundle.folder import Bundle
+from saten_runtime.errors import BundleError, ParityError
+from saten_runtime.records.files import sha256_file
+from saten_runtime.run.parity import (
     Comparison,
     check_parity,
     compare,
@@ -20,9 +23,6 @@ from saten_runtime.accuracy.parity import (
     parity_table,
     write_case,
 )
-from saten_runtime.bundle.folder import Bundle
-from saten_runtime.errors import BundleError, ParityError
-from saten_runtime.records.files import sha256_file
 from saten_runtime.run.session import make_session
 
 BOUND = 1e-5
