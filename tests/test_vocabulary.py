@@ -21,7 +21,7 @@ from huggingface_hub import InferenceClient
 from transformers.pipelines import SUPPORTED_TASKS
 
 from saten_edge.checkpoints.architectures import ARCHITECTURES, Architecture
-from saten_edge.training import TRAININGS
+from saten_edge.training.objectives import TRAININGS
 from saten_exporters.bundles.card import USES
 from saten_exporters.tracing.samples import KINDS
 from saten_runtime.accuracy.measures import MEASURES
