@@ -7,40 +7,27 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_runtime.accuracy import metrics
+
 __all__ = ["class_metrics", "embedding_metrics", "language_metrics", "top_metrics", "value_metrics"]
 
 Array = NDArray[np.float64]
 
 
-def class_metrics(logits: Array, labels: Array) -> dict[str, float]:
-    """Of logits (n, classes) and labels (n,): accuracy, F1 (of class 1 of two, else the mean) and Matthews."""
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    found = logits.argmax(1)
-    average = "binary" if logits.shape[1] == 2 else "macro"
-    return {
-        "accuracy": float(accuracy_score(labels, found)),
-        "f1": float(f1_score(labels, found, average=average, zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(labels, found)),
-    }
+def class_metrics(logits: Array, labels: Array) -> dict[str, float | None]:
+    """Of logits (n, classes) and labels (n,): what a bundle's evaluation computes, see `accuracy.metrics`."""
+    return metrics.class_metrics(logits.argmax(1), labels)
 
 
-def top_metrics(logits: Array, labels: Array) -> dict[str, float]:
+def top_metrics(logits: Array, labels: Array) -> dict[str, float | None]:
     """Of logits (n, classes) and labels (n,): the share of first guesses that are right."""
-    return {"top_1": class_metrics(logits, labels)["accuracy"]}
+    return {"top_1": metrics.accuracy(logits.argmax(1), labels)}
 
 
 def value_metrics(logits: Array, labels: Array) -> dict[str, float | None]:
     """Of logits (n, 1) and real labels (n,): Pearson's and Spearman's correlation, None where one side is constant."""
-    from scipy.stats import pearsonr, spearmanr
-
     values = logits[:, 0]
-    if np.ptp(values) == 0 or np.ptp(labels) == 0:
-        return {"pearson": None, "spearman": None}
-    return {
-        "pearson": float(pearsonr(values, labels).statistic),
-        "spearman": float(spearmanr(values, labels).statistic),
-    }
+    return {"pearson": metrics.pearson(values, labels), "spearman": metrics.spearman(values, labels)}
 
 
 def language_metrics(losses: Array, counts: Array) -> dict[str, float]:

@@ -18,12 +18,11 @@ from saten_runtime.accuracy.data import Data
 from saten_runtime.accuracy.metrics import (
     accuracy,
     answer_f1,
+    class_metrics,
     cosines,
     entity_counts,
     exact_match,
     f1_from_counts,
-    macro_f1,
-    matthews,
     pearson,
     ranks_of_own_answer,
     search_metrics,
@@ -147,12 +146,7 @@ def _images(runner: Runner, data: Data) -> Examined:
 
 
 def _score_classes(columns: Columns) -> Metrics:
-    predicted, wanted = columns["predicted"], columns["label"]
-    return {
-        "accuracy": accuracy(predicted, wanted),
-        "macro_f1": macro_f1(predicted, wanted),
-        "matthews": matthews(predicted, wanted),
-    }
+    return class_metrics(columns["predicted"], columns["label"])
 
 
 def _score_images(columns: Columns) -> Metrics:

@@ -17,6 +17,8 @@ from saten_runtime.run.entities import entities
 __all__ = [
     "accuracy",
     "answer_f1",
+    "binary_f1",
+    "class_metrics",
     "cosines",
     "entity_counts",
     "exact_match",
@@ -90,6 +92,27 @@ def macro_f1(predicted: Array, wanted: Array) -> float:
     table = _confusion(predicted, wanted)
     right = np.diag(table)
     return float((2 * right / (table.sum(axis=0) + table.sum(axis=1))).mean())
+
+
+def binary_f1(predicted: Array, wanted: Array) -> float | None:
+    """F1 of class 1 of two, as GLUE scores MRPC and QQP; classes (n,). None where there are more classes.
+
+    0 when class 1 neither occurs nor is predicted.
+    """
+    if not np.isin(np.concatenate([predicted, wanted]), (0, 1)).all():
+        return None
+    found = int(((predicted == 1) & (wanted == 1)).sum())
+    return f1_from_counts(found, int((predicted == 1).sum()), int((wanted == 1).sum())) or 0.0
+
+
+def class_metrics(predicted: Array, wanted: Array) -> dict[str, float | None]:
+    """Everything that classes (n,) are scored by."""
+    return {
+        "accuracy": accuracy(predicted, wanted),
+        "binary_f1": binary_f1(predicted, wanted),
+        "macro_f1": macro_f1(predicted, wanted),
+        "matthews": matthews(predicted, wanted),
+    }
 
 
 def matthews(predicted: Array, wanted: Array) -> float:

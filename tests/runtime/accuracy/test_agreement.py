@@ -36,6 +36,17 @@ def test_scores_of_classes_are_sklearns(classes: int) -> None:
         assert mine(np.roll(predicted, 1), wanted) != pytest.approx(theirs(predicted, wanted), abs=1e-3)
 
 
+def test_f1_of_class_1_is_sklearns_and_none_of_three_classes() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    chance = np.random.default_rng(5)
+    wanted, predicted = chance.integers(0, 2, 300), (chance.random(300) < 0.3).astype(np.int64)
+    theirs = sklearn.f1_score(wanted, predicted, average="binary")
+    assert metrics.binary_f1(predicted, wanted) == pytest.approx(theirs, abs=1e-9)
+    assert metrics.binary_f1(1 - predicted, wanted) != pytest.approx(theirs, abs=1e-3)
+    assert metrics.binary_f1(np.zeros(3), np.zeros(3)) == 0.0
+    assert metrics.binary_f1(np.array([0, 1, 2]), np.array([0, 1, 1])) is None
+
+
 def test_correlations_are_scipys() -> None:
     stats = pytest.importorskip("scipy.stats")
     a = np.random.default_rng(0).integers(0, 9, 200).astype(float)

@@ -42,7 +42,7 @@ def dense(tiny_bert: Path, data: Path, tmp_path_factory: pytest.TempPathFactory,
     done = saten_edge_command("finetune", tiny_bert, "-o", out, "--data", data, "--judge", data, "--steps", 3, *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 steps, loss ")
-    assert done.stdout.splitlines()[1].split() == ["accuracy", "f1", "matthews", "examples"]
+    assert done.stdout.splitlines()[1].split() == ["accuracy", "binary_f1", "macro_f1", "matthews", "examples"]
     lines = done.stderr.splitlines()  # our two lines and nobody else's
     assert (lines[0], len(lines)) == ("fine-tune bert on 96 examples", 2)
     return out
@@ -254,7 +254,11 @@ def test_metrics_say_what_was_done(student, dense, data, tmp_path, saten_edge_co
     assert metrics == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["steps"], metrics["ended"]) == (3, "steps")
     assert metrics["settings"]["schedule"]["learning_rate"] == LABEL_RATE
-    assert metrics["before"].keys() == metrics["after"].keys() == {"accuracy", "f1", "matthews", "examples"}
+    assert (
+        metrics["before"].keys()
+        == metrics["after"].keys()
+        == {"accuracy", "binary_f1", "macro_f1", "matthews", "examples"}
+    )
     layers = json.loads((student / "saten_layers.json").read_text())["layers"]
     assert metrics["layer_errors"].keys() == {layer["name"] for layer in layers}
     assert all(0 < error < 2 for error in metrics["layer_errors"].values())
