@@ -31,7 +31,7 @@ def main() -> None:
             with path.open("w", encoding="utf-8") as file:
                 for row in rows:
                     texts = dict(zip(names, (row[column].strip() for column in columns), strict=True))
-                    file.write(json.dumps({**texts, "label": row["label"]}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({**texts, "label": row["label"]}, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

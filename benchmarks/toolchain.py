@@ -77,7 +77,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.child:
         step, *folders = arguments.child
-        print(json.dumps(measure(step, *map(Path, folders), arguments.output, quick=arguments.quick)))
+        print(json.dumps(measure(step, *map(Path, folders), arguments.output, quick=arguments.quick), allow_nan=False))
         return 0
     names = arguments.models or (["tiny"] if arguments.quick else ["minilm", "bert-base"])
     rows = [row for name in names for row in run(name, arguments.work, quick=arguments.quick)]

@@ -49,7 +49,9 @@ def read_texts(path: str | Path) -> list[str]:
 
 def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
     """Write JSON Lines, atomically."""
-    replace_file(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in objects).encode())
+    replace_file(
+        path, "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in objects).encode()
+    )
 
 
 def _json_rows(path: Path, content: str) -> Iterator[Row]:

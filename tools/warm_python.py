@@ -83,7 +83,7 @@ def ask(path: str, arguments: list[str]) -> int:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
         socket.send_fds(server, [b"\n"], [0, 1, 2])
-        server.sendall(json.dumps(request).encode() + b"\n")
+        server.sendall(json.dumps(request, allow_nan=False).encode() + b"\n")
         answer = json.loads(server.makefile().readline() or "1")
     if answer == NEW_PROCESS:
         os.execv(sys.executable, [sys.executable, *arguments])
@@ -131,7 +131,7 @@ def attend(connection: socket.socket) -> NoReturn:
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     request = json.loads(connection.makefile().readline())
     if at_import(request["environment"]) != at_import(os.environ):
-        connection.sendall(json.dumps(NEW_PROCESS).encode())
+        connection.sendall(json.dumps(NEW_PROCESS, allow_nan=False).encode())
         os._exit(0)
     alive, held = os.pipe()  # ends when the command does
     command = os.fork()
@@ -147,7 +147,7 @@ def attend(connection: socket.socket) -> NoReturn:
     if connection in ready:  # the client was killed
         os.kill(command, signal.SIGKILL)
     _, status = os.waitpid(command, 0)
-    connection.sendall(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+    connection.sendall(json.dumps(os.waitstatus_to_exitcode(status), allow_nan=False).encode())
     os._exit(0)
 
 

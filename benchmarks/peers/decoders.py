@@ -58,7 +58,7 @@ class GenAi:
 
         config = onnxruntime_genai.Config(str(artifact))
         options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}, allow_nan=False))
         model = onnxruntime_genai.Model(config)
         search = onnxruntime_genai.GeneratorParams(model)
         search.set_search_options(max_length=CONTEXT, do_sample=False)

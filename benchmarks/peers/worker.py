@@ -100,5 +100,5 @@ def serve(worker: Any) -> None:
             answer = {"ok": verb(**request)}
         except Exception as error:  # an engine that cannot is a row that says so
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
         answers.flush()

@@ -60,10 +60,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     records = runner.predictor.records(result, runner.bundle)
     rows = ({"text": item, **record} for item, record in zip(items, records, strict=True))
     if arguments.as_json:
-        print(json.dumps(list(rows), indent=2, ensure_ascii=False))
+        print(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False))
         return 0
     for row in rows:
-        print(json.dumps(row, ensure_ascii=False))
+        print(json.dumps(row, ensure_ascii=False, allow_nan=False))
     return 0
 
 
@@ -75,7 +75,11 @@ def _generate(arguments: argparse.Namespace) -> int:
     runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
     pieces = runner.generate(arguments.prompt, how)
     if arguments.as_json:
-        print(json.dumps({"prompt": arguments.prompt, "text": "".join(pieces)}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"prompt": arguments.prompt, "text": "".join(pieces)}, indent=2, ensure_ascii=False, allow_nan=False
+            )
+        )
         return 0
     for piece in pieces:
         print(piece, end="", flush=True)
@@ -93,7 +97,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         code = 0 if result.verdict.valid else InvalidRun.exit_code
     except Interrupted as interrupt:
         result, code = interrupt.result, INTERRUPTED
-    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else table(result))
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if arguments.as_json else table(result))
     return code
 
 
@@ -115,7 +119,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         notice=_notice,
     )
     _write(arguments.output, result)
-    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else eval_table(result))
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if arguments.as_json else eval_table(result))
     return 0
 
 
@@ -132,7 +136,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     size = Plan(batches=(arguments.batch,), tokens=(arguments.tokens,)).sizes(bundle.items)[0]
     result = profile(bundle, Setup(arguments.threads, arguments.memory), size, runs=arguments.runs)
     _write(arguments.output, result)
-    print(json.dumps(result.to_json(), indent=2) if arguments.as_json else profile_table(result))
+    print(json.dumps(result.to_json(), indent=2, allow_nan=False) if arguments.as_json else profile_table(result))
     return 0
 
 
@@ -142,7 +146,7 @@ def _floor(arguments: argparse.Namespace) -> int:
 
     plan = Plan(threads=(arguments.threads,), batches=(arguments.batch,), tokens=arguments.tokens)
     report = floor_report(open_bundles(arguments.bundles), plan)
-    print(json.dumps(report, indent=2) if arguments.as_json else floor_table(report))
+    print(json.dumps(report, indent=2, allow_nan=False) if arguments.as_json else floor_table(report))
     return 0
 
 
@@ -151,7 +155,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     checks = examine(arguments.bundle)
     if arguments.as_json:
-        print(json.dumps([check.to_json() for check in checks], indent=2))
+        print(json.dumps([check.to_json() for check in checks], indent=2, allow_nan=False))
     else:
         shown = [check for check in checks if not arguments.quiet or check.status != "OK"]
         print(align([(check.status, check.name, check.found, check.advice) for check in shown]) if shown else "OK")

@@ -67,7 +67,7 @@ def main() -> None:
         _convert(Path(request["source"]), Path(request["target"]))
     except SatenError as error:
         answer = {"error": str(error)}
-    answers.write(json.dumps(answer) + "\n")
+    answers.write(json.dumps(answer, allow_nan=False) + "\n")
     answers.flush()
 
 

@@ -29,7 +29,7 @@ def demo(
 
     report = run_demo(output, options, talk(printing), model=model)
     if printing.as_json:
-        print(json.dumps(summary_json(report), indent=2))
+        print(json.dumps(summary_json(report), indent=2, allow_nan=False))
         return
     print_table(report)
     print(f"\n{headline(report)}\n\nreport: {output / 'report.html'}\nsummary: {output / 'summary.json'}")

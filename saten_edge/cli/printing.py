@@ -14,7 +14,7 @@ __all__ = ["show", "talk"]
 
 def show(value: Any, text: Callable[[Any], str], printing: Printing) -> None:
     """Print a result: as JSON, or as `text` says it."""
-    print(json.dumps(value, indent=2) if printing.as_json else text(value))
+    print(json.dumps(value, indent=2, allow_nan=False) if printing.as_json else text(value))
 
 
 def talk(printing: Printing) -> Talk:

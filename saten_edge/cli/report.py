@@ -56,7 +56,7 @@ def _printer(form: str) -> Callable[[Report], None]:
         "table": reports.print_table,
         "markdown": lambda report: print(reports.markdown_table(report), end=""),
         "csv": lambda report: print(reports.csv_table(report), end=""),
-        "json": lambda report: print(json.dumps(reports.summary_json(report), indent=2)),
+        "json": lambda report: print(json.dumps(reports.summary_json(report), indent=2, allow_nan=False)),
     }
     if form not in printers:
         raise typer.BadParameter(f"{form!r}: there are {', '.join(printers)}", param_hint="--format")

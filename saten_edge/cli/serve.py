@@ -43,7 +43,7 @@ def serve(
 
     def done(run: Run) -> None:
         runs.append(run)
-        print(json.dumps(run_json(run), indent=2) if printing.as_json else run_tables(run), flush=True)
+        print(json.dumps(run_json(run), indent=2, allow_nan=False) if printing.as_json else run_tables(run), flush=True)
 
     server.serve(job, output, address, opened=server.show_link, done=done, once=once, talk=talk(printing))
     reasons = [reason for run in runs if run.bench for reason in run.bench.verdict.reasons]

@@ -52,7 +52,7 @@ _JOURNAL = "out/samples.jsonl"
 
 def pack(mark: str, header: dict[str, Any], body: bytes = b"") -> bytes:
     """One frame."""
-    content = json.dumps(header).encode()
+    content = json.dumps(header, allow_nan=False).encode()
     return f"{mark} {len(content)} {len(body)}\n".encode() + content + body
 
 
@@ -160,7 +160,7 @@ class _Agent:
         since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
         holder = {"token": token, "owner": owner, "pid": os.getpid(), "boot_id": _boot_id(), "since": since}
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        os.pwrite(handle, json.dumps(holder, allow_nan=False).encode(), 0)
         for stale in (self._root / "runs").glob("*"):
             if stale.name != token:
                 shutil.rmtree(str(stale), ignore_errors=True)

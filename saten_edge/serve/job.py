@@ -138,7 +138,7 @@ def graph_files(bundle: Bundle) -> dict[str, FileEntry]:
 
 
 def _sheet(exam: Exam) -> bytes:
-    return json.dumps([question.to_json() for question in exam.questions]).encode()
+    return json.dumps([question.to_json() for question in exam.questions], allow_nan=False).encode()
 
 
 def _sha256(content: bytes) -> str:

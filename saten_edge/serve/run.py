@@ -259,7 +259,7 @@ class Run:
         return {name: self._job.exams[name].score(said, reference) for name, said in examined.items()}
 
     def _keep(self, line: dict[str, Any], raw: bytes) -> None:
-        text = json.dumps({**line, "body": raw.decode(errors="backslashreplace")}) + "\n"
+        text = json.dumps({**line, "body": raw.decode(errors="backslashreplace")}, allow_nan=False) + "\n"
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / RECEIVED_FILE).open("a", encoding="utf-8") as file:
             file.write(text)

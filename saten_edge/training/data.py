@@ -55,7 +55,7 @@ class Examples:
         for part in (part for row in self.inputs for part in row):
             content = _bytes(part)
             digest.update(len(content).to_bytes(8, "little") + content)
-        digest.update(json.dumps(self.labels).encode())
+        digest.update(json.dumps(self.labels, allow_nan=False).encode())
         name = Path(self.source).name if Path(self.source).exists() else self.source
         return options_of(name=name, sha256=digest.hexdigest(), examples=len(self.inputs))
 

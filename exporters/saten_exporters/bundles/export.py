@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
-from saten_exporters.bundles.numbers import refuse_unstorable
+from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
@@ -75,6 +75,7 @@ def export(
         comparisons = _compare(folder, manifest)
         for add in TARGETS[target].extras:
             add(folder)
+        refuse_loose_json(folder)
         _write_reports(folder, manifest, comparisons, apart)
     return Bundle.open(path, check_content=False)  # as it was hashed and compared
 

@@ -207,7 +207,8 @@ def _language(runner: Runner, data: Data) -> Examined:
 def _score_language(columns: Columns) -> Metrics:
     """Perplexity: e to the mean negative log-likelihood of a token."""
     tokens = int(columns["tokens"].sum())
-    return {"perplexity": math.exp(float(columns["nats"].sum()) / tokens) if tokens else None}
+    # e^700 is about the largest that a float holds.
+    return {"perplexity": math.exp(min(float(columns["nats"].sum()) / tokens, 700.0)) if tokens else None}
 
 
 MEASURES = (

@@ -118,7 +118,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("do")
-        answers.write(json.dumps(_answer(verbs[name], request)) + "\n")
+        answers.write(json.dumps(_answer(verbs[name], request), allow_nan=False) + "\n")
         answers.flush()
         if name == "quit":
             return

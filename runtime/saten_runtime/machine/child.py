@@ -72,7 +72,7 @@ class Child:
                 ended, too, when it gives no answer within `timeout_s`.
         """
         try:
-            self._requests.write(json.dumps({"do": verb, **arguments}) + "\n")
+            self._requests.write(json.dumps({"do": verb, **arguments}, allow_nan=False) + "\n")
             self._requests.flush()
             # An answer is one line, written at once: where there is something to read, all of it is.
             if timeout_s is not None and not select.select([self._answers], [], [], timeout_s)[0]:

@@ -33,7 +33,7 @@ def machine_lock() -> Iterator[None]:
                 f"{path}: another benchmark runs on this machine ({_holder(file.read())}); wait until it ends"
             ) from None
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "boot": boot_id()}))
+        file.write(json.dumps({"pid": os.getpid(), "boot": boot_id()}, allow_nan=False))
         file.flush()
         yield
 

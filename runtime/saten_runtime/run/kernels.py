@@ -82,7 +82,7 @@ def probe() -> Kernels:
 def _main() -> None:
     import onnxruntime
 
-    sys.stdout.write(json.dumps(dataclasses.asdict(_register(onnxruntime.SessionOptions()))) + "\n")
+    sys.stdout.write(json.dumps(dataclasses.asdict(_register(onnxruntime.SessionOptions())), allow_nan=False) + "\n")
 
 
 def _register(options: Any) -> Kernels:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import PRECISIONS, export
-from saten_exporters.bundles.numbers import refuse_unstorable
+from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
 from saten_exporters.choice.cost import choose
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
@@ -136,3 +138,14 @@ def test_a_text_that_is_masked_as_a_whole_is_finite(model: str, bundle_of: Calla
     # The masked text changes nothing of the other; the twin: it is not what it is without the mask.
     np.testing.assert_allclose(states["one"][0], states["all"][0], rtol=1e-4, atol=1e-5)
     assert np.abs(states["one"][1] - states["all"][1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan, 1e999])
+def test_settings_that_json_cannot_hold_are_refused(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "variants" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"clip": [1.0, 1e300]}))
+    refuse_loose_json(tmp_path)  # the twin
+    path.write_text(json.dumps({"clip": [1.0, value]}))
+    with pytest.raises(ExportError, match=r"^variants/config\.json: is no JSON \(.*\); change that setting"):
+        refuse_loose_json(tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saten_runtime import Runner
-from saten_runtime.accuracy import metrics
+from saten_runtime.accuracy import measures, metrics
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.stats import bootstrap
 from saten_runtime.errors import DataError, UsageError
@@ -19,6 +19,14 @@ from saten_runtime.run.entities import entities
 
 WriteLines = Callable[..., Path]
 TEXTS = [f"w{k} w{(7 * k) % 60} w{(3 * k + 1) % 60}" for k in range(60)]
+
+
+@pytest.mark.parametrize("nats", [1e3, 1e5, 1e300])
+def test_a_perplexity_beyond_every_float_is_a_number_still(nats: float) -> None:
+    score = measures._score_language
+    (value,) = score({"nats": np.array([nats]), "tokens": np.array([1])}).values()
+    assert 1e304 < value < np.inf
+    assert score({"nats": np.array([6.0]), "tokens": np.array([2])}) == {"perplexity": pytest.approx(np.exp(3))}
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
