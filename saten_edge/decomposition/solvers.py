@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from saten_edge.decomposition.admm import Admm
+from saten_edge.decomposition.admm import Admm, Iterate
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.tt import TensorTrain
 
@@ -75,13 +75,14 @@ def _found(problem: Problem, splits: Sequence[_Sizes]) -> Decomposition:
     """ADMM at the best of `splits`, its places settled in the problem's own metric."""
     assert problem.metric.sigma is not None  # noqa: S101 - it is not separable
     solver = Admm(problem.matrix, problem.metric.sigma, problem.pattern)
-    trials = []
-    for share, bond, count in splits:
+
+    def trial(split: _Sizes) -> tuple[float, _Sizes, Iterate]:
+        _, bond, count = split
         iterate = solver.start(bond, count)
-        if len(splits) > 1:
-            solver.run(iterate, count, TRIAL_ITERATIONS)
-        trials.append((share, count, iterate))
-    share, count, best = trials[0] if len(trials) == 1 else min(trials, key=lambda trial: solver.error(trial[2]))
+        solver.run(iterate, count, TRIAL_ITERATIONS)
+        return solver.error(iterate), split, iterate
+
+    _, (share, _, count), best = min(map(trial, splits), key=lambda tried: tried[0])  # holds two of them at a time
     solver.run(best, count, ITERATIONS)
     a, b = (factor.to(problem.matrix) for factor in solver.factors(best))
     residual = solver.residual(best, count)
