@@ -60,6 +60,7 @@ TABLES = (
     Table("scaling", "scaling.py", WORK),
     Table("layers", "layers.py"),
     Table("toolchain", "toolchain.py", WORK),
+    Table("solvers", "solvers.py"),
     Table("cost_model", "cost_model.py", ("--write",), quick=False, calibration=True),
     Table(
         "precision",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -286,6 +287,21 @@ def test_digits_that_judge_are_not_trained_on():
     assert train.shape[1:] == (8, 8, 3)
     assert train.max() == 255
     assert sorted(set(labels)) == list(range(10))
+
+
+def test_solvers_are_compared_at_equal_bytes():
+    solvers = load("solvers")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    matrix, moments = torch.randn(64, 32, generator=generator), x.T @ x / 256
+    rows = [solvers.solved("encoder.a", matrix, moments, pattern, 0.4) for pattern in solvers.PATTERNS]
+    for row in rows:
+        before, after = (row[solver] for solver in ("alternate", "admm"))
+        assert after["error"] <= before["error"] < 1
+        assert max(before["bytes"], after["bytes"]) <= 0.4 * matrix.numel() * 4
+    assert rows[0]["admm"]["error"] < 0.95 * rows[0]["alternate"]["error"]
+    line = solvers.table_text(rows).splitlines()[2]
+    assert line.startswith(f"| a | 0.40 | {rows[0]['alternate']['error']:.3f} → {rows[0]['admm']['error']:.3f} |")
 
 
 def test_the_stages_of_an_export_are_functions_that_there_are():
