@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saten_runtime.errors import ExportError
+from saten_runtime.run.products import EXACT_BYTES
 
 __all__ = [
     "INT8_LARGEST",
@@ -41,13 +42,15 @@ class Precision:
     """How weights are stored.
 
     bits: of one weight. block: weights in a row that share a scale; 0 where an output or a row of a table
-    has one scale, or none. suffix: what operator names end in.
+    has one scale, or none. suffix: what operator names end in. session_entries: what a session of ONNX Runtime must be
+    configured with to multiply them rightly on every machine.
     """
 
     name: str
     bits: int
     block: int
     suffix: str
+    session_entries: Mapping[str, str] = field(default_factory=dict)
 
 
 # A block of 32 four-bit codes and its float32 scale take 5 bits a weight, one of 64 eight-bit codes 8.5.
@@ -56,7 +59,7 @@ PRECISIONS = {
     for precision in (
         Precision("fp32", bits=32, block=0, suffix=""),
         Precision("fp16", bits=16, block=0, suffix="Half"),
-        Precision("int8", bits=8, block=0, suffix="Int8"),
+        Precision("int8", bits=8, block=0, suffix="Int8", session_entries=dict([EXACT_BYTES])),
         Precision("int8-block", bits=8, block=64, suffix="Int8Block"),
         Precision("int4", bits=4, block=32, suffix="Int4"),
     )

@@ -51,6 +51,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
             f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
             "",
+            *_machines(manifest),
             *_comparison_table(comparisons),
             *_from_dense(apart),
             *_layer_table(manifest),
@@ -62,6 +63,19 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             "",
         )
     )
+
+
+def _machines(manifest: Manifest) -> list[str]:
+    """On which machines the numbers are right, where that is not every one."""
+    entries = ", ".join(f"`{name}` = `{value}`" for name, value in manifest.session_entries.items())
+    if not entries:
+        return []
+    return [
+        f"On x86-64 processors with AVX2 and without VNNI, sums of {manifest.precision} saturate unless the session of "
+        f"ONNX Runtime has the entry {entries}. `saten-run` sets it; other programs call `add_session_config_entry`. "
+        "Everywhere else they are right without it.",
+        "",
+    ]
 
 
 def _comparison_table(comparisons: list[Comparison]) -> list[str]:

@@ -179,6 +179,7 @@ def _manifest(
         labels=labels_of(source) if task.labels else [],
         image=image_of(source) if kind.pictures else None,
         generation=generation_of(source, graph) if kind.cached else None,
+        session_entries=dict(quantize.PRECISIONS[settings.precision].session_entries),
         recipe=source.recipe.then(_stage(source, settings)),
     )
 

@@ -37,13 +37,12 @@ SCHEMA_VERSION = 4
 DENSE = "Dense"
 """How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
-# What manifests of an older version lack, with the value that says the same.
-_ADDED: dict[int, dict[str, Any]] = {
-    1: {"labels": [], "image": None, "generation": None, "target": "cpu", "rows": None, "recipe": None},
-    2: {"target": "cpu", "rows": None, "recipe": None},
-    3: {"recipe": None},
-    4: {},
-}
+# What manifests of a version may lack, with the value that says the same: each what the next lacks, and more.
+_SINCE_4: dict[str, Any] = {"session_entries": {}}
+_SINCE_3 = {**_SINCE_4, "recipe": None}
+_SINCE_2 = {**_SINCE_3, "target": "cpu", "rows": None}
+_SINCE_1 = {**_SINCE_2, "labels": [], "image": None, "generation": None}
+_ADDED: dict[int, dict[str, Any]] = {1: _SINCE_1, 2: _SINCE_2, 3: _SINCE_3, 4: _SINCE_4}
 _ADDED_TO_LAYERS: dict[int, dict[str, Any]] = {
     version: {"lowering": "", "predicted_us": None, "rejected": []} for version in (1, 2)
 } | {3: {}, 4: {}}
@@ -160,7 +159,8 @@ class Manifest:
     `validation/report.json`); smallest_onnxruntime: "major.minor"; files: by path inside the
     bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
     of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
-    recipe: the stages that made it, None where that is not recorded.
+    session_entries: what a session of ONNX Runtime must be configured with to be right on every machine; ours
+    always are. recipe: the stages that made it, None where that is not recorded.
     """
 
     schema_version: int
@@ -184,6 +184,7 @@ class Manifest:
     labels: list[str] = field(default_factory=list)
     image: Image | None = None
     generation: Generation | None = None
+    session_entries: dict[str, str] = field(default_factory=dict)
     recipe: Recipe | None = None
 
     @property

@@ -199,6 +199,8 @@ def test_fp32_and_int8_carry_the_same_cases(bundle_of: BundleOf) -> None:
 def test_the_card(model: str, precision: str, bundle_of: BundleOf) -> None:
     bundle = bundle_of(model, precision)
     card = (bundle.path / "README.md").read_text()
+    assert bundle.manifest.session_entries == ({"session.x64quantprecision": "1"} if precision == "int8" else {})
+    assert ("the entry `session.x64quantprecision` = `1`" in card) is (precision == "int8")
     head, title = card.split("---\n")[1:3]
     assert f"base_model: {bundle.manifest.source['model']}\n" in head
     assert title.startswith(f"# {bundle.name}\n")
