@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-calibration kernels kernels-aarch64 test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-calibration kernels kernels-aarch64 test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -24,6 +24,7 @@ help:
 	@echo "make bench [DATA=FOLDER] [MODELS=FOLDER] [QUICK=1]  every table of benchmarks/README.md, within 45 minutes"
 	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
+	@echo "make bench-front DATA=FOLDER  accuracy over bytes, every row trained to the end (benchmarks/front.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make kernels-aarch64  their wheel for 64-bit ARM boards in dist/ (needs g++-aarch64-linux-gnu, CMake and ninja)"
 	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
@@ -90,6 +91,10 @@ JOBS ?= $(shell nproc)
 bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
+
+bench-front: $(INSTALLED)
+	@test -n "$(DATA)" || { echo "make bench-front DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
+	$(BIN)/python benchmarks/front.py --data "$(DATA)" --jobs $(JOBS)
 
 # MODELS: the folder of bench-accuracy's checkpoints. Without DATA and MODELS the tables that need them are left out.
 BENCH = $(BIN)/python benchmarks/bench.py --work bench-out $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")

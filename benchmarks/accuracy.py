@@ -251,8 +251,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             "" if row["bytes"] is None else f"{row['bytes']:,.0f}",
             f"{row['of_dense']:.3g}",
             f"{row['error']:.3g}",
-            _score(row["before"]),
-            _score(row["after"]),
+            score(row["before"]),
+            score(row["after"]),
             str(len(row["after"])),
             str(row["steps"]),
         )
@@ -292,7 +292,8 @@ def _order(row: dict[str, Any]) -> tuple[int, float, int]:
     return list(TASKS).index(row["task"]), -row["budget"], method
 
 
-def _score(values: Sequence[float]) -> str:
+def score(values: Sequence[float]) -> str:
+    """The mean over seeds in percent ± half the spread."""
     spread = f" ± {50 * (max(values) - min(values)):.1f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.1f}{spread}"
 

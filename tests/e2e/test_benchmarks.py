@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from saten_edge.checkpoints.models import load_model
+from saten_exporters import export
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -132,6 +135,44 @@ def test_accuracy_has_a_cell_for_every_row_the_table_promises():
     assert len(dense) == 2 + 1 + 1
     assert len(compressed) == len(accuracy.METHODS) * (3 * 2 + 1 + 1)
     assert len({cell.name for cell in [*dense, *compressed]}) == len(dense) + len(compressed)
+
+
+def test_the_front_trains_every_row_with_its_bits_and_counts_the_bytes_of_its_bundle(run, tiny_bert, texts, tmp_path):
+    data, results, work = labelled(tmp_path / "data", 2 * texts), tmp_path / "results", tmp_path / "work"
+    options = ("--data", data, "--model", tiny_bert, "--work", work, "--results", results, "--most-steps", 2)
+    done = run("front", *options, "--only", "sst2-(dense-(fp32|int8)-1.00|svd-int8-0.40|layers-int8-1.00)-0")
+    assert done.returncode == 0, done.stderr
+    found = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
+    names = ("dense-fp32-1.00", "dense-int8-1.00", "layers-int8-1.00", "svd-int8-0.40")
+    assert set(found) == {f"sst2-{name}-0" for name in names}
+    sizes = {name: found[f"sst2-{name}-0"]["bytes"] for name in names}
+    assert sizes["svd-int8-0.40"] < sizes["layers-int8-1.00"] < sizes["dense-int8-1.00"] < sizes["dense-fp32-1.00"] / 3
+    assert "| sst2 | svd | int8 | 0.40 |" in done.stdout
+    bundle = export(load_model(work / "sst2-dense-int8-1.00-0" / "finetuned"), tmp_path / "bundle", precision="int8")
+    written = (bundle.path / "model.onnx.data").stat().st_size
+    assert sizes["dense-int8-1.00"] == pytest.approx(written, rel=0.05)  # tensors on disk are aligned
+
+
+def test_the_front_has_a_cell_for_every_row_its_table_promises():
+    front = load("front")
+    dense, others = front.cells()
+    assert len(dense) == 3 * 2
+    rows = len(front.RIVALS) + len(front.BUDGETS) * len(front.METHODS)
+    assert len(others) == 3 * 2 * len(front.PRECISIONS) * rows
+    assert len({cell.name for cell in [*dense, *others]}) == len(dense) + len(others)
+
+
+def test_the_front_takes_the_best_of_each_side_within_a_size():
+    front = load("front")
+
+    def row(method, size, score):
+        return {"task": "sst2", "method": method, "of_dense_int8": size, "after": [score]}
+
+    rows = [row("saten-u", 0.3, 0.9), row("saten-u", 0.19, 0.8), row("svd", 0.3, 0.85), row("dense", 1.0, 0.95)]
+    found = {round(1 / one["share"]): (one["saten"], one["rival"]) for one in front.front_of(rows)}
+    assert found[3] == (rows[0], rows[2])
+    assert found[5] == (rows[1], None)
+    assert found[8] == (None, None)
 
 
 def test_glue_is_written_in_the_layout_that_accuracy_reads(run, tmp_path):
