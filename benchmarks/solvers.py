@@ -23,7 +23,8 @@ from saten_edge.checkpoints.compress import matrices
 from saten_edge.checkpoints.models import load_model
 from saten_edge.corpus import read_docstrings
 from saten_edge.decomposition.calibration import second_moments
-from saten_edge.decomposition.decompose import SOLVERS, Recipe, decompose
+from saten_edge.decomposition.decompose import SOLVERS, decompose
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
 
 LAYERS = (
