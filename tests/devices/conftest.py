@@ -26,6 +26,7 @@ from saten_runtime.run.text import Encoder
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("userland.sh")
 CANNOT = 77
+PROCESSOR = "cortex-a76"
 PYTHON = "3.11"  # Debian 12's
 
 ArmPython = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,10 +42,10 @@ class Userland:
         return [str(SCRIPT), "run", str(self.root), *map(str, command)]
 
     def run(
-        self, *command: object, bind: Sequence[Path] = (), timeout: float = 1800
+        self, *command: object, bind: Sequence[Path] = (), processor: str = PROCESSOR, timeout: float = 1800
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside, with folders of this machine at the paths they have here."""
-        environment = {**os.environ, "BIND": ":".join(map(str, bind))}
+        """Run a command inside, with folders of this machine at the paths they have here, on a processor of QEMU's."""
+        environment = {**os.environ, "BIND": ":".join(map(str, bind)), "QEMU_CPU": processor}
         return subprocess.run(
             self.command(*command),
             env=environment,
@@ -190,13 +191,17 @@ def arm_packages(userland: Userland) -> Path:
 
 @pytest.fixture(scope="session")
 def arm_python(userland: Userland, arm_packages: Path) -> ArmPython:
-    """arm_python(*arguments, bind=[…], site=…, **environment) -> the finished python3 of the user land.
+    """arm_python(*arguments, bind=[…], site=…, processor=…, **environment) -> the finished python3 of the user land.
 
     It has this runtime, its packages, and what is installed in the folder `site`.
     """
 
     def run(
-        *arguments: object, bind: Sequence[Path] = (), site: Path | None = None, **environment: str
+        *arguments: object,
+        bind: Sequence[Path] = (),
+        site: Path | None = None,
+        processor: str = PROCESSOR,
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         places = [*([site] if site else []), arm_packages, REPOSITORY / "runtime"]
         settings = {
@@ -207,6 +212,6 @@ def arm_python(userland: Userland, arm_packages: Path) -> ArmPython:
         }
         words = [f"{name}={value}" for name, value in settings.items()]
         folders = [*places[:-1], REPOSITORY, *bind]
-        return userland.run("env", "-C", REPOSITORY, *words, "python3", *arguments, bind=folders)
+        return userland.run("env", "-C", REPOSITORY, *words, "python3", *arguments, bind=folders, processor=processor)
 
     return run

@@ -60,3 +60,13 @@ def test_a_benchmark_runs_and_is_marked(arm_python, saten_bundle, tmp_path):
     assert [reason for reason in result["verdict"]["reasons"] if reason.startswith("emulated: by qemu-aarch64")]
     assert result["cells"][0]["failed"] is None
     assert "INVALID: emulated" in done.stdout
+
+
+@pytest.mark.parametrize("processor", ["cortex-a72", "cortex-a76"])
+def test_sums_of_bytes_are_exact_with_and_without_dot_products(processor, arm_python):
+    """A Raspberry Pi 4 has no instruction for products of four bytes, a Pi 5 has: neither saturates."""
+    code = (
+        "from saten_runtime.run.products import exact_bytes as e; print(e(), e(optimized=False), e(entry=('a', '0')))"
+    )
+    done = arm_python("-c", code, processor=processor)
+    assert (done.returncode, done.stdout) == (0, "True True True\n"), done.stderr

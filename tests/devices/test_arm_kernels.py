@@ -83,7 +83,7 @@ def test_the_wheel_serves_every_python_of_that_machine(kernels_wheel: Path) -> N
 
 @pytest.mark.parametrize("isa", PROCESSORS)
 def test_every_instruction_set_gives_what_the_bodies_give(isa, site, saten_bundle, saten_int8_bundle, hidden_states):
-    kernels = {"site": site, "SATEN_KERNELS_ISA": isa, "QEMU_CPU": PROCESSORS[isa]}
+    kernels = {"site": site, "SATEN_KERNELS_ISA": isa, "processor": PROCESSORS[isa]}
     expect_the_same(saten_bundle, saten_int8_bundle, hidden_states, kernels)
 
 

@@ -4,13 +4,17 @@
 #   userland.sh build ROOT        make it, or do nothing when it is there (about 3 minutes; needs root, apt and a network)
 #   userland.sh run ROOT COMMAND  run a command inside; the mounts it needs are gone when it ends
 #
+# QEMU_CPU: the processor, that of a Raspberry Pi 5 (cortex-a76) where it is not set; cortex-a72 is that of a Pi 4.
 # BIND: folders of this machine that the command may read, at the same paths, separated by colons.
 # Exit code 77: this machine cannot do it; the line on stderr says why.
 set -euo pipefail
 verb=${1:?build or run} root=${2:?folder of the user land}
 packages=python3,libgomp1,libstdc++6,openssh-server
-export QEMU_CPU=cortex-a76
-features='fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp'
+export QEMU_CPU=${QEMU_CPU:-cortex-a76}
+case $QEMU_CPU in
+  cortex-a72) part=0xd08 features='fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid' ;;
+  *) part=0xd0b features='fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp' ;;
+esac
 script=$(realpath "$0")
 
 cannot() {
@@ -50,7 +54,7 @@ bootstrap() {
   echo "$packages" >"$root/.complete"
 }
 
-# What the kernel would say on a Raspberry Pi 5. It has to fit the processor that is emulated: onnxruntime reads it, and
+# What the kernel would say on a Raspberry Pi. It has to fit the processor that is emulated: onnxruntime reads it, and
 # dies at import where an x86 machine's own files are found.
 face() {
   mkdir -p "$root/face/sys"
@@ -60,17 +64,23 @@ face() {
     echo 0 >"$folder/physical_package_id"
     echo "$core" | tee "$folder/core_id" "$folder/core_siblings_list" "$folder/core_cpus_list" >"$folder/thread_siblings_list"
     echo 0-3 >"$folder/package_cpus_list"
-    printf 'processor\t: %s\nBogoMIPS\t: 108.00\nFeatures\t: %s\n' "$core" "$features"
-    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n'
-  done >"$root/face/cpuinfo"
+  done
   for list in possible present online; do echo 0-3 >"$root/face/sys/devices/system/cpu/$list"; done
   echo 255 >"$root/face/sys/devices/system/cpu/kernel_max"
+}
+
+cpuinfo() {
+  for core in 0 1 2 3; do
+    printf 'processor\t: %s\nBogoMIPS\t: 108.00\nFeatures\t: %s\n' "$core" "$features"
+    printf 'CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x4\nCPU part\t: %s\nCPU revision\t: 1\n\n' "$part"
+  done
 }
 
 inside() {
   mount --make-rprivate /
   mount -t proc proc "$root/proc"
-  mount --bind "$root/face/cpuinfo" "$root/proc/cpuinfo"
+  cpuinfo >"$root/face/cpuinfo-$QEMU_CPU"
+  mount --bind "$root/face/cpuinfo-$QEMU_CPU" "$root/proc/cpuinfo"
   mount --rbind "$root/face/sys" "$root/sys"
   mount --rbind /dev "$root/dev"
   for folder in $(tr : ' ' <<<"${BIND:-}"); do
