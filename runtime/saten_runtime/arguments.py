@@ -24,11 +24,27 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
+class _CommandParser(_Parser):
+    """Of one command: options may stand before, between and after what the command works on."""
+
+    _is_inner = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # The intermixed reading is made of plain readings by this method; those are passed on.
+        if self._is_inner:
+            return super().parse_known_args(args, namespace)
+        self._is_inner = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inner = False
+
+
 def make_parser(commands: Commands) -> argparse.ArgumentParser:
     """The parser; `arguments.command` is the function of the chosen command."""
     parser = _Parser(prog=PROGRAM, description="Run and measure saten-edge bundles on this device.")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    chosen = parser.add_subparsers(metavar="COMMAND", required=True)
+    chosen = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_CommandParser)
     for name, (about, add) in _COMMANDS.items():
         sub = chosen.add_parser(name, help=about, description=about)
         sub.set_defaults(command=commands[name])
@@ -39,11 +55,22 @@ def make_parser(commands: Commands) -> argparse.ArgumentParser:
 
 def _predict(parser: argparse.ArgumentParser) -> None:
     _one_bundle(parser)
+    parser.add_argument("texts", nargs="*", metavar="ITEM", help="Text or, for an image model, the file of a picture")
     parser.add_argument(
-        "texts", nargs="*", metavar="ITEM", help="Text or, for an image model, a .npy, .ppm or .pgm file"
+        "--pair",
+        nargs=2,
+        action="append",
+        default=[],
+        dest="pairs",
+        metavar=("A", "B"),
+        help="Two texts that are read together; may be given several times",
     )
-    parser.add_argument("--file", type=Path, help="File with one item per line; - reads standard input")
     parser.add_argument("--context", help="Text that the items are questions about")
+    parser.add_argument(
+        "--file",
+        type=Path,
+        help="Data as eval reads it, JSON Lines or CSV, or one item per line; - reads standard input",
+    )
     parser.add_argument("-b", "--batch", type=int, default=32, help="Items per run (default: 32)")
     _setup(parser)
 
@@ -121,6 +148,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
     "bench": ("Measure latency, start and memory of bundles, taking turns.", _bench),
     "eval": ("Measure the accuracy of bundles on a data file.", _eval),
     "profile": ("Print where the time of a run goes, by layer.", _profile),
+    "validate": ("Compare a bundle with the torch outputs it carries; exit code 3 where they differ.", _one_bundle),
     "floor": ("Print the rates of this machine, and the time no program could beat with them.", _floor),
     "doctor": ("Check what could stop a run on this device.", _doctor),
 }

@@ -13,12 +13,11 @@ from typing import Any
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.arguments import PROGRAM, make_parser
 from saten_runtime.bench.plan import BenchFiles, Plan
-from saten_runtime.errors import DataError, InvalidRun, SatenError, UsageError, system_refusal
+from saten_runtime.errors import InvalidRun, SatenError, UsageError, system_refusal
 from saten_runtime.options import values_of
 from saten_runtime.records.files import refuse_existing, write_json
 from saten_runtime.records.plain_text import align, printable
 from saten_runtime.start import INTERRUPTED
-from saten_runtime.vocabulary.tasks import PAIRS
 
 __all__ = ["main"]
 
@@ -46,19 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    from saten_runtime.accuracy.items import items_of, read_given
     from saten_runtime.run.runner import Runner
 
-    items = [*arguments.texts, *_lines(arguments.file)]
-    if not items:
-        raise UsageError("no text given; pass ITEM or --file")
+    given = read_given(arguments.texts, arguments.pairs, arguments.context, arguments.file)
     runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
-    kind = runner.bundle.items
-    if (kind == PAIRS) != (arguments.context is not None):
-        raise UsageError(f"--context: the task {runner.bundle.manifest.task} takes {kind}")
-    given = [(item, arguments.context) for item in items] if kind == PAIRS else items
-    result = runner.predict(given, batch_size=arguments.batch)
+    items = items_of(runner.bundle, given)
+    result = runner.predict([item.value for item in items], batch_size=arguments.batch)
     records = runner.predictor.records(result, runner.bundle)
-    rows = ({"text": item, **record} for item, record in zip(items, records, strict=True))
+    rows = ({**item.shown, **record} for item, record in zip(items, records, strict=True))
     if arguments.as_json:
         print(json.dumps(list(rows), indent=2, ensure_ascii=False, allow_nan=False))
         return 0
@@ -140,6 +135,18 @@ def _profile(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _validate(arguments: argparse.Namespace) -> int:
+    from saten_runtime.bundle.folder import Bundle
+    from saten_runtime.run.parity import compare, judge, parity_table
+
+    bundle = Bundle.open(arguments.bundle)
+    rows = compare(bundle)
+    shown = [row.to_json() for row in rows]
+    print(json.dumps(shown, indent=2, allow_nan=False) if arguments.as_json else parity_table(rows))
+    judge(bundle.name, rows)
+    return 0
+
+
 def _floor(arguments: argparse.Namespace) -> int:
     from saten_runtime.bench.floor import floor_report, floor_table
     from saten_runtime.bundle.folder import open_bundles
@@ -168,6 +175,7 @@ _COMMANDS = {
     "bench": _bench,
     "eval": _eval,
     "profile": _profile,
+    "validate": _validate,
     "floor": _floor,
     "doctor": _doctor,
 }
@@ -191,15 +199,3 @@ def _progress(quiet: bool) -> Callable[[int, int, str], None] | None:
 
 def _notice(text: str) -> None:
     print(f"{PROGRAM}: {printable(text)}", file=sys.stderr)
-
-
-def _lines(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        return content.decode().splitlines()
-    except OSError as cause:
-        raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path}: no UTF-8 text (byte {cause.start})") from None

@@ -203,16 +203,18 @@ def _replay(examination: Examination) -> Check:
     if examination.bundle is None:
         return Check("validation", "OK", "no bundle given")
     try:
-        files = read_manifest(examination.bundle).files
-        if not any(name.startswith(f"{VALIDATION_FOLDER}/") and name.endswith(".npy") for name in files):
+        manifest = read_manifest(examination.bundle)
+        bound = manifest.tolerance.get("relative")
+        if not any(name.startswith(f"{VALIDATION_FOLDER}/") and name.endswith(".npy") for name in manifest.files):
             return Check("validation", "WARN", "nothing to compare with", "export the bundle again")
         with Child() as child:
             answer = child.ask("replay", bundle=str(examination.bundle.resolve()), timeout_s=_RUN_LIMIT_S)
     except SatenError as error:
         return Check("validation", "FAIL", str(error), "copy or export the bundle again, or take another precision")
-    return Check(
-        "validation", "OK", f"{answer['comparisons']} outputs as in torch, the worst {answer['worst']:.1e} apart"
-    )
+    found = f"{answer['comparisons']} outputs as in torch, the worst {answer['worst']:.1e} apart"
+    if bound is None:
+        return Check("validation", "WARN", f"{found}; the bundle allows any", "export the bundle again")
+    return Check("validation", "OK", f"{found}; allowed are {bound:.1e}")
 
 
 CHECKS: tuple[Callable[[Examination], Check], ...] = (

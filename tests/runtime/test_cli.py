@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from saten_runtime import Runner, __version__
 from saten_runtime.cli import main
 
 SatenRun = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("predict", "generate", "bench", "eval", "profile", "floor", "doctor")
+COMMANDS = ("predict", "generate", "bench", "eval", "profile", "validate", "floor", "doctor")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -88,6 +89,118 @@ def test_predict_reads_standard_input(classifier: Path, saten_run: SatenRun) -> 
     done = saten_run("predict", classifier, "--file", "-", input="w1 w2\n")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == {"text", "label", "probabilities"}
+
+
+def predicted(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[dict[str, Any]]:
+    """The lines of JSON that `saten-run predict` prints."""
+    assert main(["predict", *map(str, arguments)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("BUNDLE", "w1", "w2", "-t", "1"),
+        ("BUNDLE", "-t", "1", "w1", "w2"),
+        ("-t", "1", "BUNDLE", "w1", "w2"),
+        ("BUNDLE", "w1", "-t", "1", "w2"),
+        ("-t", "1", "BUNDLE", "--batch", "2", "w1", "--memory", "fast", "w2", "-q"),
+        ("-t", "1", "--", "BUNDLE", "w1", "w2"),
+    ],
+)
+def test_options_may_stand_anywhere(order: tuple[str, ...], tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = predicted(capsys, *(tiny if word == "BUNDLE" else word for word in order))
+    assert [row["text"] for row in rows] == ["w1", "w2"]
+
+
+def test_an_unknown_option_is_refused_wherever_it_stands(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("--thread-count", "2", tiny, "w1"), (tiny, "w1", "--thread-count")):
+        assert "--thread-count" in refused(capsys, "predict", *words)
+    assert "BUNDLE" in refused(capsys, "predict", "-t", "1")
+
+
+def test_bundles_may_stand_on_both_sides_of_an_option(slow: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["floor", str(slow), "-s", "8", str(slow), "--json"]) == 0
+    assert {row["bundle"] for row in json.loads(capsys.readouterr().out)["floors"]} == {"slow", "slow#2"}
+
+
+def test_predict_takes_two_texts_in_three_ways(
+    classifier: Path, write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"text_a": "w1 w2", "text_b": "w3"}
+    by_option = predicted(capsys, "--pair", *pair.values(), classifier, "--pair", "w3", "w1 w2")
+    (by_line,) = predicted(capsys, classifier, "--file", write_lines([pair]))
+    labelled = write_lines(["text_a,text_b,label", "w1 w2,w3,1"], "pairs.csv")
+    (by_csv,) = predicted(capsys, classifier, "--file", labelled)
+    assert by_option[0] == by_line == by_csv
+    assert {name: by_line[name] for name in pair} == pair
+    expected = Runner.load(classifier).predict([tuple(pair.values())]).probabilities.tolist()
+    assert [by_line["probabilities"]] == expected
+    assert by_option[1]["probabilities"] != by_option[0]["probabilities"]
+
+
+def test_predict_answers_questions_in_every_order(
+    task_bundle: Callable[..., Path], write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, question, context = task_bundle("question-answering"), "w5", "w1 w10 w12"
+    data = write_lines([{"question": question, "context": context, "answers": ["w10 w12"]}])
+    orders = (
+        (reader, question, "--context", context),
+        (reader, "--context", context, question),
+        ("--context", context, reader, question),
+        (reader, "--pair", question, context),
+        (reader, "--file", data),
+    )
+    for order in orders:
+        (row,) = predicted(capsys, *order)
+        assert (row["question"], row["text"]) == (question, "w10 w12")
+    assert "--context" in refused(capsys, "predict", reader, question)
+    assert "--context" in refused(capsys, "predict", reader, "--context", context, "--file", data)
+
+
+# What `eval` scores a bundle on is what `predict` reads, and the inputs of each item are printed with it.
+PREDICTED = {
+    "tiny": [{"query": "w1", "answer": "w2"}, {"text_a": "w1", "text_b": "w2", "label": 0.5}, {"text": "w1"}],
+    "classifier": [{"text": "w1", "label": 2}, {"text_a": "w1", "text_b": "w2", "label": 0}, {"text": "w1"}],
+    "token-classification": [{"words": ["w1", "w2"], "labels": ["O", "B-A"]}, {"text": "w1 w2"}],
+    "text-generation": [{"text": "w1"}],
+    "image-classification": [{"image": "picture.npy", "label": 1}],
+}
+
+
+@pytest.mark.parametrize("name", PREDICTED)
+def test_predict_reads_what_eval_reads(
+    name: str,
+    request: pytest.FixtureRequest,
+    task_bundle: Callable[..., Path],
+    write_lines: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = request.getfixturevalue(name) if name in ("tiny", "classifier") else task_bundle(name)
+    for example in PREDICTED[name]:
+        file = write_lines([example, example], "data.txt")  # the name says nothing: the first line does
+        np.save(file.parent / "picture.npy", np.zeros((5, 7, 3), np.uint8))
+        rows = predicted(capsys, bundle, "--file", file)
+        assert len(rows) in (2, 4)
+        assert rows[0] == rows[len(rows) // 2]
+    for wrong in ({"strange": "w1"}, {**PREDICTED[name][0], next(iter(PREDICTED[name][0])): 5}):
+        assert "data.jsonl:2: " in refused(
+            capsys, "predict", bundle, "--file", write_lines([PREDICTED[name][0], wrong])
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("--pair", "a", "b"), "--pair: the task feature-extraction takes texts, each by itself"),
+        (("--context", "c", "w1"), "--context: is for questions"),
+        (("--file", "missing.txt"), "missing.txt: cannot be read"),
+    ],
+)
+def test_what_the_task_does_not_take(
+    words: tuple[str, ...], found: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert found in refused(capsys, "predict", tiny, *words)
 
 
 def test_text_that_is_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

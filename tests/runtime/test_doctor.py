@@ -131,7 +131,7 @@ def with_case(folder: Path, states: np.ndarray, ids: np.ndarray) -> Path:
     return folder
 
 
-def test_a_bundle_is_replayed(tiny: Path, copy_of: Callable[[Path], Path]) -> None:
+def test_a_bundle_is_replayed(tiny: Path, copy_of: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]) -> None:
     ids = np.array([[1, 9, 17, 2]])
     bundle = Bundle.open(tiny)
     feeds = {name: ids if name == "input_ids" else np.ones_like(ids) for name in bundle.manifest.inputs}
@@ -139,8 +139,24 @@ def test_a_bundle_is_replayed(tiny: Path, copy_of: Callable[[Path], Path]) -> No
     folder = with_case(copy_of(tiny), states, ids)
     check = by_name(examine(folder))["validation"]
     assert (check.status, check.found.partition(",")[0]) == ("OK", "2 outputs as in torch")
+    assert check.found.endswith("; allowed are 1.0e-05")
+    assert main(["validate", str(folder)]) == 0
+    assert "relative error" in capsys.readouterr().out
     with_case(folder, -states, ids)  # the twin: as if its weights were another's, with a manifest that fits them
     check = by_name(examine(folder))["validation"]
     assert check.status == "FAIL"
     assert "2.00e+00 from torch's, allowed are 1.00e-05" in check.found
     assert main(["doctor", str(folder)]) == 2
+    capsys.readouterr()
+    assert main(["validate", str(folder), "--json"]) == 3
+    stdout, stderr = capsys.readouterr()
+    assert [row["relative_error"] for row in json.loads(stdout)] == pytest.approx([2, 2])
+    assert stderr.startswith("saten-run: error: tiny: output 'last_hidden_state' of case short")
+
+
+def test_a_bundle_that_allows_anything_is_a_warning(tiny: Path, copy_of: Callable[[Path], Path]) -> None:
+    folder = with_case(copy_of(tiny), np.ones((1, 4, 8), np.float32), np.array([[1, 9, 17, 2]]))
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "tolerance": {}}))
+    check = by_name(examine(folder))["validation"]
+    assert (check.status, check.found.rpartition("; ")[2]) == ("WARN", "the bundle allows any")

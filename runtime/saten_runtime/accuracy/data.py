@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
@@ -13,9 +14,24 @@ from typing import Any
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object, sha256_file
 
-__all__ = ["KINDS", "Data", "Kind", "read_data"]
+__all__ = [
+    "KINDS",
+    "Data",
+    "Kind",
+    "Row",
+    "checked_row",
+    "csv_rows",
+    "json_rows",
+    "read_content",
+    "read_data",
+    "without_mark",
+]
+
+Row = dict[str, Any]
 
 _CSV_LISTS = "|"  # between the items of a list in a CSV field
+# What a model is to find out; the other fields are what it is given.
+_WANTED = ("label", "labels", "answers")
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,11 @@ class Kind:
 
     name: str
     fields: dict[str, type]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The fields that a model is given."""
+        return [field for field in self.fields if field not in _WANTED]
 
 
 # The first kind whose fields an example has is its kind.
@@ -62,30 +83,54 @@ def read_data(path: Path) -> Data:
     Raises:
         DataError: with file and line: no JSON object, fields of no kind, a value of another type.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as cause:
-        raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
-    read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    content = read_content(path)
+    read = csv_rows if path.suffix.lower() == ".csv" else json_rows
     examples = list(read(path, content))
     if not examples:
         raise DataError(f"{path}: holds no examples; expected one JSON object per line, or CSV with a header")
     kind = _kind(*examples[0])
-    checked = [_example(where, example, kind) for where, example in examples]
+    checked = [checked_row(where, example, kind, list(kind.fields)) for where, example in examples]
     columns = {field: [example[field] for example in checked] for field in kind.fields}
     return Data(path, sha256_file(path), kind.name, columns)
 
 
-def _json_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(content.splitlines(), 1):
+def read_content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
+
+
+def without_mark(content: bytes) -> bytes:
+    """Without the byte order mark that some editors put before UTF-8."""
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def json_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
+    """Place and fields of each line of JSON Lines; lines of white space are passed over.
+
+    Raises:
+        DataError: a line holds no JSON object.
+    """
+    for number, line in enumerate(without_mark(content).splitlines(), 1):
         if line.strip():
             where = f"{path}:{number}"
             yield where, parse_object(line, where, DataError, "expected one object per line")
 
 
-def _csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]]:
+def csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
+    """Place and fields of each line of CSV below its header; values are of the types of the header's kind.
+
+    Raises:
+        DataError: it is no CSV, no UTF-8, or a line has other fields than the header.
+    """
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(without_mark(content).decode(), newline=""), strict=True)
         types = _csv_types(reader.fieldnames or ())
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -99,7 +144,7 @@ def _csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, dict[str, Any]]
 
 
 def _csv_types(names: Sequence[str]) -> dict[str, type]:
-    kind = next((kind for kind in KINDS if set(kind.fields) <= set(names)), None)
+    kind = next((kind for kind in KINDS if set(kind.inputs) <= set(names)), None)
     return {name: (kind.fields.get(name, str) if kind else str) for name in names}
 
 
@@ -117,7 +162,7 @@ _CSV_VALUES: dict[type, Callable[[str], Any]] = {
 }
 
 
-def _kind(where: str, example: dict[str, Any]) -> Kind:
+def _kind(where: str, example: Row) -> Kind:
     for kind in KINDS:
         if set(kind.fields) <= set(example):
             return kind
@@ -125,14 +170,19 @@ def _kind(where: str, example: dict[str, Any]) -> Kind:
     raise DataError(f"{where}: found the fields {_quoted(example)}, expected {expected}")
 
 
-def _example(where: str, example: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    missing = [field for field in kind.fields if field not in example]
+def checked_row(where: str, row: Row, kind: Kind, needed: Sequence[str]) -> Row:
+    """A row that has these fields of its kind, each of its type.
+
+    Raises:
+        DataError: it has not; the message names the place and the field.
+    """
+    missing = [field for field in needed if field not in row]
     if missing:
-        raise DataError(f"{where}: has no field {missing[0]!r}; every line needs {', '.join(kind.fields)}")
-    for field, expected in kind.fields.items():
-        if not _fits(example[field], expected):
-            raise DataError(f"{where}: {field!r} is {example[field]!r:.60}, expected {_TYPE_NAMES[expected]}")
-    return example
+        raise DataError(f"{where}: has no field {missing[0]!r}; every line needs {', '.join(needed)}")
+    for field in needed:
+        if not _fits(row[field], kind.fields[field]):
+            raise DataError(f"{where}: {field!r} is {row[field]!r:.60}, expected {_TYPE_NAMES[kind.fields[field]]}")
+    return row
 
 
 def _fits(value: Any, expected: type) -> bool:
