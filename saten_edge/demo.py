@@ -98,7 +98,9 @@ def _finetune(out: Path, source: Path, texts: list[str], settings: DemoOptions, 
     from saten_edge.training.data import Examples
 
     options = FinetuneOptions(
-        task="feature-extraction", teacher=str(source), schedule=Schedule(steps=1_000_000, minutes=settings.minutes)
+        task="feature-extraction",
+        teacher=str(source),
+        schedule=Schedule(steps=settings.steps, precision="int8"),  # fp32 loses nothing by it
     )
     data = Examples("docstrings", [(text,) for text in texts])
     metrics = saten_edge.finetune(
@@ -155,7 +157,7 @@ def _notes(settings: DemoOptions) -> list[tuple[str, str]]:
         (
             "The compression",
             f"All linear layers and the vocabulary table together keep {settings.budget:g} of their dense fp32 bytes, "
-            f"indices counted, as tensor train + {settings.pattern} residual; then {settings.minutes:g} minutes of "
-            "distillation.",
+            f"indices counted, as tensor train + {settings.pattern} residual; then {settings.steps} steps of "
+            "distillation with weights rounded to int8.",
         ),
     ]

@@ -99,7 +99,7 @@ class ServeOptions:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo can be told. minutes: of fine-tuning. calibration_texts, tokens: fixed, but for tests.
+    """What the demo can be told. steps: of fine-tuning. calibration_texts, tokens: fixed, but for tests.
 
     Raises:
         UsageError: a number out of its range.
@@ -108,7 +108,7 @@ class DemoOptions:
     pattern: str = option("grouped", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
     group: int = option(32, "Outputs per block of a grouped residual", low=1)
     budget: float = option(0.285, "Share of the dense bytes of all compressed matrices to keep")
-    minutes: float = option(3.9, "Minutes of fine-tuning", low=0.01)
+    steps: int = option(150, "Steps of fine-tuning, of 32 texts each", low=1)
     rounds: int = option(10, "Times that each bundle is started and measured", low=1)
     calibration_texts: int = 512
     tokens: tuple[int, ...] = (32, 128)

@@ -184,7 +184,7 @@ def test_an_interrupted_training_resumes_to_the_same_weights(
 def test_an_interrupted_demo_leaves_only_what_is_whole(moment: float, tiny_bert: Path, tmp_path: Path) -> None:
     """What it leaves is whole: folders appear complete, and no report is there before its numbers are."""
     out = tmp_path / "demo"
-    arguments = ("demo", "-o", out, "--model", tiny_bert, "--minutes", 0.1, "--rounds", 1, "--quiet")
+    arguments = ("demo", "-o", out, "--model", tiny_bert, "--steps", 500, "--rounds", 1, "--quiet")
     with started("saten_edge", *arguments) as process:
         wait_for(lambda: is_running(process), process)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -42,7 +42,7 @@ def demo(saten_edge: Command, long_bert: Path, tmp_path_factory: pytest.TempPath
             (out / folder / STALE).touch()
     for name in ("demo.json", "train.jsonl", "bench/bench.json", "eval.json", "report.html", "summary.json"):
         (out / name).write_text(json.dumps(STALE))
-    settings = ("--minutes", 0.02, "--rounds", 2, "--budget", 0.5, "--group", 8)
+    settings = ("--steps", 2, "--rounds", 2, "--budget", 0.5, "--group", 8)
     done = saten_edge("demo", "-o", out, "--model", long_bert, *settings)
     assert done.returncode == 0, done.stderr
     return Demo(out, done)
@@ -128,7 +128,7 @@ def test_a_folder_of_somebody_else_is_refused(saten_edge: Command, long_bert: Pa
     out = tmp_path / "mine"
     out.mkdir()
     (out / "notes.txt").write_text("precious")
-    done = saten_edge("demo", "-o", out, "--model", long_bert, "--minutes", 0.02)
+    done = saten_edge("demo", "-o", out, "--model", long_bert, "--steps", 2)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"saten-edge: error: {out}: already exists")
     assert done.stderr.count("\n") == 1

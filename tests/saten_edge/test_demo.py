@@ -38,7 +38,7 @@ def test_the_bundles_are_each_model_in_each_precision():
 def test_the_defaults_promise_what_the_readme_does():
     settings = DemoOptions()
     assert settings.budget <= 0.30
-    assert settings.minutes <= 4
+    assert settings.steps == 150
     assert settings.tokens == (32, 128)
 
 
