@@ -15,6 +15,11 @@ from saten_edge.checkpoints.modules import (
 from saten_exporters.exportable import LayerParts
 
 
+def hidden(loaded: LoadedModel, texts: list[str]) -> torch.Tensor:
+    with torch.no_grad():
+        return loaded.model(**loaded.encode(texts)).last_hidden_state
+
+
 def add_residual(dense: np.ndarray, part: LayerParts) -> None:
     """Add S, as its layout is documented, to a matrix (in, out)."""
     if part.layout == "grouped":
