@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from saten_edge.checkpoints.models import load_model
+from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import (
     saten_layers,
 )
