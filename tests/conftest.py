@@ -108,7 +108,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def save_tokenizer(folder: Path, *, token_types: bool = True, pad_id: int = 0) -> None:
+def save_tokenizer(folder: Path, *, token_types: bool = True, pad_id: int = 0, **names: str) -> None:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -123,12 +123,13 @@ def save_tokenizer(folder: Path, *, token_types: bool = True, pad_id: int = 0) -
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", pieces["[CLS]"]), ("[SEP]", pieces["[SEP]"])],
     )
-    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    kinds = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=POSITIONS,
         model_input_names=["input_ids", *["token_type_ids"] * token_types, "attention_mask"],
-        **dict(zip(names, SPECIAL, strict=True)),
+        **dict(zip(kinds, SPECIAL, strict=True)),
+        **names,
     ).save_pretrained(folder)
 
 
@@ -209,7 +210,9 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
         size = {"height": sizes["image_size"], "width": sizes["image_size"]}
         transformers.ViTImageProcessorPil(size=size).save_pretrained(folder)
     else:
-        save_tokenizer(folder, token_types=model_type in TOKEN_TYPES, pad_id=sizes.get("pad_token_id", 0))
+        # Where no end is named, the class of Qwen2's tokenizers adds one, for which the table has no row.
+        end = {"eos_token": "[SEP]"} if model_type == "qwen2" else {}
+        save_tokenizer(folder, token_types=model_type in TOKEN_TYPES, pad_id=sizes.get("pad_token_id", 0), **end)
     return folder
 
 

@@ -48,7 +48,7 @@ class Exportable(Protocol):
 
     task: a name in `saten_runtime.vocabulary.tasks.HUB_TASKS`. tokenizer, processor: the one that prepares the model's
     inputs, None for the other.
-    max_length: tokens that a text is cut to, or a decoder's whole context.
+    max_length: tokens that a text is cut to, or a decoder's whole context. pad_id: what fills up short rows of ids.
     """
 
     model: Any
@@ -56,6 +56,7 @@ class Exportable(Protocol):
     processor: Any
     postprocess: Postprocess
     max_length: int
+    pad_id: int
     source: dict[str, str]
     task: str
 

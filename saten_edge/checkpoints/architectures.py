@@ -50,8 +50,7 @@ class Architecture:
     keeps its weight as (in, out). tied_head: the layer that uses the vocabulary table again where
     `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
     random weights. pooler: the base model takes `add_pooling_layer`. options: entries of the config that must
-    have one of the values listed; a dot leads into a dictionary, and an absent entry passes. first_position: rows
-    at the start of the position table that no text reaches.
+    have one of the values listed; a dot leads into a dictionary, and an absent entry passes.
     """
 
     model_type: str
@@ -63,7 +62,6 @@ class Architecture:
     tied_head: str | None = None
     heads: tuple[str, ...] = ("classifier", "qa_outputs")
     pooler: bool = False
-    first_position: int = 0
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def check_task(self, task: str) -> None:
@@ -110,7 +108,6 @@ ARCHITECTURES = {
             "encoder.layer",
             BERT_TABLES,
             pooler=True,
-            first_position=2,
             options=ENCODER_OPTIONS,
         ),
         Architecture(
@@ -122,7 +119,7 @@ ARCHITECTURES = {
             heads=("pre_classifier", "classifier", "qa_outputs"),
         ),
         Architecture("electra", "encoder", ENCODER, "encoder.layer", BERT_TABLES, options=ENCODER_OPTIONS),
-        Architecture("mpnet", "encoder", ENCODER, "encoder.layer", BERT_TABLES, pooler=True, first_position=2),
+        Architecture("mpnet", "encoder", ENCODER, "encoder.layer", BERT_TABLES, pooler=True),
         Architecture(
             "modernbert",
             "encoder",

@@ -21,6 +21,7 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
     verify_folder,
 )
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
+from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
@@ -41,6 +42,7 @@ class LoadedModel:
     """A model in evaluation mode, what prepares its inputs, and what follows it to make an embedding.
 
     task: a name in `HUB_TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
+    pad_id: what fills up short rows of ids.
     """
 
     model: Any
@@ -51,6 +53,7 @@ class LoadedModel:
     folder: Path
     task: str = FEATURE_EXTRACTION.hub
     processor: Any = None
+    pad_id: int = 0
 
     @property
     def architecture(self) -> Architecture:
@@ -73,7 +76,17 @@ class LoadedModel:
             return dict(self.processor(images=list(items), return_tensors="pt"))
         cut = min(self.max_length, max_length or self.max_length)
         columns = [list(column) for column in zip(*items, strict=True)] if _are_pairs(items) else [list(items)]
-        return dict(self.tokenizer(*columns, padding=True, truncation=True, max_length=cut, return_tensors="pt"))
+        encoded = self.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True)
+        return self.pad(encoded)
+
+    def pad(self, rows: Any) -> dict[str, torch.Tensor]:
+        """Tokenized texts, one after the other or by column, as one batch: filled up on the right, as on a device."""
+        from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+        how = {"padding_side": "right", "return_attention_mask": True, "return_tensors": "pt"}
+        batch = dict(pad_without_fast_tokenizer_warning(self.tokenizer, rows, **how))
+        batch["input_ids"].masked_fill_(batch["attention_mask"] == 0, self.pad_id)
+        return batch
 
     def layer_parts(self) -> dict[str, LayerParts]:
         """The numbers of every compressed layer, for the exporter; none for a dense model."""
@@ -116,6 +129,7 @@ def load_model(
     try:
         model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
         tokenizer, processor = _preprocessors(folder, row)
+        pad_id = 0 if tokenizer is None else _fitted(str(name), model, tokenizer, row, task)
     except SatenError:
         raise
     except Exception as cause:  # transformers raises almost anything on a bad folder
@@ -123,17 +137,16 @@ def load_model(
     if missing:  # transformers would go on with random numbers
         advice = "download it again" if num_labels else "download it again, or name a new head's --num-labels"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
-    if tokenizer is not None and model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # a decoder's classifier reads the last token before it
     return LoadedModel(
         model.eval(),
         tokenizer,
         _postprocess(folder),
-        _max_length(folder, model, row),
+        _max_length(folder, model),
         _source(str(name), folder, model),
         folder,
         task,
         processor,
+        pad_id,
     )
 
 
@@ -300,9 +313,15 @@ def _postprocess(folder: Path) -> Postprocess:
     return Postprocess(known[chosen.pop()], not modules.is_file() or "Normalize" in modules.read_text("utf-8"))
 
 
-def _max_length(folder: Path, model: Any, row: Architecture) -> int:
+def _fitted(where: str, model: Any, tokenizer: Any, row: Architecture, task: str) -> int:
+    """The padding id, after tokenizer and model were seen to fit each other."""
+    refuse_ids_without_row(where, model, tokenizer, HUB_TASKS[task])
+    return settle_padding(where, model, tokenizer, sought=row.kind == "decoder" and HUB_TASKS[task].per_item)
+
+
+def _max_length(folder: Path, model: Any) -> int:
     """The length texts are cut to: sentence-transformers' choice, or the model's positions."""
-    positions = int(getattr(model.config, "max_position_embeddings", 512)) - row.first_position
+    positions = int(getattr(model.config, "max_position_embeddings", 512)) - first_position(model)
     side = folder / "sentence_bert_config.json"
     if not side.is_file():
         return positions

@@ -150,7 +150,7 @@ def encode(
     else:
         columns = [list(column) for column in zip(*examples.inputs, strict=True)]
         cut = min(loaded.max_length, max_length)
-        encoded = dict(loaded.tokenizer(*columns, truncation=True, max_length=cut))
+        encoded = dict(loaded.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True))
         rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     return [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)] if labels else rows
 
@@ -159,10 +159,7 @@ def collator(loaded: LoadedModel, examples: Examples) -> Callable[[list[dict[str
     """Puts encoded examples into one batch, padded to its longest."""
     if examples.images:
         return lambda rows: _image_batch(loaded.processor, rows)
-    from transformers import DataCollatorWithPadding
-
-    pad = DataCollatorWithPadding(loaded.tokenizer)
-    return lambda rows: dict(pad(rows))
+    return loaded.pad
 
 
 def split_off(rows: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:

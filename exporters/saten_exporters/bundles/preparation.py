@@ -34,7 +34,7 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
             "use a fast tokenizer"
         )
     source.tokenizer.save_pretrained(folder)
-    return Tokenizer("tokenizer.json", int(source.tokenizer.pad_token_id or 0), source.max_length)
+    return Tokenizer("tokenizer.json", source.pad_id, source.max_length)
 
 
 def save_settings(source: Exportable, folder: Path) -> None:

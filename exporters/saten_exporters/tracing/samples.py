@@ -75,10 +75,12 @@ def padded_tokens(source: Exportable, lengths: list[tuple[int, int]], *, left: b
     counts = torch.tensor([[tokens] for tokens, _ in cut])
     places = torch.arange(longest)[None]
     mask = (places >= longest - counts if left else places < counts).long()
-    ids = torch.where(mask.bool(), ids, int(source.tokenizer.pad_token_id or 0))
+    ids = torch.where(mask.bool(), ids, source.pad_id)
     known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     taken = inspect.signature(source.model.forward).parameters
-    return {name: known[name] for name in source.tokenizer.model_input_names if name in known and name in taken}
+    # A tokenizer may leave the mask out; a graph without it would read padding as text.
+    wanted = dict.fromkeys([*source.tokenizer.model_input_names, "attention_mask"])
+    return {name: known[name] for name in wanted if name in known and name in taken}
 
 
 def _token_cases(source: Exportable) -> dict[str, Case]:

@@ -129,7 +129,8 @@ class TestInputs:
         loaded = load_model(folder)
         batch = loaded.encode(texts[:4])
         assert not batch["attention_mask"].bool().all()
-        assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id == 3
+        assert loaded.tokenizer.pad_token_id == 3
+        assert loaded.model.config.pad_token_id == loaded.pad_id == 0  # every text ends with 3
         alone = torch.cat([loaded.model(**loaded.encode([text])).logits for text in texts[:4]])
         assert torch.allclose(loaded.model(**batch).logits, alone, atol=1e-4)
 
