@@ -27,7 +27,7 @@ help:
 	@echo "make bench-front DATA=FOLDER  accuracy over bytes, every row trained to the end (benchmarks/front.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make kernels-aarch64  their wheel for 64-bit ARM boards in dist/ (needs g++-aarch64-linux-gnu, CMake and ninja)"
-	@echo "make wheels  saten-edge and saten-runtime as wheels in dist/"
+	@echo "make wheels  all three distributions in dist/, the kernels for x86-64 and 64-bit ARM (needs CMake and ninja)"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
 $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
@@ -129,7 +129,11 @@ bench-kernels: $(INSTALLED)
 	$(BIN)/python benchmarks/kernels.py
 
 wheels: $(INSTALLED) web
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[wheels]'
+	mkdir -p dist
+	PYTHON="$(abspath $(BIN))/python" $(KERNELS)/scripts/wheels.sh dist
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .
+	$(BIN)/python -m twine check --strict dist/*.whl
 
 clean:
 	rm -rf $(VENV) dist demo-out

@@ -18,7 +18,7 @@ else:
 
 ROOT = Path(__file__).parent.parent
 FILES = ("pyproject.toml", "runtime/pyproject.toml", "runtime/kernels/pyproject.toml")
-OURS = {"saten-edge", "saten-runtime"}
+OURS = {"saten-edge", "saten-runtime", "saten-kernels"}
 
 
 def project(file: str) -> dict[str, Any]:
@@ -88,10 +88,11 @@ def test_exactly_one_pin_holds_on_every_supported_python(name: str):
         assert len(holding) == 1, f"{name} on Python 3.{minor}: {len(holding)} lines"
 
 
-def test_the_two_distributions_and_their_packages_agree_on_their_version():
+def test_the_three_distributions_and_their_packages_agree_on_their_version():
     import saten_edge
     import saten_runtime
 
     (runtime,) = [entry for _, entry in direct_dependencies() if entry.name == "saten-runtime"]
-    assert saten_edge.__version__ == saten_runtime.__version__ == pinned_version(runtime)
+    (kernels,) = [entry for _, entry in direct_dependencies() if entry.name == "saten-kernels"]
+    assert saten_edge.__version__ == saten_runtime.__version__ == pinned_version(runtime) == pinned_version(kernels)
     assert {project(file)["version"] for file in FILES} == {saten_edge.__version__}

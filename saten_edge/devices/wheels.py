@@ -70,7 +70,8 @@ def runtime_wheel(folder: Path) -> Path:
 
 
 def _requirements() -> list[str]:
-    return sorted(importlib.metadata.requires("saten-runtime") or [])
+    entries = importlib.metadata.requires("saten-runtime") or []
+    return sorted(entry for entry in entries if "extra ==" not in entry)
 
 
 def _metadata() -> str:

@@ -54,11 +54,17 @@ def build() -> Callable[[str], Path]:
         for tool in ("cmake", "ninja", "c++"):
             if shutil.which(tool) is None:
                 pytest.skip(f"no {tool} here: the native kernels are not built")
+        zig = importlib.util.find_spec("ziglang")
+        if preset.startswith("zig") and zig is None:
+            pytest.skip("no ziglang here; it comes with the extra `wheels`")
+        environment = {**os.environ, **({"SATEN_ZIG": str(Path(zig.origin).with_name("zig"))} if zig else {})}
         folder = SOURCES / "build"
         folder.mkdir(exist_ok=True)
         with FileLock(folder / f"{preset}.lock"):  # tests run in several processes, which share the folder
             for step in (["--preset", preset], ["--build", "--preset", preset]):
-                done = subprocess.run(["cmake", *step], cwd=SOURCES, capture_output=True, text=True, timeout=1800)
+                done = subprocess.run(
+                    ["cmake", *step], cwd=SOURCES, capture_output=True, text=True, timeout=1800, env=environment
+                )
                 if done.returncode and "fetch_onnxruntime_headers" in done.stderr:
                     pytest.skip("no onnxruntime headers on this system, and none could be fetched")
                 assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,17 +31,20 @@ def test_every_kernel_agrees_with_float64(build: Build) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["release", "asan", "tsan"])
+@pytest.mark.parametrize("preset", ["release", "asan", "tsan", "zig-x86_64"])
 def test_the_long_sweep(preset: str, build: Build) -> None:
     sweep(build(preset), MANY)
 
 
 @pytest.mark.slow
-def test_the_long_sweep_on_aarch64(build: Build) -> None:
-    for tool in ("aarch64-linux-gnu-g++", ARM[0]):
+@pytest.mark.parametrize(
+    ("preset", "tools"), [("aarch64", ("aarch64-linux-gnu-g++", ARM[0])), ("zig-aarch64", ARM[:1])]
+)
+def test_the_long_sweep_on_aarch64(preset: str, tools: Sequence[str], build: Build) -> None:
+    for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} here")
-    output = sweep(build("aarch64"), MANY, ARM)
+    output = sweep(build(preset), MANY, ARM)
     for isa in ("neon", "neondot", "neoni8mm"):
         assert f"quantized__{isa}: {MANY} cases" in output
 

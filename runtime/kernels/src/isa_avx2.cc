@@ -4,6 +4,7 @@
 #include "half.h"
 
 #include "kernels.inl"
+#include "processor.h"
 
 namespace saten {
 namespace {
@@ -156,9 +157,7 @@ void quantized(const QuantizedCall& call) {
     for (size_t panel = call.first; panel < call.last; ++panel) quantized_rows<1>(call, panel, row);
 }
 
-bool supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // F16C came before AVX2
-}
+bool supported() { return has(Feature::avx2); }
 
 }  // namespace
 

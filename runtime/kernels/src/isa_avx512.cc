@@ -1,5 +1,6 @@
 // AVX-512 without VNNI: bytes are widened to two, and pairs of products are added.
 #include "isa_avx512.inl"
+#include "processor.h"
 
 namespace saten {
 namespace {
@@ -39,10 +40,7 @@ void quantized(const QuantizedCall& call) {
     for (size_t panel = call.first; panel < call.last; ++panel) quantized_rows<1>(call, panel, row);
 }
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
-}
+bool supported() { return has(Feature::avx512); }
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 // AVX-512 with VNNI: four products of bytes per lane and instruction.
 #include "isa_avx512.inl"
+#include "processor.h"
 
 namespace saten {
 namespace {
@@ -56,10 +57,7 @@ void quantized(const QuantizedCall& call) {
   }
 }
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-}
+bool supported() { return has(Feature::avx512vnni); }
 
 }  // namespace
 

@@ -1,8 +1,6 @@
 // NEON with dot products (Armv8.2 asimddp): four products of bytes per lane and instruction.
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-
 #include "isa_neon.inl"
+#include "processor.h"
 
 namespace saten {
 namespace {
@@ -42,7 +40,7 @@ void quantized(const QuantizedCall& call) {
     for (size_t panel = call.first; panel < call.last; ++panel) quantized_rows<1>(call, panel, row);
 }
 
-bool supported() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool supported() { return has(Feature::dot_products); }
 
 }  // namespace
 

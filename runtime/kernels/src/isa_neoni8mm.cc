@@ -1,8 +1,6 @@
 // NEON with 8-bit matrix products (Armv8.6 i8mm): 2 rows × 2 outputs × 8 inputs per instruction.
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-
 #include "isa_neon.inl"
+#include "processor.h"
 
 namespace saten {
 namespace {
@@ -54,7 +52,7 @@ void quantized(const QuantizedCall& call) {
     for (size_t panel = call.first; panel < call.last; ++panel) quantized_pairs<1>(call, panel, row);
 }
 
-bool supported() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+bool supported() { return has(Feature::int8_matrix_products); }
 
 }  // namespace
 

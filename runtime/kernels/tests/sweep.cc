@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cases.h"
+#include "processor.h"
 
 namespace saten::testing {
 namespace {
@@ -259,7 +260,7 @@ std::vector<double> sizes_of(std::vector<double> m) {
 }
 
 // None, a bias, or a bias and GELU, with equal odds.
-Epilogue some_ending(size_t outputs, Random& random) {
+Epilogue some_epilogue(size_t outputs, Random& random) {
   const size_t kind = random.below(3);
   return kind == 0 ? Epilogue{} : Epilogue{random.numbers(outputs), kind == 1 ? Activation::none : Activation::gelu};
 }
@@ -288,7 +289,7 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
     const Tensor at = tensor("a", Type::f32, {int64_t(inputs), int64_t(rank)}, a), bt = tensor("b", Type::f32, {int64_t(rank), int64_t(outputs)}, b);
     std::optional<LowRank> train;
     if (with_train) train.emplace(LowRank{Factor(at), Factor(bt)});
-    const Epilogue epilogue = some_ending(outputs, random);
+    const Epilogue epilogue = some_epilogue(outputs, random);
     const Linear layer(std::move(train), residual.pack(isa), epilogue);
     if (exact_inputs) layer.expect_inputs(inputs);
     std::vector<float> y(rows * outputs, NAN);
@@ -317,7 +318,7 @@ void check_quantized_linear(const Kernels& isa, size_t cases) {
     const size_t inputs = shape_near(16, random) * random.of<size_t>({0, 3, 3, 3}), rank = random.of<size_t>({0, 1, 7, 16, 33}), outputs = random.of<size_t>({1, 16, 50, 210}), rows = random.of<size_t>({1, 2, 9, 40});
     const auto x = random.numbers(rows * inputs), a_scale = random.numbers(rank), b_scale = random.numbers(outputs);
     const auto a = random.codes(inputs * rank), b = random.codes(rank * outputs);
-    const Epilogue epilogue = some_ending(outputs, random);
+    const Epilogue epilogue = some_epilogue(outputs, random);
     const Linear layer(LowRank{Factor(tensor("a", Type::s8, {int64_t(inputs), int64_t(rank)}, a), tensor("a_scale", Type::f32, {int64_t(rank)}, a_scale)),
                                Factor(tensor("b", Type::s8, {int64_t(rank), int64_t(outputs)}, b), tensor("b_scale", Type::f32, {int64_t(outputs)}, b_scale))}, {}, epilogue);
     std::vector<float> y(rows * outputs, NAN);
@@ -431,8 +432,24 @@ void check_that_errors_are_seen() {
 
 }  // namespace
 
+// What GCC finds by its own means. Not every other compiler has them in a library.
+void check_processor() {
+#if defined(__x86_64__) && !defined(__clang__)
+  const auto same = [](Feature feature, bool there) {
+    expect(has(feature) == there, "differs from what the compiler finds", "processor");
+  };
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  same(Feature::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+  same(Feature::avx512, avx512);
+  same(Feature::avx512vnni, avx512 && __builtin_cpu_supports("avx512vnni"));
+  expect(!has(Feature::dot_products) && !has(Feature::int8_matrix_products), "has what ARM has", "processor");
+#endif
+}
+
 int sweep(size_t cases, const char* only) {
   check_that_errors_are_seen();
+  check_processor();
   for (size_t i = 0; i < kInstructionSetCount; ++i) {
     const Kernels& isa = *kInstructionSets[i];
     if (only && std::strcmp(only, isa.isa) != 0) continue;
