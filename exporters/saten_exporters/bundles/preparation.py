@@ -17,7 +17,8 @@ __all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_toke
 
 # Steps of an image processor that a device does, too; any other that is switched on is refused.
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-HARMLESS = ("do_convert_rgb",)  # pictures arrive with three channels
+HARMLESS = ("do_convert_rgb",)  # pictures arrive with the channels that the model takes
+CHANNELS = (1, 3)
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -58,13 +59,14 @@ def image_of(source: Exportable) -> Image:
     if odd:
         raise _inexpressible(source, odd[0], settings[odd[0]], f"only {', '.join(STEPS)}")
     resize, crop, rescale, normalize = (bool(settings.get(step)) for step in STEPS)
+    channels = _channels(source, settings)
     image = Image(
         resize=_sizes(source, "size", settings.get("size")) if resize else [],
         crop=_sizes(source, "crop_size", settings.get("crop_size")) if crop else [],
         resample=_resampling(source, settings.get("resample")) if resize else "nearest",
         rescale=float(settings["rescale_factor"]) if rescale else 1.0,
-        mean=[float(value) for value in settings["image_mean"]] if normalize else [0.0] * 3,
-        std=[float(value) for value in settings["image_std"]] if normalize else [1.0] * 3,
+        mean=_by_channel(source, settings, "image_mean", channels) if normalize else [0.0] * channels,
+        std=_by_channel(source, settings, "image_std", channels) if normalize else [1.0] * channels,
     )
     wanted = source.model.config.image_size
     made, taken = image.crop or image.resize, list(wanted) if isinstance(wanted, (list, tuple)) else [wanted] * 2
@@ -115,6 +117,24 @@ def _sizes(source: Exportable, name: str, size: Any) -> list[int]:
     if set(given) == {"shortest_edge"} and name == "size":
         return [int(given["shortest_edge"])]
     raise _inexpressible(source, name, given, "height and width, or the shortest edge of a resize")
+
+
+def _channels(source: Exportable, settings: Mapping[str, Any]) -> int:
+    """How many the model takes; the processor must not make another number of them."""
+    channels = int(source.model.config.num_channels)
+    if channels not in CHANNELS:
+        raise ExportError(f"{source.source['model']}: num_channels = {channels} cannot be expressed; expected 1 or 3")
+    if channels == 1 and settings.get("do_convert_rgb"):
+        raise _inexpressible(source, "do_convert_rgb", True, "False, as the model takes one channel")
+    return channels
+
+
+def _by_channel(source: Exportable, settings: Mapping[str, Any], name: str, channels: int) -> list[float]:
+    given = settings[name]
+    values = list(given) if isinstance(given, (list, tuple)) else [given] * channels
+    if len(values) != channels:
+        raise _inexpressible(source, name, given, f"as many numbers as the model takes channels, {channels}")
+    return [float(value) for value in values]
 
 
 def _resampling(source: Exportable, number: Any) -> str:

@@ -55,7 +55,7 @@ def _feeds(bundle: Bundle, size: Size, vocabulary: int) -> Feeds:
     if len(side) != 2:
         raise UsageError(f"{bundle.name}: its pictures have no fixed size; there is nothing to measure")
     (name,) = bundle.manifest.inputs
-    return {name: np.random.default_rng(0).standard_normal((size.batch, 3, *side), np.float32)}
+    return {name: np.random.default_rng(0).standard_normal((size.batch, len(bundle.image.mean), *side), np.float32)}
 
 
 def _decoding(decoder: Decoder, size: Size, vocabulary: int) -> Workload:

@@ -113,11 +113,11 @@ class Postprocess:
 
 @dataclass(frozen=True)
 class Image:
-    """How a picture becomes `pixel_values` (batch, 3, height, width) float32, in this order.
+    """How a picture becomes `pixel_values` (batch, channels, height, width) float32, in this order.
 
     resize: [height, width], or [shorter side], or [] for none. crop: [height, width] around the
     centre, or [] for none. resample: a name in `image.KERNELS`. Then x · rescale, minus mean,
-    divided by std, by channel (red, green, blue).
+    divided by std, by channel: red, green and blue, or grey alone.
     """
 
     resize: list[int]

@@ -21,11 +21,12 @@ from saten_runtime.errors import BundleError, DataError
 
 __all__ = ["KERNELS", "Picture", "Pixels", "pixel_values", "read_picture", "resize"]
 
-Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+Pixels = npt.NDArray[np.uint8]  # (height, width, channels)
 Picture = Pixels | str | Path
 FloatArray = npt.NDArray[np.float64]
 
 _MOST_PIXELS = 100_000_000
+_CHANNELS = (1, 3)  # grey, or red, green and blue
 _NETPBM = re.compile(rb"(P[56])(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,6})(?:\s+|#[^\n]*\n)+(\d{1,5})\s")
 
 
@@ -57,36 +58,37 @@ KERNELS: dict[str, _Kernel | None] = {
 
 
 def pixel_values(pictures: Sequence[Picture], how: Image) -> npt.NDArray[np.float32]:
-    """The input of an image model, (len(pictures), 3, height, width).
+    """The input of an image model, (len(pictures), channels, height, width); channels are as many as means.
 
     Raises:
-        DataError: a picture that cannot be read, or is smaller than the crop.
+        DataError: a picture that cannot be read, has other channels, or is smaller than the crop.
         BundleError: settings that no picture can satisfy.
     """
-    if how.resample not in KERNELS or len(how.resize) > 2 or len(how.crop) not in (0, 2) or len(how.mean) != 3:
-        raise BundleError(f"image settings {how}: there are {', '.join(KERNELS)}, and three channels")
-    ready = [_prepare(read_picture(picture), how) for picture in pictures]
+    channels, sizes = len(how.mean), len(how.resize) > 2 or len(how.crop) not in (0, 2)
+    if how.resample not in KERNELS or sizes or channels not in _CHANNELS or len(how.std) != channels:
+        raise BundleError(f"image settings {how}: there are {', '.join(KERNELS)}, and one channel or three")
+    ready = [_prepare(read_picture(picture, channels), how) for picture in pictures]
     shapes = {array.shape for array in ready}
     if len(shapes) > 1:
         raise DataError(f"pictures become {sorted(shapes)}; without a size in the bundle they must be of one size")
     return np.stack(ready)
 
 
-def read_picture(picture: Picture) -> Pixels:
-    """A picture as (height, width, 3); grey becomes three equal channels.
+def read_picture(picture: Picture, channels: int = 3) -> Pixels:
+    """A picture as (height, width, channels), one or three; grey becomes three equal channels.
 
-    picture: an array of uint8, (height, width) or (height, width, 3), or a file: .npy of such an
-    array, or binary .ppm and .pgm.
+    picture: an array of uint8, grey as (height, width) or (height, width, 1), or (height, width, 3), or a file: .npy
+    of such an array, or binary .ppm and .pgm.
 
     Raises:
         DataError: anything else.
     """
     if not isinstance(picture, np.ndarray):
-        return _read_file(Path(picture))
-    return _three_channels(picture, "picture")
+        return _with_channels(_read_file(Path(picture)), channels, str(picture))
+    return _with_channels(picture, channels, "picture")
 
 
-def _read_file(path: Path) -> Pixels:
+def _read_file(path: Path) -> npt.NDArray[Any]:
     readers: dict[str, Callable[[Path], npt.NDArray[Any]]] = {
         ".npy": _read_npy,
         ".ppm": _read_netpbm,
@@ -95,12 +97,11 @@ def _read_file(path: Path) -> Pixels:
     if path.suffix.lower() not in readers:
         raise DataError(f"{path}: expected {', '.join(readers)}; convert it: magick {path.name} {path.stem}.ppm")
     try:
-        array = readers[path.suffix.lower()](path)
+        return readers[path.suffix.lower()](path)
     except OSError as cause:
         raise DataError(f"{path}: cannot be read ({cause.strerror or cause})") from None
     except (ValueError, EOFError) as cause:
         raise DataError(f"{path}: is no picture ({cause})") from None
-    return _three_channels(array, str(path))
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
@@ -122,14 +123,13 @@ def _read_netpbm(path: Path) -> npt.NDArray[Any]:
     return np.frombuffer(content, np.uint8, math.prod(shape), head.end()).reshape(shape)
 
 
-def _three_channels(array: npt.NDArray[Any], where: str) -> Pixels:
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise DataError(
-            f"{where}: found {array.dtype} {array.shape}, expected uint8 (height, width, 3) or (height, width)"
-        )
-    return array
+def _with_channels(array: npt.NDArray[Any], channels: int, where: str) -> Pixels:
+    grey = array[:, :, None] if array.ndim == 2 else array
+    found = np.repeat(grey, channels, axis=2) if grey.ndim == 3 and grey.shape[2] == 1 else grey
+    if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != channels or 0 in found.shape:
+        known = " or (height, width, 3)" if channels == 3 else ", as the model takes one channel"
+        raise DataError(f"{where}: found {array.dtype} {array.shape}, expected uint8 (height, width){known}")
+    return found
 
 
 def _prepare(pixels: Pixels, how: Image) -> npt.NDArray[np.float32]:
@@ -143,7 +143,7 @@ def _prepare(pixels: Pixels, how: Image) -> npt.NDArray[np.float32]:
         pixels = _crop(pixels, how.crop[0], how.crop[1])
     mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
     values = (pixels.astype(np.float32) * np.float32(how.rescale) - mean) / std
-    return np.asarray(values.transpose(2, 0, 1), np.float32)  # (3, height, width)
+    return np.asarray(values.transpose(2, 0, 1), np.float32)  # (channels, height, width)
 
 
 def _crop(pixels: Pixels, height: int, width: int) -> Pixels:
@@ -154,7 +154,7 @@ def _crop(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def resize(pixels: Pixels, height: int, width: int, kernel: str) -> Pixels:
-    """`pixels` as (height, width, 3), by a name in `KERNELS`."""
+    """`pixels` as (height, width, channels), by a name in `KERNELS`."""
     chosen = KERNELS[kernel]
     if chosen is None:
         rows, columns = (_nearest(*pair) for pair in ((pixels.shape[0], height), (pixels.shape[1], width)))

@@ -33,7 +33,8 @@ PROCESSORS = {
 
 def source(**fields: Any) -> Any:
     """A loaded model with these entries of its config, and the rest of it given by name."""
-    config = SimpleNamespace(image_size=SIDE, id2label={0: "no", 1: "yes"}, eos_token_id=3, problem_type=None)
+    entries = {"image_size": SIDE, "num_channels": 3, "id2label": {0: "no", 1: "yes"}, "problem_type": None}
+    config = SimpleNamespace(**entries, eos_token_id=3)
     known = {"task": "text-classification", "processor": None, "source": {"model": "m", "architecture": "A"}}
     given = {name: fields.pop(name) for name in (*known, "generation_config") if name in fields}
     for name, value in fields.items():
@@ -81,12 +82,45 @@ def test_a_graph_of_texts_needs_no_other_settings(tmp_path: Path) -> None:
         ({"size": {"longest_edge": 40}}, r"size = \{'longest_edge': 40\} cannot be expressed"),
         ({"size": {"height": 16, "width": 16}}, r"makes \[16, 16\], its model takes \[32, 32\]"),
         ({"do_resize": False}, r"makes \[\], its model takes"),
+        ({"image_mean": [0.5]}, r"image_mean = \[0\.5\] cannot be expressed; expected as many .* channels, 3"),
+        ({"image_std": (0.5, 0.5, 0.5, 1.0)}, r"image_std = \(0\.5, .* cannot be expressed; expected as many"),
     ],
 )
 def test_what_a_device_does_not_do(change: dict[str, Any], words: str) -> None:
     settings = {**PROCESSORS["vit"]().to_dict(), **change}
     with pytest.raises(ExportError, match=words):
         image_of(source(processor=SimpleNamespace(to_dict=lambda: settings)))
+
+
+@pytest.mark.parametrize("mean", [[0.25], 0.25])
+def test_grey_pictures_as_transformers_prepares_them(mean: Any, images: list[Any]) -> None:
+    grey = [image.convert("L") for image in images]
+    size = {"height": SIDE, "width": SIDE}
+    processor = transformers.ViTImageProcessorPil(size=size, image_mean=[0.25], image_std=[0.5])
+    settings = {**processor.to_dict(), "image_mean": mean}
+    image = image_of(source(num_channels=1, processor=SimpleNamespace(to_dict=lambda: settings)))
+    wanted = np.asarray(
+        processor(images=[np.asarray(each)[:, :, None] for each in grey], return_tensors="np").pixel_values
+    )
+    got = pixel_values([np.asarray(each) for each in grey], image)
+    assert got.shape == wanted.shape == (len(images), 1, SIDE, SIDE)
+    assert np.abs(got - wanted).max() < 1.01 * image.rescale / 0.5
+    assert np.abs(got[::-1] - wanted).max() > 10 * image.rescale / 0.5
+
+
+@pytest.mark.parametrize(
+    ("channels", "change", "words"),
+    [
+        (1, {}, r"image_mean = .*, 0\.5, 0\.5.* cannot be expressed; expected as many numbers .* channels, 1"),
+        (1, {"image_mean": 0.5, "image_std": 1.0, "do_convert_rgb": True}, "do_convert_rgb = True cannot be expressed"),
+        (2, {}, "num_channels = 2 cannot be expressed; expected 1 or 3"),
+        (4, {}, "num_channels = 4 cannot be expressed; expected 1 or 3"),
+    ],
+)
+def test_channels_that_no_picture_has(channels: int, change: dict[str, Any], words: str) -> None:
+    settings = {**PROCESSORS["vit"]().to_dict(), **change}
+    with pytest.raises(ExportError, match=words):
+        image_of(source(num_channels=channels, processor=SimpleNamespace(to_dict=lambda: settings)))
 
 
 def test_labels_by_index() -> None:

@@ -50,6 +50,32 @@ def test_grey_becomes_three_channels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(picture, np.stack([grey] * 3, axis=2))
 
 
+def test_grey_stays_grey_where_the_model_takes_one_channel(tmp_path: Path) -> None:
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    np.save(tmp_path / "g.npy", grey)
+    (tmp_path / "g.pgm").write_bytes(b"P5 6 4 255\n" + grey.tobytes())
+    how = Image([2, 3], [], "bicubic", 1.0, [4.0], [2.0])
+    wanted = pixel_values([np.stack([grey] * 3, 2)], Image([2, 3], [], "bicubic", 1.0, [4.0] * 3, [2.0] * 3))
+    for picture in (grey, grey[:, :, None], tmp_path / "g.npy", tmp_path / "g.pgm"):
+        np.testing.assert_array_equal(pixel_values([picture], how), wanted[:, :1])
+    with pytest.raises(DataError, match=r"uint8 \(4, 6, 3\), expected uint8 \(height, width\), as the model takes one"):
+        pixel_values([np.stack([grey] * 3, 2)], how)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4])
+def test_other_numbers_of_channels_are_refused(channels: int) -> None:
+    with pytest.raises(BundleError, match="and one channel or three"):
+        pixel_values([], Image([], [], "bilinear", 1.0, [0.0] * channels, [1.0] * channels))
+    with pytest.raises(BundleError, match="and one channel or three"):
+        pixel_values([], Image([], [], "bilinear", 1.0, [0.0], [1.0] * 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 7), (7, 1, 1), (3, 500, 3), (500, 3)])
+def test_pictures_of_any_size_are_resized(shape: tuple[int, ...]) -> None:
+    values = pixel_values([np.full(shape, 9, np.uint8)], Image([4], [4, 4], "bilinear", 1.0, [0.0] * 3, [1.0] * 3))
+    np.testing.assert_array_equal(values, np.full((1, 3, 4, 4), 9))
+
+
 BAD_FILES = {
     "short.ppm": b"P6 6 4 255\n" + bytes(71),
     "deep.ppm": b"P6 6 4 65535\n" + bytes(144),
@@ -75,7 +101,8 @@ def test_files_that_are_no_pictures(tmp_path: Path, name: str) -> None:
 
 
 def test_arrays_that_are_no_pictures() -> None:
-    for array in (np.zeros((2, 2, 4), np.uint8), np.zeros((2, 2, 3), np.float32), np.zeros((0, 2, 3), np.uint8)):
+    rgba, channels_first = np.zeros((2, 2, 4), np.uint8), np.zeros((3, 2, 2), np.uint8)
+    for array in (rgba, channels_first, np.zeros((2, 2, 3), np.float32), np.zeros((0, 2, 3), np.uint8), rgba[None]):
         with pytest.raises(DataError, match="expected uint8"):
             read_picture(array)
     small = np.zeros((2, 2, 3), np.uint8)
