@@ -38,7 +38,7 @@ from peers.plots import COLORS, bars
 from peers.results import markdown, publish, short
 
 from saten_runtime.errors import SatenError
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 from saten_runtime.run.kernels import SWITCH
 
 PROMPT = 128

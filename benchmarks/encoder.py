@@ -26,7 +26,7 @@ from peers.engines import Input
 from peers.measure import tokens_columns
 from peers.worker import IDS
 
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 
 CALIBRATION_TEXTS, LONGEST = 128, 128
 BOTH, WITHOUT = (False, True), (False,)

@@ -25,7 +25,7 @@ from peers.measure import Column
 from peers.worker import random_input
 
 from saten_edge.texts import write_lines
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 
 BOTH, WITHOUT = (False, True), (False,)
 SIDE, PATCH, CLASSES = 8, 2, 10

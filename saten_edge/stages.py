@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,10 @@ from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.recipe import options_of
 from saten_runtime.errors import DataError, SatenError, UsageError
+from saten_runtime.machine.lock import output_lock
 from saten_runtime.options import arguments_of
 from saten_runtime.records.files import digest_of, read_json, refuse_existing
+from saten_runtime.records.folders import check_output
 from saten_runtime.records.plain_text import last_line
 
 if TYPE_CHECKING:
@@ -67,23 +70,29 @@ def compress(
         parameter that stayed dense.
 
     Raises:
-        UsageError: `out` exists, options contradict each other, or the model is compressed already.
+        UsageError: `out` cannot be written, options contradict each other, or the model is compressed already.
         BudgetError: no train and residual of a layer fit into its bytes.
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
     options, out = options or CompressOptions(), Path(out)
-    if not overwrite:
-        refuse_existing(out)
-    loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
-    if calibration and loaded.processor is not None:
-        raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
+    with _writing(out, overwrite=overwrite, inputs=[model]):
+        loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
+        if calibration and loaded.processor is not None:
+            raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
+        rows = _compress(loaded, options, calibration, progress)
+        return _save_compressed(loaded, rows, out, overwrite=overwrite)
+
+
+def _compress(
+    loaded: LoadedModel, options: CompressOptions, calibration: Sequence[str], progress: Progress | None
+) -> list[CompressedLayer]:
     layers = compressible_layers(loaded.model, options.selection)
     count, budget = len(layers), options.share
     measured = _calibrate(loaded, layers, calibration, budget or DEFAULT_BUDGET, progress) if calibration else None
     del layers  # `compression.compress` frees each dense weight in its turn
     goal = "" if budget is None else f" to {budget:g} of their bytes"
     with told(progress, f"compress {count} matrices{goal}") as advance:
-        rows = compression.compress(
+        return compression.compress(
             loaded,
             budget,
             pattern=options.pattern,
@@ -94,7 +103,6 @@ def compress(
             selection=options.selection,
             progress=lambda name, done, total: advance(done, total, name),
         )
-    return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
 def import_checkpoint(
@@ -112,17 +120,16 @@ def import_checkpoint(
     the hub; None is what the heads in the checkpoint say.
 
     Raises:
-        UsageError: `out` exists.
+        UsageError: `out` cannot be written.
         CheckpointError: `src` is no such checkpoint, or does not fit `base`.
     """
     from saten_edge.checkpoints import authors
 
     src, out = Path(src), Path(out)
-    if not overwrite:
-        refuse_existing(out)
-    with told(progress, f"import {src.name}"):
-        loaded, rows = authors.import_checkpoint(src, base, task)
-    return _save_compressed(loaded, rows, out, overwrite=overwrite)
+    with _writing(out, overwrite=overwrite, inputs=[src, base]):
+        with told(progress, f"import {src.name}"):
+            loaded, rows = authors.import_checkpoint(src, base, task)
+        return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
 def finetune(
@@ -145,16 +152,17 @@ def finetune(
         said before and after.
 
     Raises:
-        UsageError: `out` exists, or task, data, teacher and options do not fit together.
+        UsageError: `out` cannot be written, or task, data, teacher and options do not fit together.
         DataError, CheckpointError: data or a model cannot be read.
         KeyboardInterrupt: Ctrl-C; its text says what was kept.
     """
     from saten_edge.training.job import prepare  # the Trainer takes seconds to import
 
     how, out = options or FinetuneOptions(), Path(out)
-    if not overwrite:
-        refuse_existing(out)
     read = str(data) if isinstance(data, Path) else data
+    check_output(
+        out, overwrite=overwrite, inputs=[model, how.teacher, how.judge, *([read] if isinstance(read, str) else [])]
+    )
     job = prepare(
         model, read, how.task, how.split, how.teacher, how.judge, how.judge_split, how.schedule, how.distillation
     )
@@ -188,20 +196,22 @@ def export(
     """Export a dense or Saten model to a bundle at `out`, and verify it against torch.
 
     Raises:
-        UsageError: `out` exists, or there is no such precision, target, lowering or task.
+        UsageError: `out` cannot be written, or there is no such precision, target, lowering or task.
         CheckpointError: the model cannot be read.
         ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
     """
     options, out = options or ExportOptions(), Path(out)
-    if not overwrite:
-        refuse_existing(out)
     dense = None
     if options.dense is not None:
         resolve_model(options.dense)  # before the minutes that the model itself may take
         dense = partial(load_model, options.dense)
     given = {name: value for name, value in vars(options).items() if name not in ("task", "dense")}
-    with told(progress, f"export {options.name or out.name}"):
+    inputs = [model, options.dense, options.lowering]
+    with (
+        _writing(out, overwrite=overwrite, inputs=inputs),
+        told(progress, f"export {options.name or out.name}"),
+    ):
         # Handed over as functions, the models are let go when they are not needed.
         return saten_exporters.export(
             partial(load_model, model, options.task), out, **given, dense=dense, overwrite=overwrite
@@ -313,6 +323,18 @@ def _as_error(code: int, stderr: str) -> SatenError:
     error = SatenError(words.removeprefix("saten-run: error: "))
     error.exit_code = code
     return error
+
+
+@contextlib.contextmanager
+def _writing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path | None]) -> Iterator[None]:
+    """While the block works on what shall be at `out`: that it can be written was seen, and nobody else writes there.
+
+    Raises:
+        UsageError: as `check_output` and `output_lock` have it.
+    """
+    check_output(out, overwrite=overwrite, inputs=inputs)
+    with output_lock(out):
+        yield
 
 
 def _save_compressed(loaded: LoadedModel, rows: list[CompressedLayer], out: Path, *, overwrite: bool) -> dict[str, Any]:

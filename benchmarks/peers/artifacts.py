@@ -22,7 +22,7 @@ from peers.measure import Contender
 from saten_exporters.choice.cost import KERNELS
 from saten_exporters.choice.targets import TARGETS
 from saten_runtime.errors import SatenError
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 from saten_runtime.run.kernels import SWITCH, Kernels, probe
 
 __all__ = [

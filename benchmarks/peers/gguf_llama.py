@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 
 __all__ = ["KINDS", "write_gguf"]
 

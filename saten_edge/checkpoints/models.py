@@ -27,7 +27,8 @@ from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
-from saten_runtime.records.files import new_folder, read_json, sha256_file
+from saten_runtime.records.files import read_json, sha256_file
+from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
 

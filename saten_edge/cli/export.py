@@ -11,6 +11,7 @@ from saten_edge.cli.options import Output, Overwrite
 from saten_edge.cli.printing import show, talk
 from saten_edge.options import ExportOptions
 from saten_runtime.options import Printing
+from saten_runtime.records.folders import check_output
 
 
 def export(
@@ -30,6 +31,7 @@ def export(
 
     if push_to_hub is not None:
         check_repository(push_to_hub)
+    check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering])
     with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
         bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
     result = {"output": str(output), "model_bytes": bundle.model_bytes, "size_bytes": bundle.size_bytes}

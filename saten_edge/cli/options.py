@@ -17,7 +17,7 @@ from saten_runtime.options import Option, options_of, spelled
 __all__ = ["Devices", "Only", "Output", "Overwrite", "expanded"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if saten-edge wrote it")]
 Devices = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,7 +19,7 @@ import numpy as np
 
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import check_output, new_folder
 from saten_runtime.records.plain_text import last_line
 
 __all__ = ["write_android"]
@@ -74,6 +74,7 @@ def write_android(bundle: Bundle, output: Path, *, overwrite: bool = False) -> N
         ParityError: the converted graph computes something else.
         UsageError: the output exists.
     """
+    check_output(output, overwrite=overwrite, inputs=[bundle.path])
     with new_folder(output, overwrite=overwrite) as aside:
         _convert(bundle, aside)
         _check(bundle, aside / _MODEL)

@@ -15,7 +15,8 @@ from pathlib import Path
 import saten_runtime
 from saten_edge.devices.board import Hello
 from saten_runtime.errors import DeviceError
-from saten_runtime.records.files import key_of, new_folder, write_json
+from saten_runtime.records.files import key_of, write_json
+from saten_runtime.records.folders import new_folder
 
 __all__ = ["fetch_wheels", "runtime_wheel", "wheel_tags"]
 

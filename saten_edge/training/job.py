@@ -27,6 +27,7 @@ from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
 from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, UsageError
+from saten_runtime.machine.lock import output_lock
 from saten_runtime.records.files import read_json, write_json
 from saten_runtime.vocabulary.tasks import (
     FEATURE_EXTRACTION,
@@ -69,20 +70,22 @@ class Job:
         """The working folder beside `out`, which goes when the block ends well and stays when it is interrupted.
 
         Raises:
-            UsageError: there is one of an interrupted training, and neither `resume` nor `overwrite`, or of another.
+            UsageError: there is one of an interrupted training, and neither `resume` nor `overwrite`, or of another;
+                or another run writes to `out`.
         """
         folder = out.with_name(f".{out.name}.training")
-        try:
+        with output_lock(out) if self.writes else contextlib.nullcontext():
+            try:
+                if self.writes:
+                    self._claim(folder, resume=resume, overwrite=overwrite)
+                _processes().wait_for_everyone()
+                yield folder
+            except BaseException:
+                if self.writes and last_checkpoint(folder) is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
             if self.writes:
-                self._claim(folder, resume=resume, overwrite=overwrite)
-            _processes().wait_for_everyone()
-            yield folder
-        except BaseException:
-            if self.writes and last_checkpoint(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
-            raise
-        if self.writes:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def interrupted(self, folder: Path) -> str:
         """What to say when Ctrl-C ended the training."""

@@ -28,7 +28,8 @@ from saten_edge.devices.transports import parse_devices
 from saten_edge.serve.schema import Bench, parse_post
 from saten_runtime.bundle.graph import read_graph
 from saten_runtime.errors import BundleError, CheckpointError, DataError, SatenError, UsageError
-from saten_runtime.records.files import new_folder, parse_json, replace_file
+from saten_runtime.records.files import parse_json, replace_file
+from saten_runtime.records.folders import new_folder
 from saten_runtime.records.jsonl import LineWriter, read_lines
 from saten_runtime.records.plain_text import printable
 

@@ -28,7 +28,7 @@ from saten_exporters.forms import Form
 from saten_exporters.tracing.trace import trace
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import UsageError
-from saten_runtime.records.files import new_folder
+from saten_runtime.records.folders import new_folder
 from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 Arrays = dict[str, np.ndarray]

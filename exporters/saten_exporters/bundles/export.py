@@ -27,7 +27,8 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
-from saten_runtime.records.files import new_folder, sha256_file, write_json
+from saten_runtime.records.files import sha256_file, write_json
+from saten_runtime.records.folders import new_folder
 from saten_runtime.run.parity import Comparison, compare, judge
 
 __all__ = ["PRECISIONS", "export"]

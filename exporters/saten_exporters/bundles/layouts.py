@@ -13,7 +13,8 @@ import onnx_ir as ir
 from saten_exporters.bundles.export import ALIGNED_FROM_BYTES, ALIGNMENT_BYTES
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, ExportError, UsageError
-from saten_runtime.records.files import new_folder, read_json, write_json
+from saten_runtime.records.files import read_json, write_json
+from saten_runtime.records.folders import check_output, new_folder
 from saten_runtime.vocabulary.tasks import TASKS
 
 __all__ = ["LAYOUTS", "laid_out", "write_layout"]
@@ -41,6 +42,7 @@ def write_layout(layout: str, bundles: Sequence[Bundle], out: Path, *, overwrite
     if write is None:
         others = ", ".join(name for name, writer in LAYOUTS.items() if writer)
         raise UsageError(f"--layout {layout}: bundles can be written as {others}")
+    check_output(out, overwrite=overwrite, inputs=[bundle.path for bundle in bundles])
     with new_folder(out, overwrite=overwrite) as folder:
         write(bundles, folder)
 

@@ -7,7 +7,6 @@ one rename. What a killed process left aside is swept by the next one that write
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import glob
 import hashlib
@@ -24,15 +23,16 @@ from typing import Any, BinaryIO
 from saten_runtime.errors import SatenError, UsageError
 
 __all__ = [
+    "aside_of",
     "digest_of",
     "key_of",
-    "new_folder",
     "open_regular",
     "parse_json",
     "parse_object",
     "read_json",
     "read_regular_json",
     "refuse_existing",
+    "remove",
     "replace_file",
     "sha256_file",
     "sha256_of",
@@ -44,7 +44,6 @@ __all__ = [
 _CHUNK_BYTES = 1 << 20
 _MOST_JSON_BYTES = 64 << 20
 _DAMAGED = "it is damaged or no file of ours"
-_RENAME_EXCHANGE = 2
 
 
 def sha256_file(path: Path) -> str:
@@ -102,7 +101,7 @@ def refuse_existing(path: Path) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path` so that readers see the old bytes or the new ones, never a part."""
-    aside = _aside(path)
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             file.write(content)
@@ -174,31 +173,6 @@ def read_regular_json(path: Path, error: Callable[[str], Exception]) -> dict[str
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder that appears at `path` complete, or not at all.
-
-    Yields a sibling folder to write into. When the block ends, everything in it is synced and the
-    folder is renamed to `path`; when it raises (Ctrl-C too), the folder is removed and `path` is as
-    it was.
-
-    Raises:
-        UsageError: `path` exists and `overwrite` is false.
-    """
-    if not overwrite:
-        refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
-    aside.mkdir()
-    try:
-        with system_errors(path):
-            yield aside
-        _sync_tree(aside)
-        _move_into_place(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def system_errors(path: Path) -> Iterator[None]:
     """What libraries raise when the system refuses, as an `OSError` that names a place and a reason.
 
@@ -223,7 +197,7 @@ def system_errors(path: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
-def _aside(path: Path) -> Path:
+def aside_of(path: Path) -> Path:
     """Where this process writes what shall be `path`; what dead ones left there is gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*-*"):
         kind, _, process = left.name.rpartition(".")[2].partition("-")
@@ -232,9 +206,9 @@ def _aside(path: Path) -> Path:
         if kind == "old" and not path.exists():
             os.replace(left, path)
         elif kind in ("old", "partial"):
-            _remove(left)
+            remove(left)
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    _remove(aside)
+    remove(aside)
     return aside
 
 
@@ -248,48 +222,12 @@ def _is_dead(process: str) -> bool:
     return False
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _move_into_place(aside: Path, path: Path) -> None:
-    """Rename a folder to `path`; what was there goes."""
-    if not path.exists():
-        os.replace(aside, path)
-    elif not _exchange(aside, path):
-        _move_in_two_steps(aside, path)
-    sync_folder(path.parent)
-    _remove(aside)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two paths change places in one step; False where the system or its file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here = -100  # AT_FDCWD: both paths are as the process sees them
-    return renameat2 is not None and not renameat2(here, bytes(first), here, bytes(second), _RENAME_EXCHANGE)
-
-
-def _move_in_two_steps(aside: Path, path: Path) -> None:
-    """As `_move_into_place`; who is killed in between leaves the old one for `_aside` to put back."""
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    os.replace(path, old)
-    try:
-        os.replace(aside, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-    _remove(old)
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, files in os.walk(folder):
-        for name in files:
-            with open(os.path.join(root, name), "rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(root))
 
 
 def sync_folder(folder: Path) -> None:

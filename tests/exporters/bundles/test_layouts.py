@@ -18,6 +18,7 @@ from saten_exporters import PRECISIONS
 from saten_exporters.bundles.layouts import JS_DTYPES, LAYOUTS, laid_out, write_layout
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ExportError, UsageError
+from saten_runtime.records.folders import MARK
 from saten_runtime.run.parity import compare_outputs, read_cases
 from saten_runtime.run.runner import Runner
 
@@ -37,6 +38,7 @@ def both(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_names(both: Path) -> None:
     assert {path.relative_to(both).as_posix() for path in both.rglob("*") if path.is_file()} == {
+        MARK,
         "README.md",
         "config.json",
         "tokenizer.json",

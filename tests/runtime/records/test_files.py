@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from saten_runtime.errors import BundleError, DataError
-from saten_runtime.records import files
-from saten_runtime.records.files import new_folder, open_regular, parse_json, read_regular_json, replace_file
+from saten_runtime.records import files, folders
+from saten_runtime.records.files import open_regular, parse_json, read_regular_json, replace_file
+from saten_runtime.records.folders import new_folder
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,9 @@ def test_who_died_between_two_renames_left_the_old_one_and_it_is_put_back(tmp_pa
 def test_a_folder_takes_anothers_place(tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the file system cannot exchange two names."""
     if not exchanges:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
-    write(tmp_path / "out", "old")
+        monkeypatch.setattr(folders, "_exchange", lambda first, second: False)
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_text("old")
     with new_folder(tmp_path / "out", overwrite=True) as folder:
         (folder / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
