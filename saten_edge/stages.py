@@ -75,12 +75,18 @@ def compress(
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
     options, out = options or CompressOptions(), Path(out)
+    sizes = (options.share, options.pattern, options.group)
+    compression.check_options(*sizes, _allocation(options, calibration), options.recipe, calibrated=bool(calibration))
     with _writing(out, overwrite=overwrite, inputs=[model]):
         loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
         if calibration and loaded.processor is not None:
             raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
         rows = _compress(loaded, options, calibration, progress)
         return _save_compressed(loaded, rows, out, overwrite=overwrite)
+
+
+def _allocation(options: CompressOptions, calibration: Sequence[str]) -> str:
+    return options.allocation or ("sensitivity" if calibration else "uniform")
 
 
 def _compress(
@@ -97,7 +103,7 @@ def _compress(
             budget,
             pattern=options.pattern,
             group=options.group,
-            allocation=options.allocation or ("sensitivity" if measured else "uniform"),
+            allocation=_allocation(options, calibration),
             recipe=options.recipe,
             measured=measured,
             selection=options.selection,

@@ -15,15 +15,16 @@ from saten_edge.checkpoints.checkpoint import attach_config, share_heads
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
-from saten_edge.decomposition.allocation import Measured, allocate
-from saten_edge.decomposition.decompose import Decomposition, decompose
+from saten_edge.decomposition.allocation import Measured, allocate, check_allocation
+from saten_edge.decomposition.decompose import Decomposition, check_sizes, decompose
 from saten_edge.decomposition.recipe import Recipe
-from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
+from saten_edge.decomposition.residual import VALUE_BYTES, described, fitting, pattern_named
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 
 __all__ = [
     "CompressedLayer",
+    "check_options",
     "compress",
     "compressible_layers",
     "dense_layers",
@@ -38,8 +39,9 @@ __all__ = [
 class CompressedLayer:
     """One row of the per-layer table.
 
-    bytes: stored, indices included. error: relative, see `Metric`. error_after: relative to the dense weights,
-    of what fine-tuning left; see `layer_errors`. solver: the row of `SOLVERS` that found the parts; None if imported.
+    bytes: stored, indices included. error: relative, see `Metric`. pattern: of the residual, as it fits the layer.
+    error_after: relative to the dense weights, of what fine-tuning left; see `layer_errors`. solver: the row of
+    `SOLVERS` that found the parts; None if imported.
     """
 
     name: str
@@ -50,6 +52,7 @@ class CompressedLayer:
     bytes: int
     dense_bytes: int
     error: float
+    pattern: str
     error_after: float | None = None
     solver: str | None = None
 
@@ -132,6 +135,7 @@ def compress(
     0 < budget < 1; None where eps and density of the recipe say every size. allocation: how it is shared out, see
     `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
     judged by Frobenius' norm.
+    pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
     progress: called with a layer's name, the layers done, and their number. Layers are taken one at a time, each
     widened to float32 and on a GPU where there is one; what stays dense is widened at the end.
 
@@ -141,20 +145,20 @@ def compress(
         ExportError: the model has nothing to compress.
         CheckpointError: a weight, compressed or not, is NaN or infinite.
     """
-    if budget is not None and not 0 < budget < 1:
-        raise UsageError(f"--budget {budget:g}: expected a share of the dense bytes between 0 and 1")
+    recipe, rows = recipe or Recipe(), []
+    check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None)
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
     _refuse_odd_numbers(loaded.model, layers)
     known = measured.moments if measured else {}
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
         budgets = allocate(allocation, matrices(layers), budget, measured)
-    recipe, rows = recipe or Recipe(), []
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
-        parts = _decompose_layer(name, module, budgets[name], pattern, group, recipe, known.get(name))
-        rows.append(replace_layer(loaded.model, name, module, parts, pattern, group))
+        how = fitting(pattern, _kind(module), group=group, width=_matrix(module).shape[1])
+        parts = _decompose_layer(name, module, budgets[name], *how, recipe, known.get(name))
+        rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     loaded.model.float()
@@ -163,6 +167,20 @@ def compress(
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
     attach_config(loaded.model, loaded.source, stage)
     return rows
+
+
+def check_options(
+    budget: float | None, pattern: str, group: int, allocation: str, recipe: Recipe, *, calibrated: bool
+) -> None:
+    """Refuse what `compress` cannot do with any model, before there is one; the same parameters.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if budget is not None and not 0 < budget < 1:
+        raise UsageError(f"--budget {budget:g}: expected a share of the dense bytes between 0 and 1")
+    check_sizes(budget, pattern_named(pattern, "linear", group=group, width=group), recipe)
+    check_allocation(allocation, calibrated=calibrated)
 
 
 def matrices(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -221,6 +239,7 @@ def replace_layer(
         bytes=parts.bytes,
         dense_bytes=weight.numel() * VALUE_BYTES,
         error=parts.error,
+        pattern=described(pattern, spec.kind, group),
         solver=parts.solver,
     )
 

@@ -18,12 +18,13 @@ _SHOWN_SHARE = 0.01
 def layers_table(table: dict[str, Any]) -> str:
     """Every layer of a compression, their sum, and what stayed dense; the content of `saten_layers.json`."""
     rows, dense = table["layers"], table["dense"]
-    head = ("layer", "in × out", "ranks", "residual", "bytes", "of dense", "error", "solver")
+    head = ("layer", "in × out", "ranks", "pattern", "residual", "bytes", "of dense", "error", "solver")
     lines = [
         (
             row["name"],
             " × ".join(map(str, row["shape"])),
             ",".join(map(str, row["ranks"])),
+            row["pattern"] if row["nnz"] else "–",
             str(row["nnz"]),
             str(row["bytes"]),
             f"{row['bytes'] / row['dense_bytes']:.3f}",
@@ -33,7 +34,7 @@ def layers_table(table: dict[str, Any]) -> str:
         for row in rows
     ]
     stored, before = (sum(row[column] for row in rows) for column in ("bytes", "dense_bytes"))
-    last = ("all", "", "", "", str(stored), f"{stored / before:.3f}", "", "")
+    last = ("all", "", "", "", "", str(stored), f"{stored / before:.3f}", "", "")
     return "\n\n".join([align([head, *lines, last]), _dense_table(dense, stored + sum(dense.values()))])
 
 

@@ -72,9 +72,20 @@ def allocate(how: str, matrices: Mapping[str, Tensor], budget: float, measured: 
     Raises:
         UsageError: no such allocation, or one that needs calibration without it.
     """
+    check_allocation(how, calibrated=measured is not None)
+    return ALLOCATIONS[how](matrices, budget, measured)
+
+
+def check_allocation(how: str, *, calibrated: bool) -> None:
+    """Refuse an allocation before there are matrices.
+
+    Raises:
+        UsageError: no such allocation, or one that needs calibration without it.
+    """
     if how not in ALLOCATIONS:
         raise UsageError(f"no allocation {how!r}; there are: {', '.join(sorted(ALLOCATIONS))}")
-    return ALLOCATIONS[how](matrices, budget, measured)
+    if how == "sensitivity" and not calibrated:
+        raise UsageError("--allocation sensitivity needs calibration texts; pass --calibration FILE.jsonl")
 
 
 def uniform(matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
@@ -90,7 +101,7 @@ def by_sensitivity(matrices: Mapping[str, Tensor], budget: float, measured: Meas
     k, so buying ranks of all layers in the order of error removed per byte minimises the sum.
     """
     if measured is None:
-        raise UsageError("--allocation sensitivity needs calibration texts; pass --calibration FILE.jsonl")
+        raise ValueError("not calibrated")  # `allocate` refuses it
     floors = uniform(matrices, budget * SMALLEST_PART, None)
     left = sum(uniform(matrices, budget, None).values()) - sum(floors.values())
     offers = [

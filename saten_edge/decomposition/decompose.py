@@ -26,7 +26,7 @@ from saten_edge.decomposition.trains import TRAINS
 from saten_edge.decomposition.tt import full_train_numel, tensor_train
 from saten_runtime.errors import CheckpointError, UsageError
 
-__all__ = ["SOLVERS", "TRAINS", "Decomposition", "decompose"]
+__all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_sizes", "decompose"]
 
 # Below this many bytes in float32 a matrix is decomposed in float64; above, copies of it would not fit small machines,
 # so it stays float32, its Gram matrices being summed in float64 all the same.
@@ -51,16 +51,25 @@ def decompose(
     if not torch.isfinite(matrix).all():
         bad = int((~torch.isfinite(matrix)).sum())
         raise CheckpointError(f"a weight of shape {tuple(matrix.shape)} holds {bad} values that are NaN or infinite")
-    if budget_bytes is None and not recipe.sized:
-        raise UsageError("without --budget both --eps and --density are needed")
-    if recipe.density and isinstance(pattern, NoResidual):
-        raise UsageError(f"--density {recipe.density:g} needs a residual, but --pattern is none")
+    check_sizes(budget_bytes, pattern, recipe)
     problem = _problem(matrix, budget_bytes, pattern, recipe, moments)
     best = SOLVERS[recipe.solver](problem)
     split = recipe.method == "bond" and best.train.bond
     train = tensor_train(*best.train.factors(), problem.dims[0]) if split else best.train
     residual = Residual(best.residual.values.to(matrix), _moved(best.residual.indices, matrix.device))
     return replace(best, train=replace(train, cores=tuple(core.to(matrix) for core in train.cores)), residual=residual)
+
+
+def check_sizes(budget: float | None, pattern: Pattern, recipe: Recipe) -> None:
+    """Refuse what says no size of a part, or the size of one that there is not.
+
+    Raises:
+        UsageError: no budget where one is needed, or a density without a pattern.
+    """
+    if budget is None and not recipe.sized:
+        raise UsageError("without --budget both --eps and --density are needed")
+    if recipe.density and isinstance(pattern, NoResidual):
+        raise UsageError(f"--density {recipe.density:g} needs a residual, but --pattern is none")
 
 
 def _problem(

@@ -22,7 +22,7 @@ from saten_edge.checkpoints.models import load_model, save_model
 from saten_edge.checkpoints.modules import SatenEmbedding, SatenLinear, saten_layers
 from saten_edge.decomposition.allocation import ALLOCATIONS, Measured, allocate
 from saten_edge.decomposition.recipe import Recipe
-from saten_runtime.errors import BudgetError, CheckpointError, ExportError, ShapeError, UsageError
+from saten_runtime.errors import BudgetError, CheckpointError, ExportError, UsageError
 
 QUICK = Recipe(rounds=1, share=0.6)
 LINEARS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
@@ -101,7 +101,6 @@ def test_a_budget_that_is_no_share_is_refused(tiny_bert, budget):
     ("error", "message", "options"),
     [
         (BudgetError, r"^embeddings\.word_embeddings: \d+ bytes for a matrix of 1200 × 64", {"budget": 0.001}),
-        (ShapeError, r"^encoder\.layer\.0\.attention\S+: 64 outputs cannot be grouped by 7", {"group": 7}),
         (
             UsageError,
             "no residual pattern 'blocky'; there are: ",
@@ -114,6 +113,16 @@ def test_a_budget_that_is_no_share_is_refused(tiny_bert, budget):
 def test_what_cannot_be_done_is_refused_naming_the_layer(tiny_bert, error, message, options):
     with pytest.raises(error, match=message):
         compress(load_model(tiny_bert), **{"budget": 0.3, "recipe": QUICK, **options})
+
+
+@pytest.mark.parametrize(("group", "pattern"), [(7, "grouped 4"), (48, "grouped 32"), (3, "unstructured")])
+def test_a_group_that_does_not_divide_the_outputs_gives_way_to_what_fits(tiny_bert, group, pattern):
+    loaded = load_model(tiny_bert)
+    rows = compress(loaded, 0.4, group=group, recipe=Recipe(rounds=1, share=0.5))
+    assert {row.pattern for row in rows if row.kind == "linear"} == {pattern}
+    assert {row.pattern for row in rows if row.kind == "embedding"} == {"whole rows"}
+    assert all(row.nnz for row in rows)
+    assert sum(row.bytes for row in rows) <= 0.4 * sum(row.dense_bytes for row in rows)
 
 
 def test_a_weight_that_is_no_number_is_refused_naming_the_layer(tiny_bert):

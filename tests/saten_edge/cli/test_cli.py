@@ -87,7 +87,6 @@ class TestBadInput:
             (["--budget", "1.5"], "--budget 1.5: expected a share of the dense bytes between 0 and 1"),
             (["--budget", "nan"], "expected a share"),
             (["--pattern", "blocky"], "no residual pattern 'blocky'; there are: N:M, grouped, none, unstructured"),
-            (["--group", "7"], "64 outputs cannot be grouped by 7"),
             (["--allocation", "sensitivity"], "needs calibration texts"),
             (["--calibration", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         ],

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from saten_edge.cli.tables import evaluation_table, layers_table, metrics_table, run_tables
 
 LAYER = {"shape": [8, 16], "ranks": [2, 3, 2], "nnz": 5, "dense_bytes": 512, "error": 0.25, "solver": "admm"}
+LAYER |= {"pattern": "grouped 8"}
 COMPRESSED = {
     "layers": [{"name": "a", "bytes": 100, **LAYER}, {"name": "b", "bytes": 156, **LAYER, "solver": None}],
     "dense": {"head": 740, "norm": 3, "bias": 1},
@@ -19,8 +20,10 @@ def cells(table: str) -> list[list[str]]:
 def test_layers_and_what_stayed_dense_have_their_sums():
     layers, dense = layers_table(COMPRESSED).split("\n\n")
     first, second, last = cells(layers)[1:]
-    assert first == ["a", "8", "×", "16", "2,3,2", "5", "100", f"{100 / 512:.3f}", "0.250", "admm"]
+    assert first == ["a", "8", "×", "16", "2,3,2", "grouped", "8", "5", "100", f"{100 / 512:.3f}", "0.250", "admm"]
     assert second[-1] == "–"
+    bare = {"layers": [{"name": "a", "bytes": 100, **LAYER, "nnz": 0}], "dense": {}}
+    assert cells(layers_table(bare))[1][5:7] == ["–", "0"]
     assert last == ["all", "256", "0.250"]
     assert cells(dense)[1:] == [
         ["head", "740", "0.740"],

@@ -20,6 +20,7 @@ from saten_edge.decomposition.residual import (
     Residual,
     Unstructured,
     WholeRows,
+    fitting,
     pattern_named,
     scatter,
     slot_bytes,
@@ -363,3 +364,28 @@ class TestChoice:
         (scatter(values, torch.tensor([5, 0, 2]), (2, 3)) * weights).sum().backward()
         assert values.grad is not None
         assert values.grad.tolist() == [5.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("width", "group", "expected"),
+    [
+        (64, 32, ("grouped", 32)),
+        (1000, 32, ("grouped", 25)),
+        (77, 32, ("grouped", 11)),
+        (100, 32, ("grouped", 25)),
+        (2001, 32, ("grouped", 29)),
+        (16, 32, ("grouped", 16)),
+        (1009, 32, ("unstructured", 32)),
+        (26, 25, ("grouped", 13)),
+        (6, 4, ("unstructured", 4)),
+        (6, 2, ("grouped", 2)),
+    ],
+)
+def test_the_pattern_that_fits_a_layer(width: int, group: int, expected: tuple[str, int]) -> None:
+    name, size = fitting("grouped", "linear", group=group, width=width)
+    assert (name, size) == expected
+    energy = torch.rand(8, width)
+    count = 4 * width
+    assert pattern_named(name, "linear", group=size, width=width).mask(energy, count).sum() == count
+    assert fitting("grouped", "embedding", group=group, width=width) == ("grouped", group)
+    assert fitting("2:4", "linear", group=group, width=width) == ("2:4", group)
