@@ -83,8 +83,11 @@ def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
 def round_activations(x: Tensor) -> Tensor:
     """`x` in 8 bits as `DynamicQuantizeLinear` rounds it: from the smallest value to the largest, with 0 exact.
 
-    Each text of a batch (the first axis) has a scale of its own, as it has on a device that gets it alone.
+    Each text of a batch (the first axis) has a scale of its own, as it has on a device that gets it alone. Of nothing,
+    as what a train without ranks passes on, there is nothing to round.
     """
+    if not x.numel():
+        return x
     with torch.no_grad():
         lines = x.detach().float().flatten(1) if x.ndim > 1 else x.detach().float()[None]
         low, high = lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0)

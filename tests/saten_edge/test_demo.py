@@ -12,7 +12,7 @@ from saten_edge import corpus, demo
 from saten_edge.console import Talk
 from saten_edge.demo import BUNDLES, run_demo
 from saten_edge.options import DemoOptions
-from saten_runtime.errors import BudgetError, CheckpointError, SatenError, ShapeError, UsageError
+from saten_runtime.errors import BudgetError, CheckpointError, SatenError, UsageError
 
 QUIET = Talk(quiet=True)
 FEW = DemoOptions(calibration_texts=40, group=8)
@@ -57,7 +57,6 @@ def test_a_folder_that_no_demo_wrote_is_left_alone(content, tiny_bert, tmp_path)
         (UsageError, DemoOptions(budget=3)),
         (UsageError, DemoOptions(pattern="blocky")),
         (BudgetError, DemoOptions(budget=0.001)),
-        (ShapeError, DemoOptions(group=7)),
     ],
 )
 def test_settings_that_cannot_be_met_leave_nothing(error: type[SatenError], settings, tiny_bert, tmp_path):

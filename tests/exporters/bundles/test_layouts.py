@@ -99,7 +99,7 @@ def test_transformers_js_computes_the_same(
     precision: str, both: Path, bundle_of: BundleOf, npm_package: Callable[[str], Path]
 ) -> None:
     modules = npm_package("@huggingface/transformers@4.3.1")
-    script = Path(__file__).with_name("js_embed.mjs")
+    script = Path(__file__).parents[1] / "js_embed.mjs"
     dtype = {"fp32": "-", "int8": JS_DTYPES["int8"][0]}[precision]  # fp32 is what config.json says
     command = ["node", script, modules, both, dtype, *TEXTS]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

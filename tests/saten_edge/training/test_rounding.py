@@ -62,6 +62,7 @@ def test_activations_are_rounded_per_text_and_zero_stays_zero():
     assert torch.equal(got[:, :, 0], x[:, :, 0])
     steps = torch.tensor([4 / 255, 100 / 255])
     assert bool(((got - x).abs().amax((1, 2)) <= steps / 2 + 1e-6).all())
+    assert round_activations(torch.zeros(2, 3, 0)).shape == (2, 3, 0)  # of a train without ranks
     together = round_activations(x.reshape(1, 2, 3)).reshape(x.shape)
     assert not torch.allclose(together[0], got[0], atol=float(steps[0]) / 4)
 
