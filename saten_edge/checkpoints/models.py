@@ -136,7 +136,7 @@ def load_model(
     except Exception as cause:  # transformers raises almost anything on a bad folder
         raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({one_line(cause, 200)})") from cause
     if missing:  # transformers would go on with random numbers
-        advice = "download it again" if num_labels else "download it again, or name a new head's --num-labels"
+        advice = "download it again" if num_labels else "download it again, or fine-tune a model of this task first"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
     return LoadedModel(
         model.eval(),

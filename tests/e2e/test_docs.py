@@ -30,11 +30,12 @@ QUICK = {
     "saten-run floor": " -s 8",
     "saten-run profile": " -s 8 -n 2",
 }
-RUN = ("compression.md", "exporting.md", "finetuning.md", "lowering.md", "measuring.md", "targets.md")
-SLOW = ("targets.md",)  # it exports five times
+RUN = ("compression.md", "exporting.md", "finetuning.md", "lowering.md", "measuring.md", "python.md", "targets.md")
+SLOW = ("python.md", "targets.md")  # all stages, as test_notebook.py runs them too; five exports
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/serve/test_browser.py drives one",
     "bundle.md": "holds no command",
+    "glossary.md": "holds no command",
     "devices.md": "needs boards; tests/devices runs them against a board in an emulator",
     "security.md": "holds no command",
     "kernels.md": "holds make targets; `make test-kernels` builds and runs them",
@@ -47,7 +48,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def script(text: str, model: Path) -> str:
-    """A block with the model in place of the hub's name, and quick."""
+    """A block of commands with the model in place of the hub's name, and quick."""
     lines = text.replace(HUB_NAME, shlex.quote(str(model))).splitlines()
     for command, options in QUICK.items():
         lines = [line + options if line.startswith(command) else line for line in lines]
@@ -59,7 +60,7 @@ def run(warm_python, warm_path, offline):
     """run(language, text, model, folder): run a block and see that it succeeds."""
 
     def run(language: str, text: str, model: Path, folder: Path) -> None:
-        command = ["bash", "-euxc", script(text, model)] if language == "sh" else [*warm_python, "-c", text]
+        command = ["bash", "-euxc", script(text, model)] if language == "sh" else [*warm_python, "-c", text.replace(HUB_NAME, str(model))]
         # The lock that keeps benchmarks apart lies in TMPDIR; other tests of this machine must not hold it.
         environment = {**offline, "PATH": warm_path, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
