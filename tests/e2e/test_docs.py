@@ -60,7 +60,8 @@ def run(warm_python, warm_path, offline):
     """run(language, text, model, folder): run a block and see that it succeeds."""
 
     def run(language: str, text: str, model: Path, folder: Path) -> None:
-        command = ["bash", "-euxc", script(text, model)] if language == "sh" else [*warm_python, "-c", text.replace(HUB_NAME, str(model))]
+        python = [*warm_python, "-c", text.replace(HUB_NAME, str(model))]
+        command = ["bash", "-euxc", script(text, model)] if language == "sh" else python
         # The lock that keeps benchmarks apart lies in TMPDIR; other tests of this machine must not hold it.
         environment = {**offline, "PATH": warm_path, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
