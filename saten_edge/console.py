@@ -14,6 +14,9 @@ from rich.progress import Progress as Bars
 
 __all__ = ["Advance", "Progress", "Talk", "told"]
 
+# Without a bar, a stage that after so many seconds seems to need so many more says so, once.
+ESTIMATED_AFTER_S, WORTH_SAYING_S = 10.0, 60.0
+
 # steps done, steps in all, what comes next
 Advance = Callable[[float, float, str], None]
 # the same of a stage, whose title comes first; a stage ends when all is done and nothing comes next
@@ -75,12 +78,13 @@ class Talk:
     def stage(self, title: str) -> Iterator[Advance]:
         """A long step; the value is called with its progress, or never, then only the time is shown.
 
-        Off a terminal there is no bar, only the title and, at the end, the seconds it took.
+        Off a terminal there is no bar, only the title and, at the end, the seconds it took. Whoever sees no bar is told
+        once how many minutes are left, even when quiet, if they are many.
         """
         if self._quiet or not self._console.is_terminal:
             self.say(title)
             started = time.monotonic()
-            yield lambda done, total, what: None
+            yield _estimating(title, started, lambda line: self._console.print(line, markup=False))
             self.say(f"  {time.monotonic() - started:.1f} s")
             return
         columns = (
@@ -96,3 +100,18 @@ class Talk:
             task = progress.add_task(title, total=None, what="")
             yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
             progress.update(task, completed=1, total=1, what="")
+
+
+def _estimating(title: str, started: float, tell: Callable[[str], None]) -> Advance:
+    """Looks at a stage's progress until it can tell that the rest will take long, and tells it."""
+    told = False
+
+    def advance(done: float, total: float, what: str) -> None:
+        nonlocal told
+        spent = time.monotonic() - started
+        left = spent * (total - done) / done if done else 0.0
+        if not told and spent >= ESTIMATED_AFTER_S and left >= WORTH_SAYING_S:
+            told = True
+            tell(f"{title}: about {left / 60:.0f} min left")
+
+    return advance

@@ -24,7 +24,7 @@ from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model
 from saten_edge.console import Progress, told
 from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.calibration import output_sensitivities, second_moments
-from saten_edge.options import DEFAULT_BUDGET, CompressOptions, ExportOptions, FinetuneOptions
+from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.bench.results import BenchResult
@@ -94,7 +94,9 @@ def _compress(
 ) -> list[CompressedLayer]:
     layers = compressible_layers(loaded.model, options.selection)
     count, budget = len(layers), options.share
-    measured = _calibrate(loaded, layers, calibration, budget or DEFAULT_BUDGET, progress) if calibration else None
+    allocation = _allocation(options, calibration)
+    weighed = budget if allocation == "sensitivity" else None
+    measured = _calibrate(loaded, layers, calibration, weighed, progress) if calibration else None
     del layers  # `compression.compress` frees each dense weight in its turn
     goal = "" if budget is None else f" to {budget:g} of their bytes"
     with told(progress, f"compress {count} matrices{goal}") as advance:
@@ -103,7 +105,7 @@ def _compress(
             budget,
             pattern=options.pattern,
             group=options.group,
-            allocation=_allocation(options, calibration),
+            allocation=allocation,
             recipe=options.recipe,
             measured=measured,
             selection=options.selection,
@@ -353,13 +355,16 @@ def _calibrate(
     loaded: LoadedModel,
     layers: dict[str, nn.Module],
     texts: Sequence[str],
-    budget: float,
+    share: float | None,
     progress: Progress | None,
 ) -> Measured:
-    """Second moments over all texts, sensitivities over the first batch of them."""
+    """Second moments over all texts; where layers share bytes by them, sensitivities over the first batch.
+
+    share: of the bytes, at which sensitivities are asked for; None asks for none.
+    """
     ordered = sorted(texts, key=len)
     starts = range(0, len(ordered), CALIBRATION_BATCH)
-    steps = len(starts) + len(layers)
+    steps = len(starts) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(texts)} texts") as advance:
 
         def batches() -> Iterator[dict[str, Any]]:
@@ -369,13 +374,15 @@ def _calibrate(
 
         moments = second_moments(loaded.model, layers, batches(), tied_head(loaded.model).values())
         done = itertools.count(len(starts))
-        sensitivities = output_sensitivities(
-            loaded.model,
-            matrices(layers),
-            moments,
-            loaded.encode(list(texts[:CALIBRATION_BATCH]), CALIBRATION_TOKENS),
-            budget,
-            lambda name: advance(next(done), steps, name),
-        )
+        sensitivities = {}
+        if share is not None:
+            sensitivities = output_sensitivities(
+                loaded.model,
+                matrices(layers),
+                moments,
+                loaded.encode(list(texts[:CALIBRATION_BATCH]), CALIBRATION_TOKENS),
+                share,
+                lambda name: advance(next(done), steps, name),
+            )
     read = options_of(sha256=digest_of(list(texts)), texts=len(texts), tokens=CALIBRATION_TOKENS)
     return Measured(moments, sensitivities, read)

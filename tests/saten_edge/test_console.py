@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,31 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]):
     with talk.stage("a long step") as advance:
         advance(1, 2, "half")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_long_stage_without_a_bar_says_once_how_long(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    now = 100.0
+    monkeypatch.setattr("saten_edge.console.time.monotonic", lambda: now)
+    with Talk(quiet=quiet).stage("a long step") as advance:
+        for seconds, done in ((0, 0), (5, 1), (20, 2), (40, 4), (190, 99)):
+            now = 100.0 + seconds
+            advance(done, 100, "a layer")
+    shown = capfd.readouterr().err.splitlines()
+    assert [line for line in shown if "left" in line] == ["a long step: about 16 min left"]
+    assert len(shown) == (1 if quiet else 3)
+
+
+@pytest.mark.parametrize("total", [11, 4])
+def test_a_stage_that_is_soon_done_says_no_time(total: int, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    now = 0.0
+    monkeypatch.setattr("saten_edge.console.time.monotonic", lambda: now)
+    with Talk(quiet=True).stage("a short step") as advance:
+        for now in (0.0, 5.0, 12.0):
+            advance(now / 4, total, "a layer")
+    assert capfd.readouterr().err == ""
 
 
 def test_an_error_inside_a_stage_passes_through(capfd: pytest.CaptureFixture[str]):

@@ -280,3 +280,21 @@ def test_calibration_lowers_the_error_of_the_output(make_bert: Callable[..., Pat
             got = load_model(tmp_path / name).model(**batch).last_hidden_state[batch["attention_mask"].bool()]
         errors[name] = float((got - wanted).norm() / wanted.norm())
     assert errors["seeing"] < errors["blind"]
+
+
+@pytest.mark.parametrize("options", [{"allocation": "uniform"}, {"recipe": Recipe(eps=0.5, density=0.1, rounds=1)}])
+def test_sensitivities_that_nothing_reads_are_not_measured(options, tiny_bert, texts, tmp_path, monkeypatch):
+    import saten_edge
+
+    class Measuring(Exception):
+        pass
+
+    def measure(*_: object) -> None:
+        raise Measuring
+
+    monkeypatch.setattr("saten_edge.stages.output_sensitivities", measure)
+    usual = {"recipe": Recipe(rounds=1), "group": 8}
+    told = saten_edge.CompressOptions(**{**usual, **options})
+    assert saten_edge.compress(tiny_bert, tmp_path / "out", told, calibration=texts[:4])["layers"]
+    with pytest.raises(Measuring):
+        saten_edge.compress(tiny_bert, tmp_path / "other", saten_edge.CompressOptions(**usual), calibration=texts[:4])
