@@ -14,9 +14,6 @@ height, width).
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from peers.engines import ENGINES, Classify, Input
+from saten_runtime.machine.child import answer_requests
 from saten_runtime.machine.memory import snapshot
+from saten_runtime.records.plain_text import one_line
 
 WARMUP_RUNS, WARMUP_NS = 3, 200_000_000  # whichever is over first
 # Ids that every vocabulary has and that mean nothing to any of them.
@@ -89,16 +88,8 @@ def main() -> None:
 
 
 def serve(worker: Any) -> None:
-    """Answer requests by the methods of `worker` until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not reach the protocol
+    """Answer requests by the methods of `worker` until stdin ends; an engine that cannot is a row that says so."""
     warnings.simplefilter("ignore")
-    for line in sys.stdin:
-        request = json.loads(line)
-        verb = getattr(worker, request.pop("do"))
-        try:
-            answer = {"ok": verb(**request)}
-        except Exception as error:  # an engine that cannot is a row that says so
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
-        answers.flush()
+    methods = {name: getattr(worker, name) for name in dir(worker) if not name.startswith("_")}
+    verbs = {name: method for name, method in methods.items() if callable(method)}
+    answer_requests(lambda: verbs, Exception, lambda error: f"{type(error).__name__}: {one_line(error, 300)}")

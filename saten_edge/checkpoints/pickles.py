@@ -8,11 +8,8 @@ is read as every safetensors file from elsewhere is.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
-import signal
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,7 +21,7 @@ from torch import Tensor
 
 from saten_edge.checkpoints.guard import TENSOR_NAME
 from saten_runtime.errors import CheckpointError, DeviceError, SatenError
-from saten_runtime.machine.child import Child
+from saten_runtime.machine.child import Child, answer_requests
 from saten_runtime.records.files import open_regular
 from saten_runtime.records.plain_text import one_line
 
@@ -57,18 +54,8 @@ def convert_pickle(file: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Answer the one request of `convert_pickle`: {"do": "convert", "source": PATH, "target": PATH}."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends us
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not be taken for an answer
-    request = json.loads(sys.stdin.readline())
-    answer: dict[str, object] = {"ok": {}}
-    try:
-        _convert(Path(request["source"]), Path(request["target"]))
-    except SatenError as error:
-        answer = {"error": str(error)}
-    answers.write(json.dumps(answer, allow_nan=False) + "\n")
-    answers.flush()
+    """Answer the request of `convert_pickle`."""
+    answer_requests(lambda: {"convert": lambda source, target: _convert(Path(source), Path(target))})
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -22,11 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import resource
-import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +33,8 @@ from saten_runtime.bench.floor import measure_rates
 from saten_runtime.bench.plan import Size
 from saten_runtime.bench.workload import Workload, make_workload
 from saten_runtime.bundle.folder import Bundle
-from saten_runtime.errors import InvalidRun, SatenError
+from saten_runtime.errors import InvalidRun
+from saten_runtime.machine.child import answer_requests
 from saten_runtime.machine.device import available_memory_bytes
 from saten_runtime.machine.memory import snapshot
 from saten_runtime.run.session import make_session
@@ -104,24 +101,15 @@ class _Worker:
 
 def main() -> None:
     """Serve requests until `quit` or the end of stdin."""
-    # Ctrl-C reaches the whole foreground group; the parent decides, and ends us by closing stdin.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not reach the protocol
+    answer_requests(_verbs)
+
+
+def _verbs() -> dict[str, Callable[..., dict[str, Any]]]:
     import onnxruntime  # noqa: F401  the reading "base" is taken with it loaded
 
     worker = _Worker()
-    verbs: dict[str, Callable[..., dict[str, Any]]] = {
-        verb.__name__: verb
-        for verb in (worker.load, worker.prepare, worker.run, worker.rates, worker.replay, worker.memory, worker.quit)
-    }
-    for line in sys.stdin:
-        request = json.loads(line)
-        name = request.pop("do")
-        answers.write(json.dumps(_answer(verbs[name], request), allow_nan=False) + "\n")
-        answers.flush()
-        if name == "quit":
-            return
+    verbs = (worker.load, worker.prepare, worker.run, worker.rates, worker.replay, worker.memory, worker.quit)
+    return {verb.__name__: verb for verb in verbs}
 
 
 def _limit_memory() -> None:
@@ -131,13 +119,6 @@ def _limit_memory() -> None:
         limit = available + _SLACK_BYTES
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _answer(verb: Callable[..., dict[str, Any]], arguments: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return {"ok": verb(**arguments)}
-    except SatenError as error:
-        return {"error": str(error)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parent's end of `saten_runtime.bench.worker`."""
+"""A worker process and its parent, both ends: a request is a line of JSON, and so is its answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any, cast
 
 from saten_runtime.errors import DeviceError, SatenError
 from saten_runtime.records.plain_text import last_line
 
-__all__ = ["Child", "how_it_ended", "python_command"]
+__all__ = ["Child", "answer_requests", "how_it_ended", "python_command"]
+
+Verbs = Mapping[str, Callable[..., Any]]
 
 
 def python_command(code: str) -> list[str]:
@@ -105,6 +107,33 @@ class Child:
     def _last_words(self) -> str:
         self._stderr.seek(0)
         return last_line(self._stderr.read().decode(errors="replace"))
+
+
+def answer_requests(
+    make: Callable[[], Verbs], refused: type[Exception] = SatenError, words: Callable[[Exception], str] = str
+) -> None:
+    """Answer the parent until it asks to "quit" or its end closes: {"do": verb, …} by {"ok": …} or {"error": …}.
+
+    make: gives the verbs, called when nothing that libraries print can be taken for an answer any more. refused:
+    errors that are answers; any other ends the process. words: of such an error.
+    """
+    # Ctrl-C reaches the whole foreground group; the parent decides, and ends us by closing stdin.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    verbs = make()
+    for line in sys.stdin:
+        request = json.loads(line)
+        name = request.pop("do")
+        answer: dict[str, Any]
+        try:
+            answer = {"ok": verbs[name](**request)}
+        except refused as error:
+            answer = {"error": words(error)}
+        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.flush()
+        if name == "quit":
+            return
 
 
 def how_it_ended(returncode: int, last_words: str = "") -> str:
