@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import Postprocess
-from saten_runtime.errors import BundleError
+from saten_runtime.errors import BundleError, UsageError
 from saten_runtime.run.entities import entities
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.image import Picture, pixel_values
@@ -166,8 +166,9 @@ def _estimate(runner: Running, texts: Sequence[Text], batch_size: int) -> FloatA
 
 
 def _one_at_least(runner: Running, texts: Sequence[Text]) -> list[Ids]:
-    """No texts still run one, which tells how wide a row is."""
-    return runner.encoder.encode(texts or [""])
+    """No texts still run one of one token, which tells how wide a row is."""
+    one = np.zeros(1, np.int64)
+    return runner.encoder.encode(texts) or [Ids(one, one)]
 
 
 def _see(runner: Running, pictures: Sequence[Picture], batch_size: int) -> Classification:
@@ -215,6 +216,9 @@ def _words(row: Spans, probabilities: FloatArray) -> list[Word]:
 
 def _answer(runner: Running, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Answer]:
     windows = runner.encoder.windows(pairs)
+    for number, ((_, context), one) in enumerate(zip(pairs, windows, strict=True), 1):
+        if not any((row.parts == 1).any() for row in one):
+            raise UsageError(f"pair {number}: its context {context!r:.40} has no token to answer with; leave it out")
     rows = [row for one in windows for row in one]
 
     def rows_of(outputs: Outputs, _: Feeds) -> Iterable[tuple[FloatArray, FloatArray]]:

@@ -68,6 +68,7 @@ class Runner:
 
         Raises:
             InvalidRun: the graph put out NaN or infinity.
+            UsageError: a text or a context without a token, or a question that leaves no room for its context.
         """
         if isinstance(items, str):
             raise UsageError("predict takes a list of texts, found one string")
@@ -129,7 +130,12 @@ class Runner:
         """`rows_of(outputs, feeds)` of every batch, as one list in the order of `rows`.
 
         Rows of like length share a batch, so that little of it is padding.
+
+        Raises:
+            UsageError: a row without a token.
         """
+        if empty := [number for number, row in enumerate(rows, 1) if not len(row)]:
+            raise UsageError(f"text {empty[0]}: has no token, and the model reads at least one; leave it out")
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         results: list[Any] = [None] * len(rows)
         for start in range(0, len(order), batch_size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,11 +63,13 @@ class Encoder:
             raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({one_line(cause)})") from None
         self._tokenizer.no_padding()
         cut: dict[str, Any] = {}
-        if bundle.items == PAIRS:  # the question must be whole
-            cut = {"strategy": "only_second", "stride": entry.max_length // _OVERLAP}
+        self._stride = entry.max_length // _OVERLAP if bundle.items == PAIRS else None
+        if self._stride is not None:  # the question must be whole
+            cut = {"strategy": "only_second", "stride": self._stride}
         self._tokenizer.enable_truncation(entry.max_length, **cut)
         self._pad_id = entry.pad_id
         self._inputs = bundle.manifest.inputs
+        self._name, self._longest, self._said = bundle.name, entry.max_length, False
 
     @property
     def vocabulary(self) -> int:
@@ -74,17 +77,17 @@ class Encoder:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, texts: Sequence[Text]) -> list[Ids]:
-        """Tokenize, with the special tokens of the model, cut to the bundle's `max_length`."""
+        """Tokenize, with the special tokens of the model, cut to the bundle's `max_length`; the first cut is logged."""
         return [
             Ids(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
             for part in _parts(texts, _TEXTS_AT_ONCE)
-            for encoding in self._tokenizer.encode_batch(part)
+            for encoding in self._watched(self._tokenizer.encode_batch(part))
         ]
 
     def windows(self, texts: Sequence[Text | list[str]]) -> list[list[Spans]]:
         """Tokenize, keeping where tokens stand; a list of strings is a text that was split into words before.
 
-        What does not fit `max_length` is cut, or, for question answering, follows in further
+        What does not fit `max_length` is cut, which is logged once, or, for question answering, follows in further
         windows that overlap.
 
         Raises:
@@ -92,13 +95,37 @@ class Encoder:
         """
         split = any(isinstance(text, list) for text in texts)
         try:
+            if self._stride is not None:
+                self._refuse_long([text[0] for text in texts], self._stride)
             return [
                 [_spans(window) for window in (encoding, *encoding.overflowing)]
                 for part in _parts(texts, _TEXTS_AT_ONCE)
-                for encoding in self._tokenizer.encode_batch(part, is_pretokenized=split)
+                for encoding in self._watched(self._tokenizer.encode_batch(part, is_pretokenized=split))
             ]
+        except UsageError:
+            raise
         except Exception as cause:  # `tokenizers` raises plain Exception
             raise UsageError(f"cannot be tokenized ({one_line(cause)}); is the question too long?") from None
+
+    def _refuse_long(self, questions: Sequence[str], stride: int) -> None:
+        """Refuse a question whose windows could not overlap by `stride`, at which `tokenizers` ends the process."""
+        most = self._longest - self._tokenizer.num_special_tokens_to_add(True) - stride - 1
+        for part in _parts(questions, _TEXTS_AT_ONCE):
+            for encoding in self._tokenizer.encode_batch(part, add_special_tokens=False):
+                if len(encoding) > most:
+                    raise UsageError(
+                        f"{self._name}: a question has {len(encoding)} tokens, {most} at most leave room for its "
+                        "context; is the question too long?"
+                    )
+
+    def _watched(self, encodings: list[Any]) -> list[Any]:
+        """The encodings; the first time that one of a text was cut, this is said."""
+        if not self._said and self._stride is None and any(encoding.overflowing for encoding in encodings):
+            self._said = True
+            logging.getLogger("saten_runtime").warning(
+                f"{self._name}: takes {self._longest} tokens of a text; what is beyond them is cut off, as of one here"
+            )
+        return encodings
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""

@@ -93,6 +93,30 @@ def test_a_question_without_room_for_context(task_bundle: TaskBundle) -> None:
         runner.predict([(" ".join(["w1"] * 60), "w2")])
 
 
+@pytest.mark.parametrize("tokens", [32, 33, 40, 44, 45, 46, 60])
+def test_a_question_whose_windows_could_not_overlap(tokens: int, task_bundle: TaskBundle) -> None:
+    """48 tokens, 3 of them special, windows that share 12: from 33 on `tokenizers` panics."""
+    runner = Runner.load(task_bundle("question-answering"))
+    pair = (" ".join(["w1"] * tokens), " ".join(["w2"] * 60 + ["w10", "w12"]))
+    if tokens > 32:
+        with pytest.raises(UsageError, match="question too long"):
+            runner.predict([pair])
+    else:
+        assert runner.predict([pair])[0].text == "w10 w12"
+
+
+@pytest.mark.parametrize("context", ["", " ", "\n\t"])
+def test_a_context_without_a_token(context: str, task_bundle: TaskBundle) -> None:
+    runner = Runner.load(task_bundle("question-answering"))
+    with pytest.raises(UsageError, match=r"pair 2: its context '.*' has no token to answer with"):
+        runner.predict([("w5", "w10 w12"), ("w5", context)])
+
+
+def test_an_empty_question_is_one(task_bundle: TaskBundle) -> None:
+    (answer,) = Runner.load(task_bundle("question-answering")).predict([("", "w1 w10 w12")])
+    assert answer.text == "w10 w12"
+
+
 def test_an_end_before_its_start_is_no_answer(task_bundle: TaskBundle) -> None:
     (answer,) = Runner.load(task_bundle("question-answering")).predict([("w5", "w12 w1 w10")])
     assert answer.score == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from saten_runtime import Runner
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.records.files import sha256_file
 from saten_runtime.run.predict import pool
 from saten_runtime.vocabulary.tasks import TASKS
 
@@ -52,6 +54,42 @@ def check_vectors(actual: np.ndarray, texts: list[str], pooling: str = "mean") -
 @pytest.fixture(scope="module")
 def plain(make_bundle: Callable[..., Path]) -> Runner:
     return Runner.load(make_bundle("plain", normalize=False))
+
+
+@pytest.fixture
+def without_special_tokens(copy_of: Callable[[Path], Path]) -> Callable[[Path], Path]:
+    """A copy of a bundle whose tokenizer, as a decoder's often does, makes no token of an empty text."""
+
+    def make(folder: Path) -> Path:
+        copied = copy_of(folder)
+        tokenizer, manifest = (copied / name for name in ("tokenizer.json", "saten_edge.json"))
+        tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "post_processor": None}))
+        values = json.loads(manifest.read_text())
+        entry = {"bytes": tokenizer.stat().st_size, "sha256": sha256_file(tokenizer)}
+        manifest.write_text(json.dumps({**values, "files": {**values["files"], "tokenizer.json": entry}}))
+        return copied
+
+    return make
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_a_text_without_a_token_is_named(
+    text: str, without_special_tokens: Callable[[Path], Path], tiny: Path, task_bundle: Callable[..., Path]
+) -> None:
+    for folder in (tiny, task_bundle("text-regression"), task_bundle("token-classification")):
+        runner = Runner.load(without_special_tokens(folder))
+        with pytest.raises(UsageError, match="text 2: has no token, and the model reads at least one"):
+            runner.predict(["w1 w2", text, "w3"])
+        assert len(runner.predict([])) == 0
+        assert len(runner.predict(["w1"])) == 1
+
+
+def test_a_prompt_without_a_token_is_refused(
+    without_special_tokens: Callable[[Path], Path], task_bundle: Callable[..., Path]
+) -> None:
+    runner = Runner.load(without_special_tokens(task_bundle("text-generation")))
+    with pytest.raises(UsageError, match="the prompt has no token; a decoder needs at least one"):
+        list(runner.generate(""))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 32])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,36 @@ def test_long_texts_are_cut(tiny: Path) -> None:
     rows = Encoder(Bundle.open(tiny)).encode(["w1 " * 500, ("w1 " * 500, "w2 " * 500)])
     assert [len(row) for row in rows] == [48, 48]
     assert rows[0].ids[-1] == 2
+
+
+CUT = "takes 48 tokens of a text; what is beyond them is cut off, as of one here"
+
+
+def test_a_cut_is_said_once(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = Encoder(Bundle.open(tiny))
+    encoder.encode(["w1 " * 46, ""])
+    assert not caplog.messages
+    for texts in (["w1", "w1 " * 47], ["w1 " * 10_000], ["w2 " * 10_000] * 3):
+        assert max(len(row) for row in encoder.encode(texts)) == 48
+    assert caplog.messages == [f"tiny: {CUT}"]
+
+
+def test_a_command_says_a_cut_on_stderr(tiny: Path, saten_run: Callable[..., Any]) -> None:
+    whole, cut = (saten_run("predict", tiny, *["w1 " * tokens] * 2) for tokens in (46, 10_000))
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (cut.returncode, cut.stderr) == (0, f"tiny: {CUT}\n")
+
+
+def test_a_cut_text_of_words_is_said_once(task_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    encoder = Encoder(Bundle.open(task_bundle("token-classification")))
+    assert [len(row) for (row, *_) in encoder.windows([["w1"] * 10_000, ["w2"] * 47])] == [48, 48]
+    assert caplog.messages == [f"token-classification: {CUT}"]
+
+
+def test_windows_of_a_long_context_are_no_cut(task_bundle: Callable[..., Path], caplog: pytest.LogCaptureFixture):
+    (windows,) = Encoder(Bundle.open(task_bundle("question-answering"))).windows([("w1", "w2 " * 10_000)])
+    assert len(windows) > 200
+    assert not caplog.messages
 
 
 def test_more_texts_than_are_encoded_at_once(tiny: Path) -> None:
