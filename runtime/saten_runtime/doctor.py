@@ -21,6 +21,7 @@ from saten_runtime.bundle.manifest import read_manifest
 from saten_runtime.errors import SatenError
 from saten_runtime.machine.child import Child, how_it_ended, python_command
 from saten_runtime.machine.device import INT8_FLAGS, State, available_memory_bytes, cpu_flags, cpu_model
+from saten_runtime.machine.load import busy_programs
 from saten_runtime.machine.memory import needed_bytes
 from saten_runtime.records.plain_text import last_line
 from saten_runtime.run.kernels import SWITCH, probe
@@ -33,6 +34,7 @@ _OLDEST_GLIBC = (2, 28)
 _OLDEST_PYTHON = (3, 10)
 _IMPORT_LIMIT_S = 120
 _RUN_LIMIT_S = 600
+_MOST_NAMED = 5
 _LEAST_DISK_BYTES = 200 * 2**20
 
 
@@ -161,6 +163,16 @@ def _throttling(examination: Examination) -> Check:
     return Check("throttling", "OK", heat or "not reported here")
 
 
+def _programs(examination: Examination) -> Check:
+    if examination.root != Path("/"):
+        return Check("other programs", "OK", "not this machine")
+    busy = busy_programs()
+    found = ", ".join(f"{one.name} ({one.pid}) {one.share:.0%}" for one in busy[:_MOST_NAMED])
+    if busy:
+        return Check("other programs", "WARN", f"{found} of a core", "stop them before you measure")
+    return Check("other programs", "OK", "none takes a tenth of a core")
+
+
 def _disk(_: Examination) -> Check:
     free = shutil.disk_usage(Path.cwd()).free
     found = f"{free // 2**20} MiB free in this folder"
@@ -227,6 +239,7 @@ CHECKS: tuple[Callable[[Examination], Check], ...] = (
     _memory,
     _governor,
     _throttling,
+    _programs,
     _disk,
     _bundle,
     _runs,

@@ -30,6 +30,12 @@ QUICK = {
     "saten-run floor": " -s 8",
     "saten-run profile": " -s 8 -n 2",
 }
+# A busy machine makes a benchmark invalid, exit code 4; its results are written, and what follows is run all the same.
+BUSY = """
+saten-run() {
+    command saten-run "$@" || { code=$?; [ "$1" = bench ] && [ "$code" = 4 ]; }
+}
+"""
 RUN = ("compression.md", "exporting.md", "finetuning.md", "lowering.md", "measuring.md", "python.md", "targets.md")
 SLOW = ("python.md", "targets.md")  # all stages, as test_notebook.py runs them too; five exports
 NOT_RUN = {
@@ -61,7 +67,7 @@ def run(warm_python, warm_path, offline):
 
     def run(language: str, text: str, model: Path, folder: Path) -> None:
         python = [*warm_python, "-c", text.replace(HUB_NAME, str(model))]
-        command = ["bash", "-euxc", script(text, model)] if language == "sh" else python
+        command = ["bash", "-euxc", BUSY + script(text, model)] if language == "sh" else python
         # The lock that keeps benchmarks apart lies in TMPDIR; other tests of this machine must not hold it.
         environment = {**offline, "PATH": warm_path, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)

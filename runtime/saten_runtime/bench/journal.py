@@ -14,6 +14,7 @@ from saten_runtime.bench.results import BenchResult, LoadMemory
 from saten_runtime.bench.summary import Start
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.machine.device import State
+from saten_runtime.machine.load import Disturbance
 from saten_runtime.machine.power import Energy
 from saten_runtime.records.files import refuse_existing, sync_folder, write_json
 from saten_runtime.records.jsonl import LineWriter, Notice, read_lines, silent
@@ -47,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesLine(Line):
-    """The samples of one cell in one round, ns, and the energy of each of them."""
+    """The samples of one cell in one round, ns, the energy of each of them, and what disturbed them."""
 
     bundle: str
     threads: Natural
@@ -59,6 +60,7 @@ class SamplesLine(Line):
     round: Count
     samples_ns: list[Natural]
     energy: list[Energy] = field(default_factory=list)
+    disturbance: Disturbance | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

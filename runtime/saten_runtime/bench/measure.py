@@ -29,6 +29,7 @@ from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.machine.child import Child
 from saten_runtime.machine.device import State, environment
+from saten_runtime.machine.load import LoadMeter
 from saten_runtime.machine.lock import machine_lock
 from saten_runtime.machine.memory import Memory, Watch, check_room
 from saten_runtime.machine.power import Energy, EnergyMeter
@@ -160,6 +161,8 @@ class _Run:
             if isinstance(line, SamplesLine) and cell is not None:
                 measured.samples[cell][line.round] = line.samples_ns
                 measured.energy[cell][line.round] = line.energy
+                if line.disturbance is not None:
+                    measured.disturbances[cell][line.round] = line.disturbance
             elif isinstance(line, FailedLine) and cell is not None:
                 measured.failed[cell] = line.reason
             elif isinstance(line, StartLine) and start is not None:
@@ -299,7 +302,7 @@ class _Run:
     def _measure_turn(self, child: Child, key: Key, index: int) -> None:
         rounds, warmup = self._plan.rounds, _WARMUP_RUNS[key.size.phase]
         self._prepare(child, key.size)
-        with EnergyMeter(self._root) as meter:
+        with LoadMeter(self._root) as load, EnergyMeter(self._root) as meter:
             answer = self._ask(
                 child,
                 "run",
@@ -311,11 +314,14 @@ class _Run:
         energy = [Energy(one.sensor, one.joules / (len(samples) + warmup)) for one in meter.read()]
         self._measured.samples[key][index] = samples
         self._measured.energy[key][index] = energy
+        disturbance = load.read(answer["elapsed_ns"] / 1e9, answer["switches"])
+        self._measured.disturbances[key][index] = disturbance
         columns = {
             **dataclasses.asdict(key.size),
             "round": index,
             "samples_ns": samples,
             "energy": [dataclasses.asdict(one) for one in energy],
+            "disturbance": dataclasses.asdict(disturbance),
         }
         self._record("samples", self._key_of(key), key.bundle, key.setup, columns)
 

@@ -14,9 +14,10 @@ from saten_runtime.bench.floor import Rates, floor_of
 from saten_runtime.bench.plan import Key, Plan, Setup, Size
 from saten_runtime.bench.results import SCHEMA_VERSION, BenchResult, Cell, CellRatio, Load, LoadMemory
 from saten_runtime.bench.stats import paired_ratio, summarize
-from saten_runtime.bench.verdict import emulation_reasons, judge
+from saten_runtime.bench.verdict import Timed, emulation_reasons, judge
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.machine.device import State
+from saten_runtime.machine.load import Disturbance
 from saten_runtime.machine.memory import needed_bytes
 from saten_runtime.machine.power import Energy
 from saten_runtime.records.reader import Positive
@@ -38,7 +39,8 @@ class Measured:
     """All that a benchmark has gathered so far.
 
     baseline: a name in `bundles`, or None. states: before, and after each round. samples: ns, by
-    round; energy: of each sample, by round; failed: why a cell has no result.
+    round; energy: of each sample, by round; disturbances: by round, where the machine tells; failed: why a
+    cell has no result.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class Measured:
     states: list[State]
     samples: dict[Key, dict[int, list[int]]] = field(default_factory=lambda: defaultdict(dict))
     energy: dict[Key, dict[int, list[Energy]]] = field(default_factory=lambda: defaultdict(dict))
+    disturbances: dict[Key, dict[int, Disturbance]] = field(default_factory=lambda: defaultdict(dict))
     failed: dict[Key, str] = field(default_factory=dict)
     memory: dict[tuple[str, Setup], LoadMemory] = field(default_factory=dict)
     starts: dict[tuple[str, Setup], dict[int, Start]] = field(default_factory=lambda: defaultdict(dict))
@@ -65,20 +68,26 @@ def summary(measured: Measured, after: State, reasons: Sequence[str]) -> BenchRe
     failed = {**{key: "not measured" for key in measured.cells() if not measured.samples.get(key)}, **measured.failed}
     failures = [f"{key}: {reason}" for key, reason in failed.items()]
     states = [*measured.states, after]
-    rounds = {str(key): _in_order(measured.samples[key]) for key in measured.cells() if key not in failed}
+    timed = [_timed(measured, key, failed) for key in measured.cells() if key not in failed]
     known = [*emulation_reasons(measured.environment.get("emulator")), *reasons, *failures]
     return BenchResult(
         schema_version=SCHEMA_VERSION,
         environment={
             **measured.environment,
-            "during": _during(states),
+            "during": {**_during(states), **_load_of(timed)},
             "after": dataclasses.asdict(after),
             "rates": [dataclasses.asdict(rates) for rates in measured.rates.values()],
         },
-        verdict=judge(states, rounds, known),
+        verdict=judge(states, timed, known, cores=measured.environment.get("cores")),
         cells=[_cell(measured, key, failed) for key in measured.cells()],
         loads=[_load(measured, name, setup) for name, setup in measured.starts if (name, setup) in measured.memory],
     )
+
+
+def _timed(measured: Measured, key: Key, failed: dict[Key, str]) -> Timed:
+    disturbances = [one for _, one in sorted(measured.disturbances[key].items())]
+    ratio = _ratio(measured, key, failed)
+    return Timed(str(key), _in_order(measured.samples[key]), key.setup.threads, disturbances, ratio)
 
 
 def _in_order(rounds: dict[int, list[int]]) -> list[list[int]]:
@@ -97,6 +106,12 @@ def _during(states: Sequence[State]) -> dict[str, Any]:
     }
     known = {name: [value for value in values if value is not None] for name, values in seen.items()}
     return {name: [min(values), max(values)] if values else None for name, values in known.items()}
+
+
+def _load_of(timed: Sequence[Timed]) -> dict[str, Any]:
+    """Fewest and most other processes that wanted a core between the turns."""
+    others = [one.others for cell in timed for one in cell.disturbances if one.others is not None]
+    return {"others": [min(others), max(others)]} if others else {}
 
 
 def _cell(measured: Measured, key: Key, failed: dict[Key, str]) -> Cell:

@@ -7,14 +7,16 @@ Requests on stdin, one object a line, each answered by one line on stdout, {"ok"
 
     {"do": "load", "bundle": PATH, "threads": 1, "memory": "fast"}   -> {"session_ns": …}
     {"do": "prepare", "size": {"batch": 1, "tokens": 32, …}, "vocabulary": 30522}  -> {}
-    {"do": "run", "warmup": 1, "iterations": 10, "min_ns": 0}  -> {"samples_ns": […], "finished_ns": …}
+    {"do": "run", "warmup": 1, "iterations": 10, "min_ns": 0}
+        -> {"samples_ns": […], "finished_ns": …, "elapsed_ns": …, "switches": 3}
     {"do": "rates", "threads": 1, "sizes": [1000000]}                 -> a `floor.Rates`
     {"do": "replay", "bundle": PATH}                                  -> {"comparisons": 12, "worst": 1e-6}
     {"do": "memory"}                                                  -> a `memory.Memory`
     {"do": "quit"}                                                    -> {}, then exit
 
 `run` goes on until there are `iterations` samples and `min_ns` have passed; `finished_ns` is the
-system-wide monotonic clock. `replay` compares with torch, see `saten_runtime.run.parity`. The end of
+system-wide monotonic clock, `switches` counts the involuntary context switches of all threads in `elapsed_ns`.
+`replay` compares with torch, see `saten_runtime.run.parity`. The end of
 stdin ends the process.
 """
 
@@ -70,6 +72,7 @@ class _Worker:
         for _ in range(warmup):
             begin()
             run()
+        switches = _switches()
         first = now = time.perf_counter_ns()
         while len(samples) < iterations or now - first < min_ns:
             begin()
@@ -77,10 +80,10 @@ class _Worker:
             outputs = run()
             now = time.perf_counter_ns()
             samples.append(now - start)
-        finished = time.monotonic_ns()
+        finished, switches = time.monotonic_ns(), _switches() - switches
         if not all(np.isfinite(output).all() for output in outputs):
             raise InvalidRun(f"{self._bundle.name}: an output holds NaN or infinity")
-        return {"samples_ns": samples, "finished_ns": finished}
+        return {"samples_ns": samples, "finished_ns": finished, "elapsed_ns": now - first, "switches": switches}
 
     def rates(self, threads: int, sizes: list[int]) -> dict[str, Any]:
         return dataclasses.asdict(measure_rates(threads, sizes))
@@ -110,6 +113,10 @@ def _verbs() -> dict[str, Callable[..., dict[str, Any]]]:
     worker = _Worker()
     verbs = (worker.load, worker.prepare, worker.run, worker.rates, worker.replay, worker.memory, worker.quit)
     return {verb.__name__: verb for verb in verbs}
+
+
+def _switches() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _limit_memory() -> None:

@@ -20,6 +20,7 @@ from saten_runtime.bench.measure import Interrupted, Plan, bench
 from saten_runtime.bench.results import BenchResult, Cell, table
 from saten_runtime.errors import DeviceError, SatenError, UsageError
 from saten_runtime.machine.child import Child
+from saten_runtime.machine.load import busy_programs
 
 QUICK = Plan(tokens=(8,), min_time_s=0.02, rounds=3, floor=False)
 
@@ -242,6 +243,33 @@ def test_an_emulated_run_is_invalid(tiny: Path, fake_root: Callable[[dict[str, s
     result = bench([tiny], plan, root=root)
     assert result.environment["emulator"] == "qemu-aarch64-static"
     assert result.verdict.reasons == ["emulated: by qemu-aarch64-static; no latency here is one of a device"]
+
+
+def test_a_machine_with_more_to_do_than_cores_is_invalid(tiny: Path, tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    loops = [subprocess.Popen(["nice", sys.executable, "-c", "while True: pass"]) for _ in range(cores + 1)]
+    try:
+        plan = Plan(tokens=(8,), min_time_s=0.1, rounds=5, floor=False)
+        result = bench([tiny], plan, output=tmp_path / "out")
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert any(reason.startswith("load: ") for reason in result.verdict.reasons)
+    readings = [line["disturbance"] for line in samples(tmp_path / "out") if line["kind"] == "samples"]
+    assert len(readings) == plan.rounds
+    assert all(reading["switches"] >= 0 and reading["seconds"] > 0 for reading in readings)
+    assert result.environment["during"]["others"][1] > cores
+
+
+@pytest.mark.slow
+def test_a_quiet_machine_is_valid(slow: Path) -> None:
+    plan, valid = Plan(tokens=(32,), min_time_s=0.5, rounds=6, floor=False), 0
+    for _ in range(10):
+        if busy := busy_programs():
+            pytest.skip(f"this machine is busy: {busy[0]}")
+        valid += bench([slow, slow], plan, baseline=slow).verdict.valid
+    assert valid >= 9
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
