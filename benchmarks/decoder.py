@@ -227,7 +227,7 @@ class Maker:
         )
 
     def _export(self, row: Row, out: Path) -> None:
-        options = ("--precision", row.precision, "--target", target(bool(row.kernels)))
+        options = ("--precision", row.precision, "--target", target(bool(row.kernels)), "--max-loss", "inf")
         saten_edge("export", self.checkpoint(row.model), "-o", out, *options, threads=1)
 
     def _genai(self, row: Row, out: Path) -> None:

@@ -12,7 +12,7 @@ from saten_edge.checkpoints.selection import Selection
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.schedule import Schedule
-from saten_exporters.choice.settings import ExportSettings
+from saten_exporters.choice.settings import LARGEST_LOSS, ExportSettings
 from saten_runtime.options import check_ranges, option
 
 __all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "ServeOptions"]
@@ -77,12 +77,26 @@ class ExportOptions(ExportSettings):
 
     task: as transformers names it; None reads it off the config. name: what results are reported under; None is the
     name of the folder. dense: folder or hub name of the model that a compressed one was made of, to report how far the
-    two are apart.
+    two are apart. judge: text on which the cost of the precision is measured, in the form of `eval`; None is a built-in
+    one. max_loss: what it may cost; infinity allows all.
+
+    Raises:
+        UsageError: a number out of its range.
     """
 
     task: str | None = option(None, "Task as transformers names it; by default the config says it")
     name: str | None = option(None, "Name in results; by default the name of the folder")
     dense: str | None = option(None, "Dense model that was compressed, to report the distance to it")
+    judge: Path | None = option(
+        None, "Text to measure on what the precision costs, JSON Lines or CSV as for eval; a built-in text by default"
+    )
+    max_loss: float = option(
+        LARGEST_LOSS, "Loss by the precision at most: KL divergence in nats, or 1 - cosine; inf allows all", low=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -214,8 +214,9 @@ def target(kernels: bool = False) -> str:
 
 
 def export(checkpoint: Path, out: Path, precision: str, kernels: bool = False) -> None:
-    """As the user would."""
-    saten_edge("export", checkpoint, "-o", out, "--precision", precision, "--target", target(kernels), threads=1)
+    """As the user would, whatever a precision costs: some models are random."""
+    options = ("--precision", precision, "--target", target(kernels), "--max-loss", "inf")
+    saten_edge("export", checkpoint, "-o", out, *options, threads=1)
 
 
 def compress(dense: Path, out: Path, *options: object) -> None:

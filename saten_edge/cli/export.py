@@ -10,6 +10,7 @@ import saten_edge
 from saten_edge.cli.options import Output, Overwrite
 from saten_edge.cli.printing import show, talk
 from saten_edge.options import ExportOptions
+from saten_runtime.bundle.manifest import Judgement
 from saten_runtime.options import Printing
 from saten_runtime.records.folders import check_output
 
@@ -34,7 +35,13 @@ def export(
     check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering])
     with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
         bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
-    result = {"output": str(output), "model_bytes": bundle.model_bytes, "size_bytes": bundle.size_bytes}
+    result: dict[str, object] = {
+        "output": str(output),
+        "model_bytes": bundle.model_bytes,
+        "size_bytes": bundle.size_bytes,
+    }
+    if (found := bundle.manifest.judgement) is not None:
+        result["judgement"] = vars(found)
     if push_to_hub is not None:
         result["url"] = push(output, push_to_hub)
     show(result, _summary, printing)
@@ -42,4 +49,7 @@ def export(
 
 def _summary(result: dict[str, object]) -> str:
     sizes = f"{result['model_bytes']:,} bytes of graph and weights, {result['size_bytes']:,} in all"
-    return "\n".join([f"{result['output']}: {sizes}", *([str(result["url"])] if "url" in result else [])])
+    lines = [f"{result['output']}: {sizes}"]
+    if isinstance(found := result.get("judgement"), dict):
+        lines.append(f"against fp32: {Judgement(**found).text()}")
+    return "\n".join([*lines, *([str(result["url"])] if "url" in result else [])])

@@ -51,6 +51,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
             f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
             "",
+            *_cost(manifest),
             *_machines(manifest),
             *_comparison_table(comparisons),
             *_from_dense(apart),
@@ -63,6 +64,12 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             "",
         )
     )
+
+
+def _cost(manifest: Manifest) -> list[str]:
+    """What the precision costs, where that was measured."""
+    found = manifest.judgement
+    return [] if found is None else [f"Against fp32, {manifest.precision} costs: {found.text()}.", ""]
 
 
 def _machines(manifest: Manifest) -> list[str]:

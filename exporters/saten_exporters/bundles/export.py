@@ -13,11 +13,12 @@ import onnx_ir as ir
 
 from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
+from saten_exporters.bundles.judge import Judge, answers_of, judge_of, judged, refuse_loss
 from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
-from saten_exporters.choice.settings import DEFAULT_TARGET, ExportSettings
+from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
@@ -29,7 +30,8 @@ from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import sha256_file, write_json
 from saten_runtime.records.folders import new_folder
-from saten_runtime.run.parity import Comparison, compare, judge
+from saten_runtime.run.parity import Arrays, Comparison, compare
+from saten_runtime.run.parity import judge as refuse_beyond_bounds
 
 __all__ = ["PRECISIONS", "export"]
 
@@ -38,6 +40,9 @@ PRECISIONS = tuple(quantize.PRECISIONS)
 # Large weights start where Windows, too, can map a file into memory; padding small ones would waste more than it gives.
 ALIGNMENT_BYTES = 64 * 1024
 ALIGNED_FROM_BYTES = 1024 * 1024
+
+# What a bundle is judged by, and what torch answers to it.
+Asked = tuple[Judge, list[Arrays]]
 
 
 def export(
@@ -50,6 +55,8 @@ def export(
     rows: int = 128,
     lowering: str | Path | None = None,
     dense: Exportable | Callable[[str], Exportable] | None = None,
+    judge: str | Path | None = None,
+    max_loss: float = LARGEST_LOSS,
     overwrite: bool = False,
 ) -> Bundle:
     """Trace, lower, quantize, write and verify; the bundle appears at `out` complete or not at all.
@@ -58,21 +65,26 @@ def export(
     the graph, so that it takes half the memory. name: what results are reported under; the folder's own name by
     default. dense: the model that a compressed one was made of, or a function that gives it for a task of the hub;
     how far it is from that is reported apart from how far the graph is from torch. rows, lowering: as in
-    `ExportSettings`.
+    `ExportSettings`. judge: data file to measure on what a precision below fp32 costs, a built-in text by default;
+    max_loss: what it may cost, see `saten_runtime.bundle.manifest.Judgement`; infinity allows all that is a number.
 
     Raises:
         UsageError: `out` exists, or there is no such precision or target, or `dense` is no model of the same kind.
+        DataError: `judge` cannot be read, or does not fit the task.
         ExportError: the model cannot be expressed, or the target lacks an operator.
-        ParityError: ONNX Runtime's outputs differ from torch's beyond the bound.
+        ParityError: ONNX Runtime's outputs differ from torch's beyond the bound, or the precision costs too much.
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
     path, settings = Path(out), ExportSettings(precision, target, rows, None if lowering is None else str(lowering))
     with new_folder(path, overwrite=overwrite) as folder:
-        manifest = _write_model(model, folder, name or path.name, settings)
+        manifest, asked = _write_model(
+            model, folder, name or path.name, settings, None if judge is None else Path(judge)
+        )
         forget_graphs()
         _write_manifest(folder, manifest)
         apart = [] if dense is None else _compare_dense(dense, folder)
+        manifest = _judge(folder, manifest, asked, max_loss)
         comparisons = _compare(folder, manifest)
         for add in TARGETS[target].extras:
             add(folder)
@@ -82,13 +94,14 @@ def export(
 
 
 def _write_model(
-    model: Exportable | Callable[[], Exportable], folder: Path, name: str, settings: ExportSettings
-) -> Manifest:
-    """All that torch is needed for: the graph, and what torch computes of every case."""
+    model: Exportable | Callable[[], Exportable], folder: Path, name: str, settings: ExportSettings, file: Path | None
+) -> tuple[Manifest, Asked]:
+    """All that torch is needed for: the graph, and what torch computes of every case and of the text of the judge."""
     target = TARGETS[settings.target]
     source = model() if callable(model) else model
     task_of(source)  # refused before the minutes that tracing takes
     _refuse_half(source)
+    judge = judge_of(source, file)
     refuse_unstorable(source, settings.precision)
     exported = trace(source, target)
     layers = run_passes(exported.program, source.layer_parts(), settings)
@@ -98,7 +111,9 @@ def _write_model(
     graph = exported.program.graph
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
-    return _manifest(source, folder, name, settings, target, graph, layers)
+    manifest = _manifest(source, folder, name, settings, target, graph, layers)
+    judging = settings.precision != "fp32"
+    return manifest, (judge, answers_of(source, judge, task_of(source).outputs) if judging else [])
 
 
 def _compare_dense(dense: Exportable | Callable[[str], Exportable], folder: Path) -> list[Comparison]:
@@ -191,6 +206,20 @@ def _stage(source: Exportable, settings: ExportSettings) -> Stage:
     return Stage("export", settings.recorded(), inputs, versions=versions_here())
 
 
+def _judge(folder: Path, manifest: Manifest, asked: Asked, largest: float) -> Manifest:
+    """The manifest with what its precision costs; at fp32, whose outputs are verified to rounding, as it is.
+
+    Raises:
+        ParityError: it costs more than the largest loss.
+    """
+    judge, answers = asked
+    if not answers:
+        return manifest
+    found = judged(Bundle.open(folder), judge, answers)
+    refuse_loss(manifest.name, manifest.precision, found, largest)
+    return replace(manifest, judgement=found)
+
+
 def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
     """Compare with torch; where no bound is derived, the manifest gets a measured one.
 
@@ -202,7 +231,7 @@ def _compare(folder: Path, manifest: Manifest) -> list[Comparison]:
         bound = measured_bound(manifest.name, manifest.precision, comparisons)
         manifest.tolerance["relative"] = bound
         comparisons = [replace(row, bound=bound) for row in comparisons]
-    judge(manifest.name, comparisons)
+    refuse_beyond_bounds(manifest.name, comparisons)
     return comparisons
 
 

@@ -11,13 +11,14 @@ import onnx_ir as ir
 import torch
 
 from saten_exporters.exportable import Exportable
+from saten_exporters.tracing.samples import Case
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ParityError, UsageError
-from saten_runtime.run.parity import READS, Comparison, compare_case, read_cases, write_case
+from saten_runtime.run.parity import READS, Arrays, Comparison, compare_case, read_cases, write_case
 from saten_runtime.vocabulary.operators import DOMAIN, EMBEDDING
 
-__all__ = ["DERIVED", "approximation", "measured_bound", "rounding_bound", "write_cases"]
+__all__ = ["DERIVED", "answered", "approximation", "measured_bound", "rounding_bound", "write_cases"]
 
 # operator → the products in it, one after the other
 PRODUCTS: Mapping[str, int] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "GroupQueryAttention": 2}
@@ -41,9 +42,14 @@ def write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
     kind = kind_of(source)
     whole = [name for name in outputs if not kind.cached or "past_key_values" not in name]
     for name, case in kind.cases(source).items():
-        reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
-        inputs = {name: tensor.numpy() for name, tensor in case.inputs.items()}
-        write_case(folder, name, {**inputs, **reads, **_computed(source, case.inputs, whole)})
+        write_case(folder, name, answered(source, case, whole))
+
+
+def answered(source: Exportable, case: Case, outputs: Sequence[str]) -> Arrays:
+    """A case's inputs, and what torch computes for them by the names of `outputs`."""
+    reads = {READS: np.array(case.reads, np.int64)} if case.reads else {}
+    inputs = {name: tensor.numpy() for name, tensor in case.inputs.items()}
+    return {**inputs, **reads, **_computed(source, case.inputs, outputs)}
 
 
 def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:

@@ -1,4 +1,4 @@
-"""Seeded inputs that a model is traced and verified with, by the kind of its inputs.
+"""Inputs that a model is traced and verified with, by the kind of its inputs: seeded ones, and those of texts.
 
 Every sample has padding: a mask of ones alone would be traced away by some models.
 """
@@ -6,13 +6,14 @@ Every sample has padding: a mask of ones alone would be traced away by some mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from saten_exporters.exportable import Exportable
+from saten_runtime.errors import UsageError
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TEXTS
 
 __all__ = ["KINDS", "Case", "Kind", "padded_tokens"]
@@ -37,6 +38,7 @@ PROMPT_CASES = {
     "pieces": ([(17, 21)], (8, 12, 1)),
     "ragged": ([(21, 21), (3, 21), (14, 21)], (8, *[1] * 13)),
 }
+TEXT_TOKENS = 128  # of a text at most
 CONTINUED = 12  # tokens that torch adds, greedily, to the prompt of the case "greedy"
 
 
@@ -52,13 +54,14 @@ class Case:
 class Kind:
     """sample: what to trace with. axes: names of the dynamic axes of an input, by its name and number of axes.
 
-    cases: what to verify with, by name. pictures: whether an image processor prepares the inputs. cached: whether the
-    model takes and gives the keys and values of earlier tokens.
+    cases: what to verify with, by name. text: the inputs of a text, or of a pair. pictures: whether an image processor
+    prepares the inputs. cached: whether the model takes and gives the keys and values of earlier tokens.
     """
 
     sample: Callable[[Exportable], Inputs]
     axes: Callable[[str], Mapping[int, str]]
     cases: Callable[[Exportable], dict[str, Case]]
+    text: Callable[[Exportable, Sequence[str]], Case]
     pictures: bool = False
     cached: bool = False
 
@@ -76,11 +79,21 @@ def padded_tokens(source: Exportable, lengths: list[tuple[int, int]], *, left: b
     places = torch.arange(longest)[None]
     mask = (places >= longest - counts if left else places < counts).long()
     ids = torch.where(mask.bool(), ids, source.pad_id)
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return _taken(source, {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)})
+
+
+def _taken(source: Exportable, known: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of the inputs that tokenizer and model both have."""
     taken = inspect.signature(source.model.forward).parameters
     # A tokenizer may leave the mask out; a graph without it would read padding as text.
     wanted = dict.fromkeys([*source.tokenizer.model_input_names, "attention_mask"])
     return {name: known[name] for name in wanted if name in known and name in taken}
+
+
+def _text(source: Exportable, item: Sequence[str]) -> Case:
+    """A text, or a pair of them, cut to `TEXT_TOKENS`."""
+    cut = min(source.max_length, TEXT_TOKENS)
+    return Case(_taken(source, source.tokenizer(*item, truncation=True, max_length=cut, return_tensors="pt")))
 
 
 def _token_cases(source: Exportable) -> dict[str, Case]:
@@ -98,15 +111,28 @@ def _picture_cases(source: Exportable) -> dict[str, Case]:
     return {name: Case(_pictures(source, count)) for name, count in PICTURE_CASES.items()}
 
 
+def _no_text(source: Exportable, item: Sequence[str]) -> Case:
+    raise UsageError(f"{source.source['model']}: takes pictures, found the text {item[0]!r:.40}")
+
+
 def _prompts(source: Exportable, lengths: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
     """Ids, mask and positions; positions count the tokens that are not padding."""
-    inputs = padded_tokens(source, lengths, left=True)
+    return _placed(padded_tokens(source, lengths, left=True))
+
+
+def _placed(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     mask = inputs["attention_mask"]
     return {
         "input_ids": inputs["input_ids"],
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
     }
+
+
+def _prompt(source: Exportable, item: Sequence[str]) -> Case:
+    """A text, read in one run."""
+    inputs = _placed(_text(source, item).inputs)
+    return Case(inputs, (inputs["input_ids"].shape[1],))
 
 
 def _prompt_with_past(source: Exportable) -> Inputs:
@@ -163,7 +189,7 @@ def _cached_axes(name: str) -> Mapping[int, str]:
     return _text_axes(name)
 
 
-TOKENS = Kind(lambda source: padded_tokens(source, [(2, 16), (2, 16)]), _text_axes, _token_cases)
-PIXELS = Kind(lambda source: _pictures(source, 2), _picture_axes, _picture_cases, pictures=True)
-CACHED = Kind(_prompt_with_past, _cached_axes, _prompt_cases, cached=True)
+TOKENS = Kind(lambda source: padded_tokens(source, [(2, 16), (2, 16)]), _text_axes, _token_cases, _text)
+PIXELS = Kind(lambda source: _pictures(source, 2), _picture_axes, _picture_cases, _no_text, pictures=True)
+CACHED = Kind(_prompt_with_past, _cached_axes, _prompt_cases, _prompt, cached=True)
 KINDS: dict[str, Kind] = {TEXTS: TOKENS, PAIRS: TOKENS, PROMPTS: CACHED, IMAGES: PIXELS}

@@ -23,6 +23,7 @@ __all__ = [
     "FileEntry",
     "Generation",
     "Image",
+    "Judgement",
     "Layer",
     "Manifest",
     "Postprocess",
@@ -38,7 +39,7 @@ DENSE = "Dense"
 """How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
 # What manifests of a version may lack, with the value that says the same: each what the next lacks, and more.
-_SINCE_4: dict[str, Any] = {"session_entries": {}}
+_SINCE_4: dict[str, Any] = {"session_entries": {}, "judgement": None}
 _SINCE_3 = {**_SINCE_4, "recipe": None}
 _SINCE_2 = {**_SINCE_3, "target": "cpu", "rows": None}
 _SINCE_1 = {**_SINCE_2, "labels": [], "image": None, "generation": None}
@@ -152,6 +153,31 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a precision costs on real text, against float32.
+
+    by: name of the file, or what else it was; sha256: of it; items, tokens: that were read. loss: by its measure, the
+    mean over items or tokens. "kl": Kullback-Leibler divergence, in nats, from the distributions of float32;
+    agreement: share of those whose likeliest outcome is the same. "cosine": what is missing from 1 to the cosine of
+    an item's vectors, which is the agreement. "error": of numbers, the squared error in units of their squares.
+    """
+
+    by: str
+    sha256: str
+    items: int
+    tokens: int
+    measure: str
+    loss: float
+    agreement: float
+
+    def text(self) -> str:
+        """In words."""
+        losses = {"kl": "KL divergence {:.4f}", "cosine": "1 − cosine {:.4f}", "error": "relative squared error {:.4f}"}
+        loss = losses.get(self.measure, f"{self.measure} {{:.4f}}").format(self.loss)
+        return f"{loss}, agreement {self.agreement:.3f} ({self.by}: {self.items} items, {self.tokens:,} tokens)"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Content of `saten_edge.json`.
 
@@ -160,7 +186,8 @@ class Manifest:
     bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
     of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
     session_entries: what a session of ONNX Runtime must be configured with to be right on every machine; ours
-    always are. recipe: the stages that made it, None where that is not recorded.
+    always are. judgement: what the precision costs, None where that was not measured. recipe: the stages that made it,
+    None where that is not recorded.
     """
 
     schema_version: int
@@ -185,6 +212,7 @@ class Manifest:
     image: Image | None = None
     generation: Generation | None = None
     session_entries: dict[str, str] = field(default_factory=dict)
+    judgement: Judgement | None = None
     recipe: Recipe | None = None
 
     @property

@@ -27,6 +27,7 @@ from saten_runtime.vocabulary.tasks import Task
 
 __all__ = [
     "READS",
+    "Arrays",
     "Comparison",
     "check_parity",
     "compare",
@@ -36,6 +37,7 @@ __all__ = [
     "judge",
     "parity_table",
     "read_cases",
+    "replay",
     "write_case",
 ]
 
@@ -128,7 +130,7 @@ def compare(bundle: Bundle) -> list[Comparison]:
         session = make_session(bundle, optimized=optimized)
         for case, arrays in cases.items():
             with ort_errors(f"{bundle.name}: case {case}", ParityError):
-                outputs = _replay(bundle, session, arrays)
+                outputs = replay(bundle, session, arrays)
             compared = compare_case(bundle.task, case, outputs, arrays, bound=bound)
             results += [replace(row, optimized=optimized) for row in compared]
         del session  # before the next one is made: two of a large model may be more than there is memory for
@@ -152,8 +154,8 @@ def compare_case(task: Task, case: str, got: Arrays, wanted: Arrays, *, bound: f
     return rows
 
 
-def _replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
-    """The outputs for one case; of a decoder the logits alone."""
+def replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
+    """The outputs for the inputs of one case; of a decoder the logits alone."""
     manifest = bundle.manifest
     if manifest.generation is None:
         got = session.run(manifest.outputs, {name: arrays[name] for name in manifest.inputs})
