@@ -47,7 +47,7 @@ def _alone(report: Report, row: Row) -> str:
     metric = report.metrics[0] if report.metrics else ""
     value = row.metrics.get(metric)
     clauses = [
-        f"holds {mb(row.bytes)} MB" if row.bytes else "",
+        f"takes {mb(row.bytes)} MB" if row.bytes else "",
         f"runs {tokens} tokens in {milliseconds(time)} ms" if time else "",
         f"reaches {metric_title(metric)} {score(value)}" if value is not None else "",
     ]
@@ -65,7 +65,7 @@ def _sentence(subject: str, clauses: list[str]) -> str:
 def _size_clause(report: Report, row: Row, other: Row) -> str:
     if not row.bytes or not other.bytes:
         return ""
-    return f"holds {percent(row.bytes / other.bytes)} % of {other.name}’s bytes"
+    return f"takes {percent(row.bytes / other.bytes)} % of {other.name}’s bytes"
 
 
 def _time_clause(report: Report, row: Row, other: Row) -> str:
@@ -83,7 +83,7 @@ def _time_words(row: Row, other: Row, tokens: int, quotient: float) -> str:
     value = ratio.value if ratio else quotient
     whose = "its" if row.bytes and other.bytes else f"{other.name}’s"
     if ratio and ratio.low <= 1 <= ratio.high:
-        return f"needs about {whose} time for {tokens} tokens ({value:.2f}×, the interval includes 1)"
+        return f"takes about {whose} time for {tokens} tokens ({value:.2f}×, the interval includes 1)"
     return f"runs {tokens} tokens in {value:.2f}× {whose} time" + (" (slower)" if value > 1 else "")
 
 

@@ -14,10 +14,13 @@ def method(report: Report) -> list[tuple[str, str]]:
 
 
 _FLOOR = (
-    "The larger of multiplications at ONNX Runtime’s measured GEMM rate and weight bytes at the measured copy "
-    "rate of this machine, over the layers alone; “× floor” is how many times that the median takes."
+    "The time that no program could beat on this machine: the multiplications of the layers at ONNX Runtime’s measured "
+    "GEMM rate, or their weight bytes at the measured copy rate, whichever takes longer. “× floor” is the median "
+    "divided by that time."
 )
-_BYTES = "Every file the manifest lists: graph, weights with the indices of sparse parts, tokenizer. MB are 10⁶ bytes."
+_BYTES = (
+    "All files that the manifest lists: graph, weights with the indices of sparse parts, tokenizer. An MB is 10⁶ bytes."
+)
 
 
 def _latency(report: Report) -> list[tuple[str, str]]:
@@ -33,13 +36,14 @@ def _latency(report: Report) -> list[tuple[str, str]]:
         ),
         (
             "Percentiles",
-            "p50 is the median run: half are faster. p90 and p99 are what one run in ten and one in a hundred exceeds.",
+            "p50 is the median run: half are faster. One run in ten takes longer than p90, and one in a "
+            "hundred longer than p99.",
         ),
         (
             "Ratio",
             f"Time of a bundle divided by the time of {report.baseline.name} in the same turn; below 1 is faster. "
-            "With it the 95 % interval: if it includes 1, the two cannot be told apart. In the sentences above, a "
-            "pair that was not measured in turns is compared by its medians.",
+            "If its 95 % interval includes 1, the two cannot be told apart. In the sentences above, a pair that was "
+            "not measured in turns is compared by its medians.",
         ),
     ]
 
@@ -54,11 +58,11 @@ def _start(report: Report) -> list[tuple[str, str]]:
     if not report.loads:
         return []
     return [
-        ("Load", "From starting a fresh process to its first result, the files being in the page cache."),
+        ("Load", "The time from starting a fresh process to its first result, with the files in the page cache."),
         (
             "Memory",
-            "The highest anonymous memory (RssAnon) of the process, interpreter and libraries included; pages the "
-            "system can read back from a file are not counted. MiB are 2²⁰ bytes.",
+            "The highest anonymous memory (RssAnon) of the process, including the interpreter and the libraries. Pages "
+            "that the system can read back from a file are not counted. A MiB is 2²⁰ bytes.",
         ),
     ]
 

@@ -42,9 +42,9 @@ def plots(report: Report) -> list[Plot]:
 def _trade(report: Report) -> Plot | None:
     svg = trade_chart(report)
     caption = (
-        f"Each circle is a bundle, its area the bytes on disk. Further left is faster at {_longest(report)} tokens "
-        "(the scale is logarithmic), higher is more accurate: the best place is the upper left, in a small circle. "
-        "The line joins the bundles that no other beats in both."
+        "Each circle is a bundle, and its area shows the bytes on disk. Further left is faster at "
+        f"{_longest(report)} tokens (the scale is logarithmic), higher is more accurate, so a small circle in the "
+        "upper left is best. The line joins the bundles that no other beats in both."
     )
     return Plot("The trade", caption, svg) if svg else None
 
@@ -54,8 +54,8 @@ def _latency(report: Report) -> Plot | None:
     if spreads and sum(map(len, spreads.values())) == sum(len(row.cells) for row in report.rows):
         found = [(plural(tokens, "token"), rows) for tokens, rows in spreads.items()]
         caption = (
-            "How the runs spread: the mark is the median (p50), written beside; half of all runs lie in the box, nine "
-            "in ten on the line. A long line means an uneven response."
+            "How the runs spread: the mark is the median (p50), written beside it. Half of all runs lie in the box, "
+            "nine in ten on the line. A long line means an uneven response."
         )
         return Plot("Latency", caption, spread_chart("latency", "Latency by token count", _PER_RUN, found))
     return _latency_bars_plot(report)
@@ -76,7 +76,7 @@ def _latency_bars_plot(report: Report) -> Plot | None:
     if not any(bar.parts for group in groups for bar in group.bars):
         return None
     caption = (
-        "Bars end at the median (p50), written beside them; the whisker reaches to p90, the time that one run in ten "
+        "Bars end at the median (p50), written beside them. The whisker reaches p90, the time that one run in ten "
         "exceeds. A long whisker means an uneven response."
     )
     return Plot("Latency", caption, bar_chart("latency", "Latency by token count", _PER_RUN, groups))
@@ -101,7 +101,7 @@ def _memory(report: Report) -> Plot | None:
         return None
     caption = (
         "Anonymous memory of the process, which the system cannot take back. Grey: Python and ONNX Runtime themselves. "
-        "Full colour: added by loading the bundle. Pale: added on top at the highest moment, written beside."
+        "Full colour: added by loading the bundle. Pale: added at the peak. The number is the peak."
     )
     group = Group("Highest anonymous memory", bars)
     return Plot("Memory", caption, bar_chart("memory", "Memory by bundle", "MiB", [group], bar_px=26))
@@ -134,7 +134,7 @@ def _memory_timeline(report: Report) -> Plot | None:
     ]
     caption = (
         "The same memory over the life of a process: it imports ONNX Runtime, makes the session, and runs the largest "
-        "input three times. A spike while loading is what a board must have free for a moment."
+        "input three times. A board must have enough free memory for the spike while loading."
     )
     svg = curve_chart("timeline", "Anonymous memory over time", ("milliseconds since the start", "MiB"), curves)
     return Plot("Memory over time", caption, svg, tuple((row.name, names[row.name]) for row, _ in found))
@@ -158,8 +158,9 @@ def _floor(report: Report) -> Plot | None:
     if not groups:
         return None
     caption = (
-        "Full colour: the floor, which no program on this machine could beat, from its measured multiplication and "
-        "copy rates. Pale: what the median takes beyond it. Beside: how many times the floor, and what bounds it."
+        "Full colour: the floor, the time that no program could beat at this machine’s measured multiplication and "
+        "copy rates. Pale: what the median takes beyond it. The number is the median divided by the floor, and "
+        "what bounds it."
     )
     return Plot("Distance to the floor", caption, bar_chart("floor", "Time and floor", _PER_RUN, groups))
 
@@ -184,8 +185,8 @@ def _layer_time(report: Report) -> Plot | None:
         for kind in largest
     ]
     caption = (
-        "Where the time goes, from ONNX Runtime’s profile: layers of the same kind summed over the model, and "
-        "operators outside of all layers, the largest first."
+        "Where the time goes, from ONNX Runtime’s profile: layers of the same kind are summed over the model, "
+        "operators outside of layers are shown by name. The largest come first."
     )
     svg = bar_chart("time", "Time by kind of layer", _PER_RUN, groups, labelled=False, bar_px=16)
     return Plot("Time per layer", caption, svg, tuple((row.name, names[row.name]) for row in rows))
@@ -213,8 +214,8 @@ def _layer_bytes(report: Report) -> Plot | None:
         for kind, sizes in kinds.items()
     ]
     caption = (
-        "Where the bytes are: weights of the same kind summed over the model, indices included. “Everything else” is "
-        "the graph itself, biases, norms and other small tensors."
+        "Where the bytes are: weights of the same kind are summed over the model, indices included. “Everything else” "
+        "is the graph itself, biases, norms and other small tensors."
     )
     svg = bar_chart("layers", "Bytes by kind of layer", "MB", groups, labelled=False, bar_px=16)
     names = series(report.rows)
@@ -260,7 +261,7 @@ def _times(rows: list[Row], kind: str) -> str:
 def _loss(report: Report) -> Plot | None:
     if len(report.history) < 2:
         return None
-    caption = "Loss of the fine-tuning by optimizer step. A curve still falling at its end would gain from more steps."
+    caption = "Loss of the fine-tuning by optimizer step. If it still falls at the end, more steps would help."
     return Plot("Fine-tuning", caption, loss_chart(report.history))
 
 

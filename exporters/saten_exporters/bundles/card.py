@@ -48,8 +48,8 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"saten-run {command} . {item}",
             "```",
             "",
-            f"The graph and its weights take {sum(sizes.values()):,} bytes. Against torch the largest relative error "
-            f"over {len(comparisons)} comparisons was {worst:.2e} ({limit}); see `validation/report.json`.",
+            f"The graph and its weights take {sum(sizes.values()):,} bytes. The relative error against torch was at "
+            f"most {worst:.2e} over {len(comparisons)} comparisons ({limit}); see `validation/report.json`.",
             "",
             *_cost(manifest),
             *_machines(manifest),
@@ -78,9 +78,9 @@ def _machines(manifest: Manifest) -> list[str]:
     if not entries:
         return []
     return [
-        f"On x86-64 processors with AVX2 and without VNNI, sums of {manifest.precision} saturate unless the session of "
-        f"ONNX Runtime has the entry {entries}. `saten-run` sets it; other programs call `add_session_config_entry`. "
-        "Everywhere else they are right without it.",
+        f"On x86-64 processors with AVX2 but without VNNI, {manifest.precision} sums saturate unless the ONNX Runtime "
+        f"session has the entry {entries}. `saten-run` sets it; other programs must call `add_session_config_entry`. "
+        "On all other machines the sums are right without it.",
         "",
     ]
 
@@ -105,7 +105,7 @@ def _from_dense(apart: list[Comparison]) -> list[str]:
         return []
     error, cosine = max(row.relative_error for row in apart), min(row.cosine for row in apart)
     return [
-        f"From the dense model it was made of, torch's outputs on random inputs differ by up to {error:.2g} of their "
+        f"On random inputs, torch's outputs of this model differ from the dense model's by up to {error:.2g} of their "
         f"size (cosine at least {cosine:.3f}).",
         "",
     ]

@@ -64,7 +64,7 @@ function explain(error) {
   at("intro").textContent =
     "This page measures how fast and how well language models run on this device. " +
     "Open it with the code that saten-edge serve shows on your computer.";
-  problem(error instanceof TypeError ? "The computer cannot be reached. Is this device in the same network?" : error.message);
+  problem(error instanceof TypeError ? "The computer cannot be reached. Is this device on the same network?" : error.message);
 }
 
 function describe() {
@@ -121,7 +121,7 @@ async function start() {
   } catch (error) {
     show("progress", false);
     show("plan");
-    problem(stop.signal.aborted ? "Stopped. What was complete is on the computer, the rest is gone." : error.message);
+    problem(stop.signal.aborted ? "Stopped. The computer has what was complete; the rest is lost." : error.message);
     button("Start again", start);
   } finally {
     wakeLock?.release();
@@ -142,7 +142,7 @@ async function finish() {
     show("progress", false);
     problem(
       error instanceof TypeError
-        ? "Measured, but the computer cannot be reached. Keep this page open and send again in its network."
+        ? "Measured, but the computer cannot be reached. Keep this page open and send again on its network."
         : error.message,
     );
     button("Send again", finish);
@@ -219,7 +219,7 @@ function result(path, answer) {
 function showCells({ cells, verdict }) {
   const [first, ...others] = verdict.reasons;
   const more = others.length ? ` (${others.length} more reasons are on the computer)` : "";
-  at("verdict").textContent = verdict.valid ? "✓ The times are sound." : `Do not trust these times: ${first}${more}`;
+  at("verdict").textContent = verdict.valid ? "✓ You can trust these times." : `Do not trust these times: ${first}${more}`;
   at("verdict").className = verdict.valid ? "valid" : "invalid";
   const compared = job.baseline !== null;
   const head = ["model", "p50", "p99", ...(compared ? ["ratio"] : [])];

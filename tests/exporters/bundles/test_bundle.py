@@ -560,8 +560,8 @@ def test_the_distance_to_the_dense_model_is_reported_apart(
         assert row["relative_error"] == pytest.approx(compare_outputs(*arrays, mask)[0])
         assert row["relative_error"] > 100 * bundle.manifest.tolerance["relative"]
         assert row["bound"] is None
-    assert "From the dense model it was made of" in (bundle.path / "README.md").read_text()
-    assert "From the dense model" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
+    assert "differ from the dense model's" in (bundle.path / "README.md").read_text()
+    assert "differ from the dense model's" not in (bundle_of("saten", "fp32").path / "README.md").read_text()
 
 
 def test_a_dense_model_of_another_task(loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf) -> None:

@@ -96,13 +96,13 @@ def test_csv_cells_are_no_formulas(bundles, bundle):
 
 def test_headline_states_the_trade(report):
     assert headline(report) == (
-        "saten-int8 holds 8.6 % of dense-fp32’s bytes, runs 128 tokens in 0.43× its time, "
+        "saten-int8 takes 8.6 % of dense-fp32’s bytes, runs 128 tokens in 0.43× its time, "
         "and reaches recall@1 0.566 against 0.612."
     )
     assert comparisons(report) == (
-        "saten-int8 holds 31.7 % of dense-int8’s bytes, runs 128 tokens in 0.93× its time, "
+        "saten-int8 takes 31.7 % of dense-int8’s bytes, runs 128 tokens in 0.93× its time, "
         "and reaches recall@1 0.566 against 0.609.",
-        "saten-fp32 holds 26.6 % of dense-fp32’s bytes, runs 128 tokens in 0.53× its time, "
+        "saten-fp32 takes 26.6 % of dense-fp32’s bytes, runs 128 tokens in 0.53× its time, "
         "and reaches recall@1 0.571 against 0.612.",
     )
 
@@ -111,14 +111,14 @@ def test_headline_states_bad_news_too(bundles, bench, evaluation):
     bench["cells"][7]["ratio"] = {"to": "dense-fp32", "value": 1.31, "low": 1.2, "high": 1.4}
     assert "128 tokens in 1.31× its time (slower)" in headline(build_report(bundles, bench))
     bench["cells"][7]["ratio"]["low"] = 0.9
-    assert "needs about its time for 128 tokens (1.31×, the interval includes 1)" in headline(
+    assert "takes about its time for 128 tokens (1.31×, the interval includes 1)" in headline(
         build_report(bundles, bench)
     )
     assert "fails at 128 tokens" in comparisons(build_report(bundles, as_failed(bench)))[1]
     assert headline(build_report([], None, evaluation)).startswith("dense-int8 reaches recall@1 0.609 against 0.612")
     alone = {"cells": bench["cells"][3::4], "loads": bench["loads"][3:]}
     assert (
-        headline(build_report(bundles[3:], bench | alone)) == "saten-int8 holds 7.8 MB and runs 128 tokens in 9.14 ms."
+        headline(build_report(bundles[3:], bench | alone)) == "saten-int8 takes 7.8 MB and runs 128 tokens in 9.14 ms."
     )
 
 
