@@ -189,6 +189,24 @@ def test_predict_reads_what_eval_reads(
         )
 
 
+def test_png_is_predicted_and_evaluated(
+    task_bundle: Callable[..., Path], write_lines: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    bundle, pixels = task_bundle("image-classification"), np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    data = write_lines([{"image": "a.png", "label": 1}])
+    png, npy = data.parent / "a.png", data.parent / "a.npy"
+    pillow.fromarray(pixels).save(png)
+    np.save(npy, pixels)
+    (of_png,), (of_npy,), (of_data,) = (
+        predicted(capsys, bundle, *words) for words in ((png,), (npy,), ("--file", data))
+    )
+    assert of_png["probabilities"] == of_npy["probabilities"] == of_data["probabilities"]
+    assert main(["eval", str(bundle), "--data", str(data), "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out)["rows"][0]["metrics"]
+    assert metrics["top_1"] == float(of_png["label"] == 1)
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -1,4 +1,4 @@
-"""Pictures as `pixel_values`: numpy only, so PNG and JPEG have to be converted before.
+"""Pictures as `pixel_values`: numpy alone; Pillow reads PNG and JPEG where it happens to be installed.
 
 Resizing follows Pillow, which image processors were trained with: a separable kernel, stretched
 when shrinking, rounded to whole numbers after each of the two passes.
@@ -6,8 +6,10 @@ when shrinking, rounded to whole numbers after each of the two passes.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy.typing as npt
 
 from saten_runtime.bundle.manifest import Image
 from saten_runtime.errors import BundleError, DataError
+from saten_runtime.records.plain_text import one_line
 
 __all__ = ["KERNELS", "Picture", "Pixels", "pixel_values", "read_picture", "resize"]
 
@@ -78,7 +81,7 @@ def read_picture(picture: Picture, channels: int = 3) -> Pixels:
     """A picture as (height, width, channels), one or three; grey becomes three equal channels.
 
     picture: an array of uint8, grey as (height, width) or (height, width, 1), or (height, width, 3), or a file: .npy
-    of such an array, or binary .ppm and .pgm.
+    of such an array, binary .ppm and .pgm, or, with Pillow, PNG and JPEG, turned as their EXIF says.
 
     Raises:
         DataError: anything else.
@@ -89,15 +92,15 @@ def read_picture(picture: Picture, channels: int = 3) -> Pixels:
 
 
 def _read_file(path: Path) -> npt.NDArray[Any]:
-    readers: dict[str, Callable[[Path], npt.NDArray[Any]]] = {
-        ".npy": _read_npy,
-        ".ppm": _read_netpbm,
-        ".pgm": _read_netpbm,
-    }
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: expected {', '.join(readers)}; convert it: magick {path.name} {path.stem}.ppm")
+    suffix = path.suffix.lower()
+    readers = {**_READERS, **(_PILLOW_READERS if importlib.util.find_spec("PIL") else {})}
+    if suffix not in readers:
+        install = ", or pip install pillow" if suffix in _PILLOW_READERS else ""
+        raise DataError(
+            f"{path}: expected {', '.join(readers)}; convert it: magick {path.name} {path.stem}.ppm{install}"
+        )
     try:
-        return readers[path.suffix.lower()](path)
+        return readers[suffix](path)
     except OSError as cause:
         raise DataError(f"{path}: cannot be read ({cause.strerror or cause})") from None
     except (ValueError, EOFError) as cause:
@@ -121,6 +124,33 @@ def _read_netpbm(path: Path) -> npt.NDArray[Any]:
     if len(content) - head.end() < math.prod(shape) or not math.prod(shape):
         raise ValueError(f"{len(content) - head.end()} bytes of pixels, {math.prod(shape)} are needed")
     return np.frombuffer(content, np.uint8, math.prod(shape), head.end()).reshape(shape)
+
+
+def _read_with_pillow(path: Path) -> npt.NDArray[Any]:
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            with pillow.open(path, formats=("PNG", "JPEG")) as picture:
+                if picture.mode in _DEEP_MODES or picture.mode.startswith("I;16"):
+                    raise ValueError("more than 8 bits per channel; expected 8")
+                grey = picture.mode in _GREY_MODES
+                return np.asarray(ImageOps.exif_transpose(picture).convert("L" if grey else "RGB"))
+    except (SyntaxError, pillow.DecompressionBombWarning, pillow.DecompressionBombError) as cause:
+        raise ValueError(one_line(cause)) from None
+
+
+_READERS: dict[str, Callable[[Path], npt.NDArray[Any]]] = {
+    ".npy": _read_npy,
+    ".ppm": _read_netpbm,
+    ".pgm": _read_netpbm,
+}
+_PILLOW_READERS = dict.fromkeys((".png", ".jpg", ".jpeg"), _read_with_pillow)
+# Modes of Pillow: https://pillow.readthedocs.io/en/stable/handbook/concepts.html#modes
+_GREY_MODES = ("1", "L", "LA", "La")
+_DEEP_MODES = ("I", "F")
 
 
 def _with_channels(array: npt.NDArray[Any], channels: int, where: str) -> Pixels:

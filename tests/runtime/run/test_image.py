@@ -112,3 +112,69 @@ def test_arrays_that_are_no_pictures() -> None:
         pixel_values([small, np.zeros((3, 2, 3), np.uint8)], PLAIN)
     with pytest.raises(BundleError, match="lanczos"):
         pixel_values([small], Image([2], [], "lanczos", 1.0, [0.0] * 3, [1.0] * 3))
+
+
+# --- PNG and JPEG, where Pillow is installed ------------------------------------------------------------------------
+
+
+def saved(path: Path, pixels: np.ndarray, mode: str, **how: object) -> Path:
+    image = pytest.importorskip("PIL.Image").fromarray(pixels)
+    (image if image.mode == mode else image.convert(mode)).save(path, **how)
+    return path
+
+
+def test_png_and_jpeg_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
+    np.testing.assert_array_equal(read_picture(saved(tmp_path / "a.png", pixels, "RGB")), pixels)
+    np.testing.assert_array_equal(read_picture(saved(tmp_path / "b.PNG", pixels, "RGBA")), pixels)
+    jpeg = saved(tmp_path / "a.jpg", pixels, "RGB")
+    decoded = np.asarray(pytest.importorskip("PIL.Image").open(jpeg))
+    np.testing.assert_array_equal(read_picture(jpeg), decoded)
+    assert (decoded != pixels).any()
+
+
+def test_a_grey_png_serves_both_kinds_of_models(tmp_path: Path) -> None:
+    grey = np.arange(54, dtype=np.uint8).reshape(9, 6)
+    path = saved(tmp_path / "grey.png", grey, "L")
+    np.testing.assert_array_equal(read_picture(path, 1)[:, :, 0], grey)
+    np.testing.assert_array_equal(read_picture(path), np.stack([grey] * 3, 2))
+    with pytest.raises(DataError, match="takes one channel"):
+        read_picture(saved(tmp_path / "colour.png", np.stack([grey] * 3, 2), "RGB"), 1)
+
+
+def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    exif = pytest.importorskip("PIL.Image").Exif()
+    exif[0x0112] = 6  # Orientation: the camera was held upright
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
+    found = read_picture(saved(tmp_path / "turned.png", pixels, "RGB", exif=exif))
+    np.testing.assert_array_equal(found, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(9), b"GIF89a" + bytes(40), b"\xff\xd8\xff\xe0"])
+def test_files_that_pillow_refuses(tmp_path: Path, content: bytes) -> None:
+    pytest.importorskip("PIL")
+    for name in ("broken.png", "broken.jpg"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=name):
+            read_picture(tmp_path / name)
+
+
+def test_deep_and_cut_and_huge_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = saved(tmp_path / "deep.png", np.zeros((4, 4), np.uint16), "I;16")
+    with pytest.raises(DataError, match="more than 8 bits per channel"):
+        read_picture(deep)
+    whole = saved(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), "RGB")
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:900])
+    with pytest.raises(DataError, match=r"cut\.png"):
+        read_picture(tmp_path / "cut.png")
+    for most in (3000, 1000):  # pixels; Pillow warns above, and refuses twice as many
+        monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", most)
+        with pytest.raises(DataError, match="decompression bomb"):
+            read_picture(whole)
+
+
+def test_a_device_without_pillow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), "RGB")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"expected \.npy, \.ppm, \.pgm; convert it: .*, or pip install pillow"):
+        read_picture(path)
