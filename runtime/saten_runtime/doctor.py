@@ -26,6 +26,7 @@ from saten_runtime.machine.memory import needed_bytes
 from saten_runtime.records.plain_text import last_line
 from saten_runtime.run.kernels import SWITCH, probe
 from saten_runtime.run.products import probe_products
+from saten_runtime.vocabulary.files import MODEL_FILE
 
 __all__ = ["CHECKS", "Check", "Examination", "examine"]
 
@@ -62,7 +63,7 @@ class Examination:
     @property
     def weights_bytes(self) -> int:
         """Size of the graph and its weights on disk, 0 without a bundle that can be read."""
-        files = self.bundle.glob("model.onnx*") if self.bundle is not None else ()
+        files = self.bundle.glob(f"{MODEL_FILE}*") if self.bundle is not None else ()
         return sum(file.stat().st_size for file in files)
 
 

@@ -36,6 +36,7 @@ from saten_edge.decomposition.tt import TensorTrain
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, SatenError
 from saten_runtime.records.files import digest_of, read_json, sha256_file
+from saten_runtime.vocabulary.files import CONFIG_FILE
 from saten_runtime.vocabulary.tasks import (
     HUB_TASKS,
     IMAGE_CLASSIFICATION,
@@ -76,7 +77,7 @@ def import_checkpoint(
     layers = _grouped(src, read_state(src))
     if not any(layer.factors for layer in layers.values()):
         raise CheckpointError(f"{src}: no layer has factors; expected keys such as encoder.layer.0.….factors.0")
-    row = architecture(read_json(resolve_model(str(base)) / "config.json", CheckpointError).get("model_type"))
+    row = architecture(read_json(resolve_model(str(base)) / CONFIG_FILE, CheckpointError).get("model_type"))
     task, labels = (task, _labels(layers, row)) if task else _task(layers, row)
     loaded = load_model(base, task, num_labels=labels if task in HUB_TASKS and HUB_TASKS[task].labels else None)
     placed = _placed(src, loaded.model, layers, row)

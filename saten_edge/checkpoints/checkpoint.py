@@ -28,6 +28,7 @@ from saten_edge.decomposition.tt import contraction_peak
 from saten_runtime.bundle.recipe import UNRECORDED, Recipe, Stage
 from saten_runtime.errors import CheckpointError, SatenError, ShapeError
 from saten_runtime.records.files import digest_of, read_json, read_regular_json, sha256_file, write_json
+from saten_runtime.vocabulary.files import CONFIG_FILE
 
 __all__ = [
     "FORMAT_VERSION",
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
-CONFIG_FILE = "config.json"
 # A spec from a file may ask for this many values per dense value, far above what any compression gives.
 MOST_VALUES = 4
 # The matrix that the parts of a layer stand for; no layer of a model for a small machine comes near it.
@@ -132,7 +132,7 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
                 _replace_by(model, name, spec)
         heads = {head: _name_in(model, table) for head, table in config.heads.items() if _has(model, head)}
         share_heads(model, {head: table for head, table in heads.items() if table is not None})
-        refuse_bomb("config.json", model, {name: entry for file in files for name, entry in read_header(file).items()})
+        refuse_bomb(CONFIG_FILE, model, {name: entry for file in files for name, entry in read_header(file).items()})
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

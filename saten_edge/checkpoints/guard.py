@@ -26,6 +26,7 @@ from typing import Any
 
 from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import open_regular, parse_object, read_regular_json
+from saten_runtime.vocabulary.files import CONFIG_FILE
 
 __all__ = ["TENSOR_NAME", "Entry", "files_read", "read_header", "read_headers", "refuse_bomb", "refuse_odd_files"]
 
@@ -82,7 +83,7 @@ def read_headers(folder: Path) -> dict[str, Entry]:
         if twice:
             raise CheckpointError(f"{folder / name}: holds {twice[0]!r}, which another file of the folder holds too")
         found |= entries
-    _check_sizes(folder / "config.json", len(found))
+    _check_sizes(folder / CONFIG_FILE, len(found))
     return found
 
 

@@ -21,6 +21,7 @@ from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import BundleError, ParityError
 from saten_runtime.records.folders import check_output, new_folder
 from saten_runtime.records.plain_text import last_line
+from saten_runtime.vocabulary.files import CARD_FILE, TOKENIZER_FILE
 
 __all__ = ["write_android"]
 
@@ -79,8 +80,8 @@ def write_android(bundle: Bundle, output: Path, *, overwrite: bool = False) -> N
         _convert(bundle, aside)
         _check(bundle, aside / _MODEL)
         _write_case(bundle, aside / _CASE)
-        shutil.copyfile(bundle.path / bundle.tokenizer.file, aside / "tokenizer.json")
-        (aside / "README.md").write_text(_readme(bundle), "utf-8")
+        shutil.copyfile(bundle.path / bundle.tokenizer.file, aside / TOKENIZER_FILE)
+        (aside / CARD_FILE).write_text(_readme(bundle), "utf-8")
 
 
 def _convert(bundle: Bundle, folder: Path) -> None:

@@ -17,6 +17,7 @@ from saten_runtime.bundle.manifest import FileEntry, Layer
 from saten_runtime.errors import DataError
 from saten_runtime.records.plain_text import printable
 from saten_runtime.records.reader import RESULTS, Count
+from saten_runtime.vocabulary.files import MODEL_FILE
 
 __all__ = ["Note", "Report", "Row", "Setting", "Step", "build_report", "environment_facts"]
 
@@ -205,7 +206,7 @@ def _contents(bundle: Bundle | None, load: Load | None) -> dict[str, Any]:
     """What the manifest tells; of a bundle known by its measurements alone, only its size."""
     if bundle is None:
         disk = load.disk_bytes if load else {}
-        model = sum(size for file, size in disk.items() if file.startswith("model.onnx"))
+        model = sum(size for file, size in disk.items() if file.startswith(MODEL_FILE))
         sizes = {"bytes": sum(disk.values()) or None, "model_bytes": model or None}
         return {"precision": None, "dense": False, "layers": (), "files": (), **sizes}
     layers = tuple(_printable_layer(layer) for layer in bundle.manifest.layers)

@@ -19,6 +19,7 @@ from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.bundle.manifest import FileEntry
 from saten_runtime.errors import UsageError
 from saten_runtime.run.text import Encoder, random_feeds
+from saten_runtime.vocabulary.files import MODEL_FILE
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, TASKS, TEXT_CLASSIFICATION, TEXTS
 
 __all__ = ["Job", "graph_files", "make_job"]
@@ -134,7 +135,7 @@ def make_job(
 
 def graph_files(bundle: Bundle) -> dict[str, FileEntry]:
     """What the page downloads of a bundle: the graph and its weights."""
-    return {name: entry for name, entry in bundle.manifest.files.items() if name.startswith("model.onnx")}
+    return {name: entry for name, entry in bundle.manifest.files.items() if name.startswith(MODEL_FILE)}
 
 
 def _sheet(exam: Exam) -> bytes:

@@ -29,6 +29,7 @@ from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, UsageError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.records.files import read_json, write_json
+from saten_runtime.vocabulary.files import CONFIG_FILE
 from saten_runtime.vocabulary.tasks import (
     FEATURE_EXTRACTION,
     HUB_TASKS,
@@ -212,9 +213,9 @@ def _processes() -> PartialState:
 def _head(model: str | Path) -> tuple[str | None, int | None]:
     """The task a model has its head for, as the hub names it, and the number of outputs of a classifier."""
     folder = Path(model)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return None, None
-    config = read_json(folder / "config.json", CheckpointError)
+    config = read_json(folder / CONFIG_FILE, CheckpointError)
     found = task_of(list(config.get("architectures") or ()))
     return found, len(config.get("id2label") or range(2)) if HUB_TASKS[found].labels else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from saten_runtime.bundle.manifest import Manifest
 from saten_runtime.bundle.recipe import recipe_lines
 from saten_runtime.run.parity import Comparison
+from saten_runtime.vocabulary.files import MODEL_FILE
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, PROMPTS, TASKS, TEXTS
 
 __all__ = ["model_card"]
@@ -23,7 +24,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
 
     apart: comparisons with the dense model, empty where that was not at hand.
     """
-    sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith("model.onnx")}
+    sizes = {name: entry.bytes for name, entry in manifest.files.items() if name.startswith(MODEL_FILE)}
     worst = max(comparison.relative_error for comparison in comparisons)
     bound = manifest.tolerance.get("relative")
     limit = f"allowed {bound:.2e}" if bound is not None else "no bound"

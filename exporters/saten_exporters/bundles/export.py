@@ -32,6 +32,7 @@ from saten_runtime.records.files import sha256_file, write_json
 from saten_runtime.records.folders import new_folder
 from saten_runtime.run.parity import Arrays, Comparison, compare
 from saten_runtime.run.parity import judge as refuse_beyond_bounds
+from saten_runtime.vocabulary.files import CARD_FILE, MODEL_FILE
 
 __all__ = ["PRECISIONS", "export"]
 
@@ -152,13 +153,13 @@ def _save_graph(model: ir.Model, folder: Path, target: Target) -> None:
     model.producer_name, model.producer_version = "saten-edge", version("saten-edge")
     ir.save(
         model,
-        folder / "model.onnx",
+        folder / MODEL_FILE,
         external_data="model.onnx.data",
         alignment=ALIGNMENT_BYTES,
         align_threshold=ALIGNED_FROM_BYTES,
     )
     try:
-        onnx.checker.check_model(str(folder / "model.onnx"))
+        onnx.checker.check_model(str(folder / MODEL_FILE))
     except onnx.checker.ValidationError as cause:
         raise ExportError(f"the graph is no valid ONNX ({' '.join(str(cause).split())[:200]})") from None
 
@@ -250,5 +251,5 @@ def _write_reports(folder: Path, manifest: Manifest, comparisons: list[Compariso
     """report.json and the card; apart: from the dense model, empty where that is not at hand."""
     report = {"comparisons": [row.to_json() for row in comparisons], "approximation": [row.to_json() for row in apart]}
     write_json(folder / "validation" / "report.json", report)
-    (folder / "README.md").write_text(model_card(manifest, comparisons, apart), encoding="utf-8")
+    (folder / CARD_FILE).write_text(model_card(manifest, comparisons, apart), encoding="utf-8")
     _write_manifest(folder, manifest)

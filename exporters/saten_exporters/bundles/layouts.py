@@ -15,6 +15,14 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, ExportError, UsageError
 from saten_runtime.records.files import read_json, write_json
 from saten_runtime.records.folders import check_output, new_folder
+from saten_runtime.vocabulary.files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    PREPROCESSOR_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+)
 from saten_runtime.vocabulary.tasks import TASKS
 
 __all__ = ["LAYOUTS", "laid_out", "write_layout"]
@@ -23,11 +31,11 @@ __all__ = ["LAYOUTS", "laid_out", "write_layout"]
 JS_DTYPES = {"fp32": ("fp32", ""), "fp16": ("fp16", "_fp16"), "int8": ("q8", "_quantized"), "int4": ("q4", "_q4")}
 # Of a bundle's files those that transformers.js reads under the same name, where they are there.
 JS_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
     "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
+    GENERATION_CONFIG_FILE,
+    PREPROCESSOR_CONFIG_FILE,
 )
 
 
@@ -88,11 +96,11 @@ def _write_transformersjs(bundles: Sequence[Bundle], folder: Path) -> None:
     for name in JS_FILES:
         if (first.path / name).is_file():
             shutil.copyfile(first.path / name, folder / name)
-    config = read_json(first.path / "config.json", BundleError)
+    config = read_json(first.path / CONFIG_FILE, BundleError)
     config.pop("quantization_config", None)  # of the checkpoint; the graph needs none
     config["transformers.js_config"] = {"dtype": dtypes[0][0], "use_external_data_format": dict.fromkeys(files, 1)}
-    write_json(folder / "config.json", config)
-    (folder / "README.md").write_text(_js_card(first, dtypes[0][0], folder / "onnx"), encoding="utf-8")
+    write_json(folder / CONFIG_FILE, config)
+    (folder / CARD_FILE).write_text(_js_card(first, dtypes[0][0], folder / "onnx"), encoding="utf-8")
 
 
 def _js_dtype(bundle: Bundle, first: Bundle) -> tuple[str, str]:

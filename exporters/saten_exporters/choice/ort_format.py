@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from saten_runtime.errors import ExportError
 from saten_runtime.records.files import replace_file
 from saten_runtime.records.plain_text import last_line
+from saten_runtime.vocabulary.files import MODEL_FILE
 
 __all__ = ["OPERATORS_FILE", "ORT_FILE", "USABILITY_FILE", "add_ort_format"]
 
@@ -39,15 +40,15 @@ def add_ort_format(bundle: Path) -> None:
     Raises:
         ExportError: the weights do not fit into the format, or ONNX Runtime cannot convert the graph.
     """
-    model = ir.load(bundle / "model.onnx")
+    model = ir.load(bundle / MODEL_FILE)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     if size > _LARGEST_BYTES:
         raise ExportError(f"{size:,} bytes of weights, ORT format holds 2 GiB; choose a smaller precision or target")
     with tempfile.TemporaryDirectory() as aside:
         folder = Path(aside)
         inlined = common.InlinePass()(model).model  # ORT format has no functions
-        ir.save(inlined, folder / "model.onnx", external_data="model.onnx.data")
-        usability = _run_tool(folder, "check_onnx_model_mobile_usability", "model.onnx")
+        ir.save(inlined, folder / MODEL_FILE, external_data="model.onnx.data")
+        usability = _run_tool(folder, "check_onnx_model_mobile_usability", MODEL_FILE)
         _run_tool(folder, "convert_onnx_models_to_ort", *_STYLE, "--output_dir", "ort", ".")
         (bundle / ORT_FILE).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / "ort" / "model.ort", bundle / ORT_FILE)  # may be 2 GiB, which need not pass through memory

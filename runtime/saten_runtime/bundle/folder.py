@@ -30,12 +30,12 @@ from saten_runtime.bundle.manifest import (
 )
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import open_regular, sha256_of
+from saten_runtime.vocabulary.files import MODEL_FILE
 from saten_runtime.vocabulary.tasks import IMAGES, TASKS, Task
 
 __all__ = ["VALIDATION_FOLDER", "Bundle", "open_bundles"]
 
 VALIDATION_FOLDER = "validation"
-_MODEL_FILE = "model.onnx"
 _NOT_ON_THE_DEVICE = (f"{VALIDATION_FOLDER}/", "variants/")
 
 
@@ -73,7 +73,7 @@ class Bundle:
     @property
     def model(self) -> Path:
         """The ONNX graph."""
-        return self.path / _MODEL_FILE
+        return self.path / MODEL_FILE
 
     @property
     def task(self) -> Task:
@@ -142,7 +142,7 @@ class Bundle:
     @property
     def model_bytes(self) -> int:
         """Bytes on disk of the graph and its weights alone."""
-        return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(_MODEL_FILE))
+        return sum(entry.bytes for name, entry in self.manifest.files.items() if name.startswith(MODEL_FILE))
 
     def read_graph(self) -> Graph:
         """What the graph is made of.
@@ -151,8 +151,8 @@ class Bundle:
             BundleError: `read_graph` refuses it, or it is of another opset or IR version than the
                 manifest says.
         """
-        if _MODEL_FILE not in self.manifest.files:
-            raise BundleError(f"{self.path}: the manifest lists no {_MODEL_FILE}; export the bundle again")
+        if MODEL_FILE not in self.manifest.files:
+            raise BundleError(f"{self.path}: the manifest lists no {MODEL_FILE}; export the bundle again")
         graph = read_graph(self.model, self.manifest.files)
         found = (graph.opsets.get("", graph.opsets.get("ai.onnx", 0)), graph.ir_version)
         said = (self.manifest.opset, self.manifest.ir_version)
