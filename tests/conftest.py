@@ -343,6 +343,12 @@ def tiny_saten_unstructured(tiny_bert: Path, texts: list[str], shared: Shared) -
 
 
 @pytest.fixture(scope="session")
+def tiny_saten_n_of_m(tiny_bert: Path, texts: list[str], shared: Shared) -> Path:
+    """`tiny_bert` compressed with 1:8 residuals. Read-only."""
+    return shared("models/saten-1-of-8", lambda folder: compressed(tiny_bert, folder, "1:8", texts))
+
+
+@pytest.fixture(scope="session")
 def tiny_bundle(tiny_bert: Path, tiny_saten: Path, shared: Shared) -> Callable[[str], Path]:
     """tiny_bundle("dense-fp32", "saten-int8" …) -> `tiny_bert` or `tiny_saten` exported under that name. Read-only."""
     models = {"dense": tiny_bert, "saten": tiny_saten}

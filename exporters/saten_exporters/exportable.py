@@ -27,6 +27,9 @@ class LayerParts:
     none     (0,)
     grouped  (groups, size, kept)      indices (groups, kept): the inputs that `size` consecutive outputs read
     csr      (nnz,)                    indptr (out + 1,), indices (nnz,): the inputs of each output, ascending
+    n:m      (kept outputs, k)         outputs (kept outputs,), ascending; numbers (2,): n and m; codes, uint8: the
+                                       place of each value among its m inputs, ascending, in ⌈log₂ m⌉ bits,
+                                       the lowest first. k: n of every m inputs, and of the last if fewer
     rows     (kept, width)             rows (kept,): the rows of a table that have a residual
     ell      (rows, kept)              indices (rows, kept): the columns of each row of a table, ascending
     """

@@ -267,7 +267,7 @@ class NOfM(Pattern):
     they fit; indices["codes"]: places within the groups, ⌈log₂ of⌉ bits each, packed into uint8, lowest bit first.
     """
 
-    layout: ClassVar[str] = "csr"
+    layout: ClassVar[str] = "n:m"
     kept: int = 2
     of: int = 4
 
@@ -298,7 +298,7 @@ class NOfM(Pattern):
         return count * VALUE_BYTES + codes + outputs * column_bytes(shape[1])
 
     def lay_out(self, residual: Residual, shape: tuple[int, int]) -> Residual:
-        return _compressed_rows(residual.values, self.positions(residual.indices, shape), shape)
+        return Residual(residual.values, {**residual.indices, "numbers": torch.tensor([self.kept, self.of])})
 
     @property
     def _bits(self) -> int:

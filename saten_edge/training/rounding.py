@@ -27,9 +27,9 @@ __all__ = ["check_precision", "round_activations", "round_along", "rounded"]
 
 Forward = Callable[[Any, Precision, Tensor], Tensor]
 # layout of a residual → the axis of its values along which they share a scale
-SCALED = {"grouped": 2, "rows": 1, "ell": 1}
+SCALED = {"grouped": 2, "n:m": 1, "rows": 1, "ell": 1}
 # Entries of a residual whose positions stand one by one are kept in 8 bits at every precision below 16.
-ENTRIES = PRECISIONS["int8"]
+SINGLE, ENTRIES = ("csr", "n:m"), PRECISIONS["int8"]
 
 
 def check_precision(name: str) -> None:
@@ -126,10 +126,9 @@ def _factors(layer: SatenModule) -> tuple[Tensor, Tensor]:
 def _residual(part: ResidualPart, how: Precision) -> Tensor:
     """S (in, out) with its values rounded in the layout that the exporter gives them."""
     layout = part.pattern.layout
-    if layout == "csr":
-        values = _by_output(part, how if how.bits >= 16 else ENTRIES)
-    else:
-        values = round_along(part.values, SCALED[layout], how)
+    kept_as = ENTRIES if layout in SINGLE and how.bits < 16 else how
+    by_output = layout == "csr"  # the others have an axis along which they share a scale
+    values = _by_output(part, kept_as) if by_output else round_along(part.values, SCALED[layout], kept_as)
     return scatter(values, part.where(), part.shape)
 
 

@@ -37,20 +37,21 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A layer's size: inputs (rows of a table), outputs (its width), bond, outputs per group, blocks per group."""
+    """A layer's size: inputs (rows of a table), outputs (its width), bond, outputs and blocks per group, n and m."""
 
     inputs: int
     outputs: int
     bond: int
     group: int
     kept: int
+    numbers: tuple[int, int]
 
 
 SIZES = {
-    "usual": Size(48, 64, 7, 8, 9),
-    "smallest": Size(2, 2, 1, 1, 1),
-    "primes": Size(37, 53, 5, 53, 3),
-    "full": Size(16, 24, 16, 4, 16),
+    "usual": Size(48, 64, 7, 8, 9, (3, 5)),
+    "smallest": Size(2, 2, 1, 1, 1, (1, 256)),
+    "primes": Size(37, 53, 5, 53, 3, (1, 8)),
+    "full": Size(16, 24, 16, 4, 16, (1, 1)),
 }
 
 
@@ -85,8 +86,23 @@ def _csr(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
     }
 
 
+def _nofm(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
+    kept, of = size.numbers
+    outputs = np.delete(np.arange(size.outputs), np.s_[1:-1:5])  # some have nothing; the first and the last have
+    starts = range(0, size.inputs, of)
+    widths = [min(of, size.inputs - start) for start in starts]
+    lines = [[np.sort(random.permutation(width)[:kept]) for width in widths] for _ in outputs]
+    places = np.array([np.concatenate(line) for line in lines])
+    bits = places[..., None] >> np.arange((of - 1).bit_length()) & 1
+    return random.standard_normal(places.shape), {
+        "outputs": outputs.astype(np.uint16),
+        "codes": np.packbits(bits.astype(np.uint8), bitorder="little"),
+        "numbers": np.array(size.numbers),
+    }
+
+
 # layout → how its random residual is made; a new layout needs a row here
-RESIDUALS = {"grouped": _grouped, "csr": _csr, "rows": _rows, "ell": _ell}
+RESIDUALS = {"grouped": _grouped, "csr": _csr, "n:m": _nofm, "rows": _rows, "ell": _ell}
 
 
 @pytest.fixture(scope="session")

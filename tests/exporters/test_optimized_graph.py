@@ -10,12 +10,12 @@ import onnxruntime
 import pytest
 
 from saten_exporters import PRECISIONS, LayerParts
-from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
+from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, STORAGES, TRAIN_FORMS, Form, form_of
 from saten_runtime.bundle.folder import Bundle
 
 ALLOWED = 0.02
 # Forms whose bodies rebuild a matrix once at load, and say so.
-REBUILT = ("csr",)
+REBUILT = ("csr", "n:m")
 LAYERS = [(None, *row) for row in TRAIN_FORMS] + list(RESIDUAL_FORMS)
 
 BundleOf = Callable[[str, str], Bundle]
@@ -110,6 +110,22 @@ def test_nothing_as_large_as_a_dense_matrix_appears(precision: str, bundle_of: B
     stored = [tensor.nbytes for tensor in constants(ir.load(bundle.model))]
     assert max(sizes) == max(stored)
     assert max(sizes) < max(layer.dense_fp32_bytes for layer in bundle.manifest.layers) / 2
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", REBUILT)
+def test_what_is_rebuilt_is_rebuilt_once(
+    layout: str, precision: str, make_parts: Callable[..., LayerParts], one_form: OneForm, tmp_path: Path
+) -> None:
+    """Nothing is left to do at each call but the product: no step of the unpacking, and no index."""
+    parts = make_parts("linear", layout)
+    form = RESIDUAL_FORMS[layout, "linear", precision]
+    ir.save(one_form(form, parts), tmp_path / "layer.onnx")
+    kept = optimized(tmp_path / "layer.onnx", tmp_path)
+    left = {node.op_type for node in kept.graph}
+    assert left <= {"MatMul", "DynamicQuantizeMatMul", "Shape", "Min", "Add", "Reshape", "Cast"}
+    assert left & {"MatMul", "DynamicQuantizeMatMul"}
+    assert max(tensor.nbytes for tensor in constants(kept)) == 48 * 64 * STORAGES[form.precision].precision.bits // 8
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -258,7 +258,7 @@ def test_a_group_of_any_size(
     assert forms.same(got, expected, forms.allowed(x, parts, forms_used))
 
 
-@pytest.mark.parametrize("layout", ["grouped", "csr"])
+@pytest.mark.parametrize("layout", ["grouped", "csr", "n:m"])
 def test_values_stored_as_fp16(
     layout: str, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
 ) -> None:
@@ -370,7 +370,12 @@ def put(place: tuple[int, ...] | int, value: int) -> Callable[[Array], Array]:
     return damage
 
 
-GROUPED, CSR = ("grouped", "linear", "fp32"), ("csr", "linear", "fp32")
+def last_code(value: int) -> Callable[[Array], Array]:
+    """The last of 1530 codes of three bits."""
+    return lambda codes: np.append(codes[:-1], np.uint8(codes[-1] & 0b000111 | value << 3))
+
+
+GROUPED, CSR, CODED = (("grouped", "linear", "fp32"), ("csr", "linear", "fp32"), ("n:m", "linear", "int8"))
 ROWS, SPARSE = ("rows", "embedding", "int8"), ("ell", "embedding", "int8")
 REFUSALS = {
     "index too large": (GROUPED, "indices", put((0, -1), 48), "indices.8. is 48|48 × 64"),
@@ -389,6 +394,19 @@ REFUSALS = {
     "columns repeated": (CSR, "indices", np.zeros_like, "ascending"),
     "fewer columns than values": (CSR, "indices", lambda a: a[:-1], "one for each value"),
     "negative shape": (CSR, "shape", lambda a: -a, "out of range"),
+    "a code beyond its inputs": (CODED, "codes", lambda a: a | 7, "code 0 is 7, expected less than 5"),
+    "codes repeated": (CODED, "codes", np.zeros_like, "codes.1. is 0 after 0, expected ascending"),
+    "a code beyond the last input": (CODED, "codes", last_code(4), "codes.1529. is 49, expected less than 48"),
+    "fewer codes than values": (CODED, "codes", lambda a: a[:-1], "one code for each value"),
+    "codes of another type": (CODED, "codes", lambda a: a.astype(np.int64), "element type"),
+    "more values than inputs": (CODED, "stored", lambda a: a[:, :-1], "has 29 values for each output, expected 30"),
+    "output too large": (CODED, "outputs", put(-1, 64), "outputs.50. is 64, expected less than 64"),
+    "outputs repeated": (CODED, "outputs", np.zeros_like, "outputs.1. is 0 after 0"),
+    "fewer outputs than lines": (CODED, "outputs", lambda a: a[:-1], "one for each line"),
+    "fewer scales than lines": (CODED, "scale", lambda a: a[:-1], "one for each line"),
+    "groups of nothing": (CODED, "sizes", lambda a: a * [1, 1, 1, 0], "3 of 0 inputs, expected"),
+    "more of a group than it has": (CODED, "sizes", lambda a: a * [1, 1, 2, 1], "6 of 5 inputs, expected"),
+    "negative sizes": (CODED, "sizes", lambda a: -a, "out of range"),
     "slot too large": (ROWS, "slots", put(0, 10), "slots.0. is 10, expected less than 10"),
     "slot negative": (ROWS, "slots", put(0, -1), "is -1"),
     "too few slots": (ROWS, "slots", lambda a: a[:-1], "one for each row"),

@@ -14,6 +14,7 @@ from saten_exporters.forms.form import EPILOGUES, Form, Weights, Work, followed_
 from saten_exporters.forms.grouped import grouped_linear
 from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
+from saten_exporters.forms.nofm import nofm_linear
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import STORAGES, Storage
 from saten_exporters.forms.tt_chain import tt_linear
@@ -50,14 +51,18 @@ DENSE_FORMS = {
     for form in map(make, STORAGES.values())
 }
 
-# Positions of single entries take two bytes each: blocks of values would save little and cost their scales.
-_CSR = {name: csr_linear(STORAGES[name]) for name in ("fp32", "fp16", "int8")}
-_CSR |= dict.fromkeys(("int8-block", "int4"), _CSR["int8"])
+
+def _with_8_bits_at_least(make: Callable[[Storage], Form]) -> dict[str, Form]:
+    """A form of single entries by precision: blocks of values would save little and cost their scales."""
+    made = {name: make(STORAGES[name]) for name in ("fp32", "fp16", "int8")}
+    return made | dict.fromkeys(("int8-block", "int4"), made["int8"])
+
 
 # (layout, kind, precision) → form of the residual
 RESIDUAL_FORMS = {
     **{("grouped", "linear", name): grouped_linear(storage) for name, storage in STORAGES.items()},
-    **{("csr", "linear", name): form for name, form in _CSR.items()},
+    **{("csr", "linear", name): form for name, form in _with_8_bits_at_least(csr_linear).items()},
+    **{("n:m", "linear", name): form for name, form in _with_8_bits_at_least(nofm_linear).items()},
     **{("rows", "embedding", name): rows_embedding(storage) for name, storage in STORAGES.items()},
     **{("ell", "embedding", name): sparse_embedding(storage) for name, storage in STORAGES.items()},
 }

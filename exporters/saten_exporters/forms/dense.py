@@ -75,6 +75,15 @@ def _csr(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return parts.indices["indices"].astype(np.intp), np.repeat(np.arange(len(counts)), counts)
 
 
+def _nofm(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    kept, of = map(int, parts.indices["numbers"])
+    outputs, k = parts.values.shape
+    bits = (of - 1).bit_length()
+    stream = np.unpackbits(parts.indices["codes"], count=outputs * k * bits, bitorder="little")
+    places = stream.reshape(outputs, k, bits).astype(np.intp) @ (1 << np.arange(bits))
+    return places + np.arange(k) // kept * of, parts.indices["outputs"].astype(np.intp)[:, None]
+
+
 def _rows(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return parts.indices["rows"].astype(np.intp)[:, None], np.arange(parts.shape[1])[None, :]
 
@@ -84,4 +93,4 @@ def _ell(parts: LayerParts) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 # layout → row and column in M of each value, of shapes that broadcast to that of the values
-POSITIONS = {"grouped": _grouped, "csr": _csr, "rows": _rows, "ell": _ell}
+POSITIONS = {"grouped": _grouped, "csr": _csr, "n:m": _nofm, "rows": _rows, "ell": _ell}

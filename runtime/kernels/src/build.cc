@@ -37,9 +37,21 @@ BlockMatrix rows_of(const Form& form, const Weights& w) {
                                 static_cast<size_t>(inputs), static_cast<size_t>(outputs));
 }
 
+BlockMatrix nofm_of(const Form& form, const Weights& w) {
+  const Tensor& sizes = w["sizes"];
+  sizes.expect_type({Type::s64});
+  sizes.expect_size(4, "inputs, outputs, n and m");
+  for (size_t k = 0; k < 4; ++k)
+    if (sizes.integer(k) < 0 || sizes.integer(k) > INT32_MAX) throw Refusal("sizes is out of range");
+  const auto size = [&](size_t k) { return static_cast<size_t>(sizes.integer(k)); };
+  return BlockMatrix::from_codes(kernels(), {size(0), size(1), size(2), size(3)}, w["outputs"], w["codes"], w["stored"],
+                                 scale_of(form, w));
+}
+
 std::optional<BlockMatrix> residual_of(const Form& form, const Weights& w) {
   if (form.has(kNothing)) return {};
   if (form.has(kCsr)) return rows_of(form, w);
+  if (form.has(kNOfM)) return nofm_of(form, w);
   return BlockMatrix::from_groups(kernels(), w["indices"], w[form.quantized ? "codes" : "blocks"], scale_of(form, w));
 }
 

@@ -4,7 +4,7 @@ namespace saten {
 namespace {
 
 constexpr NamedKind kKinds[] = {
-    {Kind::linear, "Linear", {&kNothing, &kGrouped, &kCsr}},
+    {Kind::linear, "Linear", {&kNothing, &kGrouped, &kCsr, &kNOfM}},
     {Kind::embedding, "Embedding", {&kNothing, &kRows, &kSparse}},
     // Whole rows of a table are dense: their function body multiplies them as fast.
     {Kind::head, "Head", {&kNothing, &kSparse}},

@@ -20,6 +20,7 @@ inline constexpr Part kNothing{"", {}, {}};
 inline constexpr Part kLowRank{"LowRank", {"a", "b"}, {"a", "a_scale", "b", "b_scale"}};
 inline constexpr Part kGrouped{"Grouped", {"indices", "blocks"}, {"indices", "codes", "scale"}};
 inline constexpr Part kCsr{"Csr", {"indptr", "indices", "stored", "shape"}, {"indptr", "indices", "stored", "scale", "shape"}};
+inline constexpr Part kNOfM{"NOfM", {"outputs", "codes", "stored", "sizes"}, {"outputs", "codes", "stored", "scale", "sizes"}};
 inline constexpr Part kRows{"Rows", {"slots", "rows"}, {"slots", "codes", "scale"}};
 inline constexpr Part kSparse{"Sparse", {"columns", "entries", "width"}, {"columns", "codes", "scale", "width"}};
 
@@ -29,7 +30,7 @@ enum class Kind { linear, embedding, head };
 struct NamedKind {
   Kind kind;
   const char* stem;
-  const Part* residuals[3];  // what may stand beside a train or alone
+  const Part* residuals[4];  // what may stand beside a train or alone
 };
 
 // What may follow a linear layer in the same node.

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <numeric>
 
 namespace saten {
 namespace {
@@ -40,7 +41,35 @@ uint32_t checked_index(const Tensor& tensor, size_t k, int64_t before, uint64_t 
   return static_cast<uint32_t>(index);
 }
 
+// Number `k` of a stream of codes of `bits` each, at most 8.
+size_t code_at(const Tensor& codes, size_t bits, size_t k) {
+  if (bits == 0) return 0;
+  const uint8_t* const octets = static_cast<const uint8_t*>(codes.data);
+  const size_t at = k * bits / 8, shift = k * bits % 8;
+  const size_t above = at + 1 < codes.size() ? octets[at + 1] : 0;
+  return (octets[at] | above << 8) >> shift & ((size_t{1} << bits) - 1);
+}
+
+// The inputs of all values, line by line; whether they ascend is left to whoever takes them.
+std::vector<int32_t> inputs_of(const NOfM& pattern, const Tensor& codes, size_t lines) {
+  const size_t per_output = pattern.per_output(), bits = pattern.bits();
+  std::vector<int32_t> inputs(lines * per_output);
+  for (size_t k = 0; k < inputs.size(); ++k) {
+    const size_t place = code_at(codes, bits, k);
+    if (place >= pattern.m)
+      throw Refusal("code " + std::to_string(k) + " is " + std::to_string(place) + ", expected less than " + std::to_string(pattern.m));
+    inputs[k] = static_cast<int32_t>(k % per_output / pattern.n * pattern.m + place);
+  }
+  return inputs;
+}
+
 }  // namespace
+
+size_t NOfM::bits() const {
+  size_t bits = 0;
+  while (size_t{1} << bits < m) ++bits;
+  return bits;
+}
 
 size_t Tensor::size() const {
   size_t count = 1;
@@ -151,6 +180,44 @@ BlockMatrix BlockMatrix::from_rows(const Kernels& kernels, const Tensor& starts,
   if (values.size()) std::memcpy(made.values_.data(), values.data, values.size() * value_bytes(made.value_));
   made.pack(begins, packed, scale);
   return made;
+}
+
+BlockMatrix BlockMatrix::from_codes(const Kernels& kernels, const NOfM& pattern, const Tensor& outputs, const Tensor& codes,
+                                    const Tensor& values, const Tensor* scale) {
+  if (pattern.n == 0 || pattern.n > pattern.m || pattern.m > 256)
+    throw Refusal("sizes says " + std::to_string(pattern.n) + " of " + std::to_string(pattern.m) + " inputs, expected 1 ≤ n ≤ m ≤ 256");
+  values.expect_axes(2);
+  const size_t lines = values.axis(0), per_output = pattern.per_output();
+  if (values.axis(1) != per_output)
+    throw Refusal(std::string(values.name) + " has " + std::to_string(values.axis(1)) + " values for each output, expected " +
+                  std::to_string(per_output));
+  if (values.size() > std::numeric_limits<int32_t>::max()) throw Refusal("values has more than 2^31 elements");
+  outputs.expect_type({Type::u16, Type::s32, Type::s64});
+  outputs.expect_size(lines, "one for each line of values");
+  codes.expect_type({Type::u8});
+  codes.expect_size((values.size() * pattern.bits() + 7) / 8, "the bits of one code for each value");
+  if (scale) {
+    scale->expect_type({Type::f32});
+    scale->expect_size(lines, "one for each line of values");
+  }
+
+  std::vector<int32_t> starts(pattern.outputs + 1);
+  std::vector<float> scales(scale ? pattern.outputs : 0, 1);
+  int64_t before = -1;
+  for (size_t line = 0; line < lines; ++line) {
+    const size_t output = checked_index(outputs, line, before, pattern.outputs);
+    before = static_cast<int64_t>(output);
+    starts[output + 1] = static_cast<int32_t>(per_output);
+    if (scale) scales[output] = static_cast<const float*>(scale->data)[line];
+  }
+  std::partial_sum(starts.begin(), starts.end(), starts.begin());
+  const std::vector<int32_t> inputs = inputs_of(pattern, codes, lines);
+  const auto column = [](const char* name, Type type, const auto& data) {
+    return Tensor{name, type, {static_cast<int64_t>(data.size())}, data.data()};
+  };
+  const Tensor of_outputs = column("scale", Type::f32, scales);
+  return from_rows(kernels, column("outputs", Type::s32, starts), column("codes", Type::s32, inputs), values,
+                   scale ? &of_outputs : nullptr, pattern.inputs, pattern.outputs);
 }
 
 void BlockMatrix::pack(const std::vector<uint32_t>& starts, const std::vector<uint32_t>& indices,

@@ -17,7 +17,7 @@ struct Refusal : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-enum class Type { f32, f16, s8, u16, s32, s64, other };
+enum class Type { f32, f16, s8, u8, u16, s32, s64, other };
 
 // A tensor somebody else owns.
 struct Tensor {
@@ -47,6 +47,14 @@ class Buffer {
   std::unique_ptr<void, Free> bytes_;
 };
 
+// A matrix (inputs, outputs) of which some outputs keep n of every m inputs, and of the last ones if they are fewer.
+struct NOfM {
+  size_t inputs, outputs, n, m;
+
+  size_t per_output() const { return inputs / m * n + (inputs % m < n ? inputs % m : n); }
+  size_t bits() const;  // of the place of one of m inputs
+};
+
 // A matrix (inputs, outputs) of blocks of `group` outputs × 1 input.
 class BlockMatrix {
  public:
@@ -56,6 +64,10 @@ class BlockMatrix {
   // Compressed rows, one for each output: starts (outputs + 1), indices and values (nnz), scale (outputs) or null.
   static BlockMatrix from_rows(const Kernels& kernels, const Tensor& starts, const Tensor& indices, const Tensor& values, const Tensor* scale,
                                size_t inputs, size_t outputs);
+  // outputs (lines), strictly ascending: those that keep values; codes: the place of each among its m inputs, ascending,
+  // in as few bits as hold one, the lowest first; values (lines, per output); scale (lines) or null.
+  static BlockMatrix from_codes(const Kernels& kernels, const NOfM& pattern, const Tensor& outputs, const Tensor& codes,
+                                const Tensor& values, const Tensor* scale);
 
   size_t inputs() const { return inputs_; }  // the largest index + 1, where nothing says more
   size_t outputs() const { return outputs_; }

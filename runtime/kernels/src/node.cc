@@ -11,6 +11,7 @@ Type type_of(ONNXTensorElementDataType type) {
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return Type::f32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return Type::f16;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return Type::s8;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return Type::u8;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT16: return Type::u16;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return Type::s32;
     case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return Type::s64;

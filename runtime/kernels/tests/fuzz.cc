@@ -50,9 +50,25 @@ struct Bytes {
 
 constexpr Type kTypes[] = {Type::f32, Type::f16, Type::s8, Type::s32, Type::other};
 
+// Lines of codes of some sizes, which mostly fit together.
+BlockMatrix make_coded(const Kernels& isa, Bytes& bytes, Type type, size_t inputs, size_t outputs, size_t lines) {
+  NOfM pattern{inputs, outputs, size_t(bytes.byte() % 4), size_t(bytes.byte() % 12)};
+  if (bytes.byte() % 16 == 0) pattern.m += 250;
+  const int64_t width = pattern.m ? int64_t(pattern.per_output()) : 0, odd = bytes.byte() % 16 / 15;
+  const auto at = bytes.indices(lines);
+  const auto scale = bytes.numbers(lines);
+  const auto stored = bytes.values(type, lines * size_t(width + odd));
+  const auto codes = bytes.codes((lines * size_t(width) * pattern.bits() + 7) / 8 + size_t(bytes.byte() % 16 / 15));
+  const Tensor scaled = tensor("scale", Type::f32, {int64_t(lines)}, scale);
+  const Tensor packed = tensor("codes", Type::u8, {int64_t(codes.size())}, codes);
+  return BlockMatrix::from_codes(isa, pattern, tensor("outputs", Type::s32, {int64_t(lines)}, at), packed,
+                                 tensor("stored", type, {int64_t(lines), width + odd}, stored), type == Type::s8 ? &scaled : nullptr);
+}
+
 // comparable: whether every instruction set must come to the same result but for rounding.
 Linear make_linear(const Kernels& isa, Bytes bytes, bool& comparable) {
-  const bool rows = bytes.byte() % 2, train = bytes.byte() % 2, quantized = bytes.byte() % 2;
+  const uint8_t kind = bytes.byte() % 3;
+  const bool rows = kind > 0, coded = kind > 1, train = bytes.byte() % 2, quantized = bytes.byte() % 2;
   const size_t inputs = bytes.byte() % 40, groups = bytes.byte() % 5, size = bytes.byte() % 40, kept = bytes.byte() % 24;
   const size_t outputs = rows ? size : groups * size, rank = bytes.byte() % 20;
   const Type type = kTypes[bytes.byte() % 5];
@@ -61,7 +77,9 @@ Linear make_linear(const Kernels& isa, Bytes bytes, bool& comparable) {
   const Tensor* maybe = type == Type::s8 ? &scaled : nullptr;
   comparable = !(train && quantized);  // a code next to a rounding border may fall to either side
   std::optional<BlockMatrix> residual;
-  if (bytes.byte() % 4) {
+  const bool with_residual = bytes.byte() % 4;
+  if (with_residual && coded) residual = make_coded(isa, bytes, type, inputs, outputs, kept);
+  if (with_residual && !coded) {
     const size_t count = rows ? kept : groups * size * kept;
     const auto indices = bytes.indices(rows ? kept : groups * kept);
     auto starts = bytes.indices(outputs + 1);

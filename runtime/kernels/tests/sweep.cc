@@ -200,6 +200,9 @@ struct Residual {
   Values values;
   std::vector<float> scale;
   std::vector<double> dense;  // (inputs, outputs)
+  NOfM pattern{};             // of `coded`: whose codes these are, and the outputs of its lines
+  std::vector<uint8_t> codes{};
+  std::vector<int32_t> lines{};
 
   static Residual grouped(Value value, size_t inputs, size_t groups, size_t size, double density, Random& random) {
     const size_t kept = std::min(inputs, static_cast<size_t>(std::ceil(density * double(inputs))));
@@ -232,7 +235,47 @@ struct Residual {
     return made;
   }
 
+  static Residual coded(Value value, size_t inputs, size_t outputs, Random& random) {
+    const size_t m = random.of<size_t>({1, 2, 4, 5, 8, 16, 256}), n = 1 + random.below(std::min<size_t>(m, 3));
+    const NOfM pattern{inputs, outputs, n, m};
+    const size_t bits = static_cast<size_t>(std::ceil(std::log2(double(m))));
+    std::vector<int32_t> lines, indices;
+    std::vector<bool> stream;
+    for (size_t output = 0; output < outputs; ++output) {
+      if (random.below(4) == 0) continue;
+      lines.push_back(static_cast<int32_t>(output));
+      for (size_t start = 0; start < inputs; start += m) {
+        auto places = random.ascending(std::min(m, inputs - start), 1);
+        std::shuffle(places.begin(), places.end(), random.bits);
+        places.resize(std::min(n, places.size()));
+        std::sort(places.begin(), places.end());
+        for (uint32_t place : places) {
+          indices.push_back(static_cast<int32_t>(start + place));
+          for (size_t bit = 0; bit < bits; ++bit) stream.push_back(place >> bit & 1);
+        }
+      }
+    }
+    std::vector<uint8_t> codes((stream.size() + 7) / 8);
+    for (size_t bit = 0; bit < stream.size(); ++bit) codes[bit / 8] |= static_cast<uint8_t>(stream[bit] << bit % 8);
+    Residual made{inputs, outputs, 1, indices, {}, Values(value, indices.size(), random), random.numbers(lines.size()), std::vector<double>(inputs * outputs), pattern, codes, lines};
+    for (size_t k = 0; k < indices.size(); ++k) {
+      const size_t line = k / (indices.size() / lines.size());
+      made.dense[size_t(indices[k]) * outputs + size_t(lines[line])] = made.values.numbers[k] * double(value == Value::s8 ? made.scale[line] : 1);
+    }
+    return made;
+  }
+
+  BlockMatrix pack_codes(const Kernels& isa) const {
+    const int64_t count = int64_t(lines.size());
+    Tensor stored = tensor("stored", values.type, {count, count ? int64_t(indices.size()) / count : int64_t(pattern.per_output())}, indices);
+    stored.data = values.data();
+    const Tensor of = tensor("scale", Type::f32, {count}, scale);
+    return BlockMatrix::from_codes(isa, pattern, tensor("outputs", Type::s32, {count}, lines), tensor("codes", Type::u8, {int64_t(codes.size())}, codes), stored,
+                                   values.type == Type::s8 ? &of : nullptr);
+  }
+
   BlockMatrix pack(const Kernels& isa) const {
+    if (pattern.m) return pack_codes(isa);
     const Tensor at = tensor("indices", Type::s32, {int64_t(indices.size())}, indices), of = tensor("scale", Type::f32, {int64_t(outputs)}, scale);
     Tensor stored = tensor("values", values.type, {int64_t(values.numbers.size())}, indices);
     stored.data = values.data();
@@ -276,13 +319,13 @@ void finish_exactly(const Epilogue& epilogue, size_t output, double& sum, double
   sum *= (1 + std::erf(sum / std::sqrt(2.))) / 2;
 }
 
-void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
+void check_linear(const Kernels& isa, Value value, size_t size, size_t cases, bool coded = false) {
   Random random(static_cast<unsigned>(size * 10 + size_t(value)));
   for (size_t k = 0; k < cases; ++k) {
     const size_t inputs = random.of<size_t>({1, 7, 64, 67, 129, k % 50 ? size_t{31} : size_t{1100}}), rows = random.of<size_t>({1, 2, 5, 8, 16, 33, 131});
     const double density = random.of({0., .02, .1, .5, 1.});
     const size_t groups = std::max<size_t>(1, random.of<size_t>({1, 3, 40, 210}) / size);
-    const Residual residual = size == 1 ? Residual::rows(value, inputs, groups, density, random) : Residual::grouped(value, inputs, groups, size, density, random);
+    const Residual residual = coded ? Residual::coded(value, inputs, groups, random) : size == 1 ? Residual::rows(value, inputs, groups, density, random) : Residual::grouped(value, inputs, groups, size, density, random);
     const size_t outputs = residual.outputs, rank = random.of<size_t>({0, 1, 5, 16, 17});
     const bool with_train = random.below(2) == 0, exact_inputs = with_train || size == 1;
     const auto x = random.numbers(rows * inputs), a = random.numbers(inputs * rank), b = random.numbers(rank * outputs);
@@ -309,7 +352,7 @@ void check_linear(const Kernels& isa, Value value, size_t size, size_t cases) {
       expect(std::fabs(y[i] - sum[i]) <= moved, "differs from float64", where);
     }
   }
-  std::printf("linear__%s values %d size %zu: %zu cases\n", isa.isa, int(value), size, cases);
+  std::printf("linear__%s values %d size %zu%s: %zu cases\n", isa.isa, int(value), size, coded ? " coded" : "", cases);
 }
 
 void check_quantized_linear(const Kernels& isa, size_t cases) {
@@ -466,6 +509,7 @@ int sweep(size_t cases, const char* only) {
     check_transpose(isa, cases);
     for (Value value : {Value::f32, Value::f16, Value::s8})
       for (size_t size : {1, 2, 4, 8, 12, 16, 32, 53, 64}) check_linear(isa, value, size, cases / 10 + 1);
+    for (Value value : {Value::f32, Value::f16, Value::s8}) check_linear(isa, value, 1, cases / 10 + 1, true);
     check_quantized_linear(isa, cases);
     check_embedding(isa, cases / 10 + 1);
   }

@@ -9,6 +9,7 @@ half the scale of its output, row or block. An activation that becomes a code mo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -57,6 +58,8 @@ def dense_residual(parts: LayerParts) -> Array:
         for row, values in zip(parts.indices["rows"], parts.values, strict=True):
             table[row] = values
         return table
+    if parts.layout == "n:m":
+        return dense_nofm(parts)
     indices = parts.indices["indices"].astype(np.int64)
     if parts.layout == "csr":
         for row, (start, end) in enumerate(zip(parts.indices["indptr"][:-1], parts.indices["indptr"][1:], strict=True)):
@@ -72,6 +75,18 @@ def dense_residual(parts: LayerParts) -> Array:
             for output, values in enumerate(blocks):
                 for where, value in zip(indices[group], values, strict=True):
                     table[where, group * size + output] = value
+    return table
+
+
+def dense_nofm(parts: LayerParts) -> Array:
+    """Code after code out of one long number."""
+    kept, of = map(int, parts.indices["numbers"])
+    bits, table = math.ceil(math.log2(of)), np.zeros(parts.shape)
+    rest = int.from_bytes(parts.indices["codes"].tobytes(), "little")
+    for output, values in zip(parts.indices["outputs"], parts.values, strict=True):
+        for k, value in enumerate(values):
+            rest, code = divmod(rest, 2**bits)
+            table[k // kept * of + code, output] = value
     return table
 
 
@@ -158,7 +173,7 @@ def grouped(x: Array, parts: LayerParts, precision: str) -> Array:
     return np.abs(x) @ off + gamma(parts.values.shape[2] + 4) * (np.abs(x) @ (np.abs(residual) + off))
 
 
-def csr(x: Array, parts: LayerParts, precision: str) -> Array:
+def single_entries(x: Array, parts: LayerParts, precision: str) -> Array:
     return product(x, 0.0, dense_residual(parts), precision)
 
 
@@ -171,7 +186,8 @@ BOUNDS = {
     "LowRankLinear": low_rank,
     "LowRankEmbedding": low_rank,
     "GroupedLinear": grouped,
-    "CsrLinear": csr,
+    "CsrLinear": single_entries,
+    "NOfMLinear": single_entries,
     "RowsEmbedding": rows,
     "SparseEmbedding": rows,
 }
@@ -367,8 +383,8 @@ def seen(parts: LayerParts, x: Array) -> Array:
 
 
 def shift_indices(parts: LayerParts, x: Array) -> LayerParts:
-    key = "rows" if parts.layout == "rows" else "indices"
-    ends = parts.shape[1] if parts.layout == "ell" else parts.shape[0]
+    key = {"rows": "rows", "n:m": "outputs"}.get(parts.layout, "indices")
+    ends = parts.shape[1] if parts.layout in ("ell", "n:m") else parts.shape[0]
     moved = ((parts.indices[key].astype(np.int64) + 1) % ends).astype(parts.indices[key].dtype)
     return dataclasses.replace(parts, indices={**parts.indices, key: moved})
 

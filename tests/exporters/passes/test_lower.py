@@ -105,7 +105,9 @@ def test_the_row_for_the_manifest(
     ("layout", "kind", "macs"),
     [
         ("grouped", "linear", (48 + 64) * 7 + 64 * 9),
-        ("csr", "linear", (48 + 64) * 7),  # and each stored value once: the body needs more, the kernel does not
+        # and each stored value once: the body needs more, the kernel does not
+        ("csr", "linear", (48 + 64) * 7),
+        ("n:m", "linear", (48 + 64) * 7),
         ("rows", "embedding", 7 * 64),
         ("ell", "embedding", 7 * 64),
     ],
@@ -116,7 +118,7 @@ def test_multiplications_for_one_row(
     parts = make_parts(kind, layout)
     lower = LowerPass({"layer": parts}, ExportSettings(lowering="low-rank"))
     lower(parse_model(ONE[kind]))
-    assert [row.macs_per_row for row in lower.layers] == [macs + (parts.values.size if layout == "csr" else 0)]
+    assert [row.macs_per_row for row in lower.layers] == [macs + (parts.values.size if layout in ("csr", "n:m") else 0)]
 
 
 def test_a_layer_used_twice_is_stored_once(

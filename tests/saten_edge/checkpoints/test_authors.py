@@ -151,7 +151,7 @@ class TestNumbers:
         assert {layer.name for layer in bundle.manifest.layers} == {row.name for row in rows}
         assert {layer.form for layer in bundle.manifest.layers} == {
             "LowRankGroupedLinearBias",
-            "LowRankCsrLinearBiasGelu",
+            "LowRankNOfMLinearBiasGelu",
             "LowRankLinear",
         }
         inputs = loaded.encode(["the file", "a number of path"])

@@ -311,6 +311,13 @@ class TestLayouts:
                 where = slice(*indices["indptr"][output : output + 2])
                 assert (np.diff(indices["indices"][where]) > 0).all()
                 table[indices["indices"][where], output] = values[where]
+        elif pattern.layout == "n:m":
+            kept, of = indices["numbers"]
+            bits, rest = int(of - 1).bit_length(), int.from_bytes(indices["codes"].astype(np.uint8).tobytes(), "little")
+            for output, line in zip(indices["outputs"], values, strict=True):
+                for k, value in enumerate(line):
+                    rest, place = divmod(rest, 1 << bits)
+                    table[k // kept * of + place, output] = value
         elif pattern.layout == "rows":
             table[indices["rows"]] = values
         elif pattern.layout == "ell":

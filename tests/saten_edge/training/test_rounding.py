@@ -28,6 +28,8 @@ CELLS = [
     ("tiny_saten", "int8-block"),
     ("tiny_saten", "int4"),
     ("tiny_saten_unstructured", "int4"),
+    ("tiny_saten_n_of_m", "int8"),
+    ("tiny_saten_n_of_m", "int4"),
 ]
 
 
