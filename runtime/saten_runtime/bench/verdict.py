@@ -122,8 +122,8 @@ def load_reasons(cells: Sequence[Timed], cores: int | None) -> list[str]:
         others = float(np.median(readings))
         if others + threads > max(cores, threads) + LIMITS["load"]:
             return [
-                f"load: {others:g} other processes wanted a core while {threads} of {cores} was measured on; "
-                "stop them, saten-run doctor names the busiest"
+                f"load: {others:g} other processes wanted a core beside {threads} threads of ours, and there are "
+                f"{cores} cores; stop them, saten-run doctor names the busiest"
             ]
     return []
 
@@ -159,7 +159,7 @@ def worst_reasons(cells: Sequence[Timed], cores: int | None) -> list[str]:
         broken = [(found, cell) for found, cell in values if found > LIMITS[rule]]
         if broken:
             worst, cell = max(broken, key=lambda pair: pair[0])
-            reasons.append(f"{rule}: {cell.name}: {words.format(worst)}; so in {len(broken)} of {len(values)} cells")
+            reasons.append(f"{rule}: {cell.name}: {words.format(worst)} ({len(broken)} of {len(values)} cells)")
     return reasons
 
 

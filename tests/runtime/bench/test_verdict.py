@@ -199,7 +199,7 @@ def test_one_reason_names_the_worst_cell_of_a_rule() -> None:
     cells = [Timed(name, STEADY, 1, disturbed(switches=count)) for name, count in (("a", 30), ("b", 90), ("c", 0))]
     (reason,) = judge(CALM, cells, [], cores=2).reasons
     assert reason.startswith("switches: b: the kernel took the core away 90 times a second")
-    assert reason.endswith("so in 2 of 3 cells")
+    assert reason.endswith("is the machine busy? (2 of 3 cells)")
 
 
 def test_the_page_on_measuring_lists_every_limit() -> None:
