@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 __all__ = ["Advance", "Progress", "Talk", "told"]
 
 # Without a bar, a stage that after so many seconds seems to need so many more says so, once.
 ESTIMATED_AFTER_S, WORTH_SAYING_S = 10.0, 60.0
+# Then it says each so many seconds where it is.
+MINUTE_S = 60.0
 
 # steps done, steps in all, what comes next
 Advance = Callable[[float, float, str], None]
@@ -72,34 +76,74 @@ class Talk:
     def say(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, title: str) -> Iterator[Advance]:
         """A long step; the value is called with its progress, or never, then only the time is shown.
 
-        Off a terminal there is no bar, only the title and, at the end, the seconds it took. Whoever sees no bar is told
-        once how many minutes are left, even when quiet, if they are many.
+        Off a terminal there is no bar, only the title, a line each minute, and, at the end, the seconds it took.
+        Whoever sees no bar is told once how many minutes are left, even when quiet, if they are many.
         """
-        if self._quiet or not self._console.is_terminal:
-            self.say(title)
-            started = time.monotonic()
-            yield _estimating(title, started, lambda line: self._console.print(line, markup=False))
-            self.say(f"  {time.monotonic() - started:.1f} s")
+        self.say(title)
+        estimate = _estimating(
+            title, time.monotonic(), lambda line: self._console.print(line, markup=False, soft_wrap=True)
+        )
+        if self._quiet:
+            yield estimate
             return
+        with self._bar() if self._console.is_terminal else self._lines(estimate) as advance:
+            yield advance
+
+    @contextlib.contextmanager
+    def _bar(self) -> Iterator[Advance]:
+        """What comes next is cut where the terminal is narrow; the bar and the times stay."""
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("gone,"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}", style="dim"),
+            TextColumn("left"),
+            TextColumn(
+                "{task.fields[what]}", style="dim", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            ),
         )
-        with Bars(*columns, console=self._console) as progress:
-            task = progress.add_task(title, total=None, what="")
+        with Bars(*columns, console=self._console, expand=True) as progress:
+            task = progress.add_task("", total=None, what="")
             yield lambda done, total, what: progress.update(task, completed=done, total=total, what=what)
             progress.update(task, completed=1, total=1, what="")
+
+    @contextlib.contextmanager
+    def _lines(self, estimate: Advance) -> Iterator[Advance]:
+        """A line each minute, so that a log shows that something goes on, and the seconds it took at the end."""
+        started, over, latest = time.monotonic(), threading.Event(), [(0.0, 1.0, "")]
+
+        def talk() -> None:
+            while not over.wait(MINUTE_S):
+                self.say(_after(time.monotonic() - started, *latest[0]))
+
+        def advance(done: float, total: float, what: str) -> None:
+            latest[0] = done, total, what
+            estimate(done, total, what)
+
+        talking = threading.Thread(target=talk, daemon=True)
+        talking.start()
+        try:
+            yield advance
+        finally:
+            over.set()
+            talking.join()
+        self.say(f"  {time.monotonic() - started:.1f} s")
+
+
+def _after(seconds: float, done: float, total: float, what: str) -> str:
+    """Where a stage is after some seconds, and how long the rest will take if it goes on so."""
+    words = [f"{seconds / 60:.0f} min gone"]
+    if done > 0 and total > 0:
+        share = min(1.0, done / total)
+        words += [f"{share:.0%} done", f"about {seconds * (1 - share) / share / 60:.0f} min left"]
+    return "  " + ", ".join([*words, *([what] if what else [])])
 
 
 def _estimating(title: str, started: float, tell: Callable[[str], None]) -> Advance:

@@ -100,7 +100,7 @@ def _finetune(out: Path, source: Path, texts: list[str], settings: DemoOptions, 
     options = FinetuneOptions(
         task="feature-extraction",
         teacher=str(source),
-        schedule=Schedule(steps=settings.steps, precision="int8"),  # fp32 loses nothing by it
+        schedule=Schedule(steps=settings.steps, max_length=64, precision="int8"),  # fp32 loses nothing by it
     )
     data = Examples("docstrings", [(text,) for text in texts])
     metrics = saten_edge.finetune(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saten_edge.checkpoints.selection import Selection
 from saten_edge.decomposition.recipe import Recipe
+from saten_edge.training.columns import parse_columns
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.schedule import Schedule
 from saten_exporters.choice.settings import LARGEST_LOSS, ExportSettings
@@ -57,13 +58,22 @@ class CompressOptions:
 class FinetuneOptions:
     """How a model is fine-tuned.
 
-    task: a name in `saten_edge.training.objectives`; None reads it off model and data. split, judge_split: of data sets
-    on the hub. teacher: folder or hub name of the dense model to learn from. judge: data that only judges, read as the
-    training data is.
+    task: a name in `saten_edge.training.objectives`; None reads it off model and data. columns: those that hold texts,
+    images and labels where they are not called as usual, ours → theirs; see `saten_edge.training.columns`. split,
+    judge_split: of data sets on the hub. teacher: folder or hub name of the dense model to learn from. judge: data that
+    only judges, read as the training data is.
     """
 
-    task: str | None = option(None, "Task, such as text-classification or text-regression; by default the data says it")
+    task: str | None = option(
+        None, "Task, such as text-classification or text-regression; by default the model says it"
+    )
     split: str = option("train", "Split of a data set to train on")
+    columns: dict[str, str] | None = option(
+        None,
+        "Columns of the data by ours, such as text=review,label=stars; usual names are known",
+        read=parse_columns,
+        metavar="LIST",
+    )
     teacher: str | None = option(None, "Dense model to learn from: folder or hub name")
     judge: str | None = option(None, "Data that only judges the result, in the form of --data")
     judge_split: str = option("validation", "Split of a data set to judge on")

@@ -171,12 +171,11 @@ def finetune(
     check_output(
         out, overwrite=overwrite, inputs=[model, how.teacher, how.judge, *([read] if isinstance(read, str) else [])]
     )
-    job = prepare(
-        model, read, how.task, how.split, how.teacher, how.judge, how.judge_split, how.schedule, how.distillation
-    )
+    judged = (how.judge, how.judge_split)
+    job = prepare(model, read, how.task, how.split, how.teacher, *judged, how.schedule, how.distillation, how.columns)
     with job.keeping(out, resume=resume, overwrite=overwrite) as folder:
         try:
-            with told(progress, f"fine-tune {Path(model).name} on {len(job.examples.inputs)} examples") as advance:
+            with told(progress, f"fine-tune {Path(model).name} {job.described}") as advance:
                 metrics = job.run(
                     folder,
                     resume=resume,

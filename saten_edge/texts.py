@@ -12,8 +12,9 @@ from typing import Any
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object, replace_file
 
-__all__ = ["FORMATS", "Row", "read_rows", "read_texts", "write_lines"]
+__all__ = ["FORMATS", "Row", "number_in", "read_rows", "read_texts", "write_lines"]
 
+LABEL_COLUMNS = ("label", "labels")
 # Where a row stands, for messages, and its values by column.
 Row = tuple[str, dict[str, Any]]
 
@@ -28,19 +29,20 @@ def read_rows(path: Path) -> list[Row]:
     """
     read = FORMATS.get(path.suffix.lower(), _json_rows)
     try:
-        content = path.read_text("utf-8")
+        content = path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
     except (OSError, UnicodeDecodeError) as cause:
         raise DataError(f"{path}: cannot be read ({cause}); expected a JSON Lines or CSV file") from None
     return list(read(path, content))
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """Every string value of every row of a JSON Lines or CSV file, in order.
+    """Every string value of every row of a JSON Lines or CSV file, but for labels, in order.
 
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or there is no text in it.
     """
-    values = (value for _, row in read_rows(Path(path)) for value in row.values())
+    rows = (row for _, row in read_rows(Path(path)))
+    values = (value for row in rows for name, value in row.items() if name not in LABEL_COLUMNS)
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     if not texts:
         raise DataError(f'{path}: holds no text; expected lines such as {{"text": "…"}}')
@@ -69,12 +71,13 @@ def _csv_rows(path: Path, content: str) -> Iterator[Row]:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
                 raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line")
-            yield where, {**row, **({"label": _number(row["label"])} if "label" in row else {})}
+            yield where, {**row, **({"label": number_in(row["label"])} if "label" in row else {})}
     except csv.Error as cause:
         raise DataError(f"{path}:{reader.line_num}: no CSV ({cause})") from None
 
 
-def _number(cell: str) -> int | float | str:
+def number_in(cell: str) -> int | float | str:
+    """The number that a cell says, or the cell."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(cell)

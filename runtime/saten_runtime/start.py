@@ -1,7 +1,9 @@
-"""How a command line begins, so that Ctrl-C is one line from its first moment on."""
+"""How a command line begins, so that Ctrl-C is one line from its first moment on, and no text is a traceback."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -9,15 +11,26 @@ from types import FrameType
 
 __all__ = ["INTERRUPTED", "start"]
 
+UNUSABLE = 2
 INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 
 
 def start(program: str, run: Callable[[], int | None]) -> int | None:
-    """What `run` returns, or 130 where Ctrl-C ended it; `run` imports all it needs itself.
+    """What `run` returns, 130 where Ctrl-C ended it, or 2 for arguments that are no text.
+
+    `run` imports all it needs itself.
 
     An extension module that imports numpy may lose the interrupt on the way, and then fails in some other way: every
     error after Ctrl-C is Ctrl-C's.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # one that cannot show a character shows its number
+            with contextlib.suppress(OSError):  # of a stream that was opened in some other way
+                stream.reconfigure(errors="backslashreplace")
+    for argument in sys.argv[1:]:
+        if not _is_text(argument):
+            print(f"{program}: error: {argument}: is not UTF-8; rename it", file=sys.stderr)
+            return UNUSABLE
     pressed = False
 
     def press(number: int, frame: FrameType | None) -> None:
@@ -36,3 +49,12 @@ def start(program: str, run: Callable[[], int | None]) -> int | None:
             raise
     print(f"{program}: interrupted", file=sys.stderr)
     return INTERRUPTED
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument can be written into a file; the system passes any bytes."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -32,7 +32,7 @@ from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
 
-__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers"]
+__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
 # What sentence-transformers keeps beside the weights; without it the pooling would be guessed.
 SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
@@ -136,7 +136,8 @@ def load_model(
     except Exception as cause:  # transformers raises almost anything on a bad folder
         raise CheckpointError(f"{name}: cannot be loaded as a transformers model ({one_line(cause, 200)})") from cause
     if missing:  # transformers would go on with random numbers
-        advice = "download it again" if num_labels else "download it again, or fine-tune a model of this task first"
+        headless = all(key.startswith(tuple(f"{head}." for head in row.heads)) for key in missing)
+        advice = f"it has no head for {task}: fine-tune it on labels first" if headless else "download it again"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
     return LoadedModel(
         model.eval(),
@@ -197,13 +198,23 @@ def resolve_model(name: str) -> Path:
         ) from None
 
 
+def task_in(folder: Path) -> str:
+    """The task, as the hub names it, that the files of a model say.
+
+    Raises:
+        CheckpointError: its config is none.
+        UsageError: none of ours.
+    """
+    if (folder / "modules.json").is_file():  # sentence-transformers' embeddings
+        return FEATURE_EXTRACTION.hub
+    return task_of(list(read_json(folder / CONFIG_FILE, CheckpointError).get("architectures") or ()))
+
+
 def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]:
     """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
     config = read_json(folder / "config.json", CheckpointError)
     row = architecture(config.get("model_type"))
-    if task is None:
-        sentences = (folder / "modules.json").is_file()
-        task = FEATURE_EXTRACTION.hub if sentences else task_of(list(config.get("architectures") or ()))
+    task = task or task_in(folder)
     if task not in HUB_TASKS:
         raise UsageError(f"no task {task!r}; there are: {', '.join(HUB_TASKS)}")
     row.check_task(task)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from saten_edge.checkpoints.models import LoadedModel
-from saten_edge.texts import FORMATS, Row, read_rows
+from saten_edge.texts import FORMATS, Row, number_in, read_rows
+from saten_edge.training.columns import EXPECTED, LABEL, label_column, layout_of
 from saten_edge.training.objectives import Training
 from saten_runtime.bundle.recipe import Option, options_of
-from saten_runtime.errors import DataError
+from saten_runtime.errors import DataError, UsageError
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import VALUES
 
-__all__ = ["Batches", "Examples", "checked", "collator", "encode", "read_examples", "split_off"]
+__all__ = [
+    "Batches",
+    "Examples",
+    "Rows",
+    "checked",
+    "collator",
+    "count_cut",
+    "cut_length",
+    "encode",
+    "split_off",
+]
 
 # Batches are cut from this many batches' worth of examples, sorted by length.
 POOLED_BATCHES = 16
-# the columns an example may have, and what they are called elsewhere
-LAYOUTS = (("text",), ("text_a", "text_b"), ("image",))
-ALIASES = {
-    **{"sentence": "text", "content": "text", "img": "image", "labels": "label"},
-    **{"sentence1": "text_a", "premise": "text_a", "question1": "text_a"},
-    **{"sentence2": "text_b", "hypothesis": "text_b", "question2": "text_b"},
-}
+# Where nothing else is said, texts are cut to what the model reads, and to this many tokens.
+MOST_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,32 @@ class Examples:
             raise DataError(f"{self.source}: all labels are {values[0]:g}; there is nothing to learn")
         return values
 
+    @property
+    def names(self) -> list[str]:
+        """The labels that are words, or none."""
+        words = {str(label) for label in self.labels or ()}
+        return sorted(words) if any(isinstance(label, str) for label in self.labels or ()) else []
+
+    def numbered(self, names: Mapping[str, int]) -> Examples:
+        """With numbers for labels that are words.
+
+        Raises:
+            DataError: a word that is not among `names`.
+        """
+        if not self.names:
+            return self
+        for number, label in enumerate(self.labels or (), 1):
+            if str(label) not in names:
+                known = ", ".join(list(names)[:10])
+                raise DataError(f"{self.source}: example {number} has label {label!r:.80}; the model knows {known}")
+        return replace(self, labels=[names[str(label)] for label in self.labels or ()])
+
     def _numbers(self) -> list[Any]:
         if self.labels is None:
-            raise DataError(f"{self.source}: has no labels; expected a column `label`")
+            raise DataError(
+                f"{self.source}: has no labels; expected a column label, or another that --columns label=NAME names, "
+                "or a --teacher that knows them"
+            )
         for number, label in enumerate(self.labels, 1):
             finite = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
             if not finite:
@@ -109,47 +138,131 @@ def _bytes(part: Any) -> bytes:
     return content
 
 
-def read_examples(source: str, inputs: str | None, *, split: str = "train") -> Examples:
-    """Read a JSON Lines or CSV file, or a data set of the `datasets` library by `name[:config]` or folder.
+@dataclass(frozen=True)
+class Rows:
+    """What a data file or set holds, before it is known what for.
 
-    inputs: see `Training`; None where the columns decide. "plain" takes every string of every row.
+    layout: the columns of an example, ours → theirs; None where their names say nothing. label: that of the labels.
+    """
+
+    source: str
+    folder: Path
+    rows: list[Row]
+    layout: dict[str, str] | None
+    label: str | None
+    chosen: bool = False
+
+    @classmethod
+    def read(cls, source: str, *, split: str = "train", columns: Mapping[str, str] | None = None) -> Rows:
+        """Read a JSON Lines or CSV file, or a data set of the `datasets` library by `name[:config]` or folder.
+
+        columns: ours → theirs, where they are not called by their usual names.
+
+        Raises:
+            DataError: it cannot be read, is empty, or lacks a column.
+            UsageError: an example could be made of several of its columns.
+        """
+        path, named = Path(source), columns or {}
+        local = path.is_file() or path.suffix.lower() in FORMATS
+        rows = read_rows(path) if local else _dataset_rows(source, split)
+        if not rows:
+            raise DataError(f"{source}: is empty; expected at least one example")
+        there = list(rows[0][1])
+        layout, label = layout_of(source, there, named), label_column(there, named)
+        return cls(source, path.parent, rows, layout, label, chosen=bool(named.keys() - {LABEL}))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.label is not None
+
+    @property
+    def images(self) -> bool:
+        """Whether an example is an image."""
+        return self.layout is not None and "image" in self.layout
+
+    def examples(self, inputs: str) -> Examples:
+        """The examples, with labels where there are some.
+
+        inputs: see `Training`. "plain" takes every string of every row, but for labels, where no column was chosen.
+
+        Raises:
+            DataError: a row that does not fit.
+        """
+        if inputs == "plain":
+            return Examples(self.source, self._plain())
+        columns = ", ".join(self.rows[0][1])
+        if self.layout is None:
+            raise DataError(f"{self.source}: its columns are {columns}; {EXPECTED}")
+        if (inputs == "image") != self.images:
+            raise DataError(f"{self.source}: its columns are {columns}; the task's examples have {inputs}")
+        examples = [self._example(where, row, self.layout) for where, row in self.rows]
+        return Examples(self.source, examples, None if self.label is None else self._labels(self.label))
+
+    def _labels(self, column: str) -> list[Any]:
+        for where, row in self.rows:
+            if row.get(column) in (None, ""):
+                raise DataError(f"{where}: has no label; expected one in {column}")
+        labels = [row[column] for _, row in self.rows]
+        numbers = [number_in(label) if isinstance(label, str) else label for label in labels]
+        return labels if any(isinstance(number, str) for number in numbers) else numbers
+
+    def _plain(self) -> list[tuple[str, ...]]:
+        wanted = set(self.layout.values()) if self.layout is not None and self.chosen else None
+        values = (
+            value
+            for _, row in self.rows
+            for name, value in row.items()
+            if (name != self.label if wanted is None else name in wanted)
+        )
+        texts: list[tuple[str, ...]] = [(value,) for value in values if isinstance(value, str) and value.strip()]
+        if not texts:
+            raise DataError(f'{self.source}: holds no text; expected lines such as {{"text": "…"}}')
+        return texts
+
+    def _example(self, where: str, row: dict[str, Any], layout: Mapping[str, str]) -> tuple[Any, ...]:
+        if any(column not in row for column in layout.values()):
+            wanted = " and ".join(layout.values())
+            raise DataError(f"{where}: has {', '.join(row)}; expected {wanted}, as in the first example")
+        values = tuple(row[column] for column in layout.values())
+        if "image" in layout:
+            return tuple(_image(where, value, self.folder) for value in values)
+        if not all(isinstance(value, str) for value in values):
+            raise DataError(f"{where}: {' and '.join(layout.values())} must be text, found {values!r:.80}")
+        return values
+
+
+def cut_length(loaded: LoadedModel, asked: int | None) -> int:
+    """The tokens that texts are cut to: as many as asked for, or as the model reads, up to `MOST_TOKENS`.
 
     Raises:
-        DataError: it cannot be read, is empty, or its columns do not fit.
+        UsageError: the model reads fewer than asked for.
     """
-    path = Path(source)
-    local = path.is_file() or path.suffix.lower() in FORMATS
-    rows = read_rows(path) if local else _dataset_rows(source, split)
-    if not rows:
-        raise DataError(f"{source}: is empty; expected at least one example")
-    columns = rows[0][1]
-    layouts = [layout for layout in LAYOUTS if any(name in columns for name in layout)]
-    if inputs == "plain" or (inputs is None and (not layouts or "label" not in columns)):
-        return Examples(source, _plain(source, rows))
-    if len(layouts) != 1:
-        found = ", ".join(columns) or "none"
-        raise DataError(f"{source}: its columns are {found}; expected text, or text_a and text_b, or image, and label")
-    layout = layouts[0]
-    if inputs is not None and (inputs == "image") != (layout == ("image",)):
-        raise DataError(f"{source}: its columns are {', '.join(columns)}; the task's examples have {inputs}")
-    examples = [_example(where, row, layout, path.parent) for where, row in rows]
-    if "label" not in columns:
-        return Examples(source, examples)
-    for where, row in rows:
-        if row.get("label") in (None, ""):
-            raise DataError(f"{where}: has no label; expected a number")
-    return Examples(source, examples, [row["label"] for _, row in rows])
+    if asked is not None and asked > loaded.max_length:
+        raise UsageError(f"--max-length {asked}: the model reads {loaded.max_length} tokens at most")
+    return asked or min(loaded.max_length, MOST_TOKENS)
+
+
+def count_cut(loaded: LoadedModel, examples: Examples, length: int) -> int:
+    """How many examples have more than `length` tokens."""
+    if examples.images:
+        return 0
+    long = [row for row in examples.inputs if sum(len(text.encode()) for text in row) > length - 2 * (len(row) + 1)]
+    if not long:
+        return 0
+    encoded = loaded.tokenizer(*[list(column) for column in zip(*long, strict=True)], truncation=False, verbose=False)
+    return sum(len(tokens) > length for tokens in encoded["input_ids"])
 
 
 def encode(
-    loaded: LoadedModel, examples: Examples, labels: Sequence[Any] | None, max_length: int
+    loaded: LoadedModel, examples: Examples, labels: Sequence[Any] | None, max_length: int | None
 ) -> list[dict[str, Any]]:
     """The model's inputs for each example, unpadded; images stay as they are until they are used."""
     if examples.images:
         rows: list[dict[str, Any]] = [{"image": image} for (image,) in examples.inputs]
     else:
         columns = [list(column) for column in zip(*examples.inputs, strict=True)]
-        cut = min(loaded.max_length, max_length)
+        cut = cut_length(loaded, max_length)
         encoded = dict(loaded.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True))
         rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     return [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)] if labels else rows
@@ -217,27 +330,6 @@ class _Order:
                 yield chunk[self._process :: self._processes]
 
 
-def _plain(source: str, rows: list[Row]) -> list[tuple[str, ...]]:
-    values = (value for _, row in rows for value in row.values())
-    texts: list[tuple[str, ...]] = [(value,) for value in values if isinstance(value, str) and value.strip()]
-    if not texts:
-        raise DataError(f'{source}: holds no text; expected lines such as {{"text": "…"}}')
-    return texts
-
-
-def _example(where: str, row: dict[str, Any], layout: tuple[str, ...], folder: Path) -> tuple[Any, ...]:
-    mixed = [name for other in LAYOUTS if other != layout for name in other if name in row]
-    missing = [name for name in layout if name not in row]
-    if mixed or missing:
-        raise DataError(f"{where}: has {', '.join(row)}; expected {' and '.join(layout)}, as in the first example")
-    values = tuple(row[name] for name in layout)
-    if layout == ("image",):
-        return tuple(_image(where, value, folder) for value in values)
-    if not all(isinstance(value, str) for value in values):
-        raise DataError(f"{where}: {' and '.join(layout)} must be text, found {values!r:.80}")
-    return values
-
-
 def _image(where: str, value: Any, folder: Path) -> Any:
     if not isinstance(value, str):
         return value  # `datasets` decodes images itself
@@ -271,14 +363,20 @@ def _dataset_rows(source: str, split: str) -> list[Row]:
     except Exception as cause:  # the library raises many kinds, offline ones too
         reason = one_line(cause, 200)
         raise DataError(f"{source}: no such file, and no data set with a split {split!r} either ({reason})") from None
-    rows = [{ALIASES.get(column, column): value for column, value in row.items()} for row in loaded]
-    return [(f"{source}[{number}]", row) for number, row in enumerate(rows)]
+    return [(f"{source}[{number}]", dict(row)) for number, row in enumerate(loaded)]
 
 
-def checked(training: Training, examples: Examples, known: int | None) -> tuple[Examples, int | None]:
-    """The examples with labels as the task's loss wants them, and the number of outputs of its head."""
+def checked(
+    training: Training, examples: Examples, known: int | None, *, taught: bool = False
+) -> tuple[Examples, int | None]:
+    """The examples with labels as the task's loss wants them, and the number of outputs of its head.
+
+    known: that number, where there is a head. taught: by a teacher, which knows what to say of examples without labels.
+    """
     if training.task.labels is None:
         return examples, None
+    if examples.labels is None and taught and known is not None:
+        return examples, known
     if training.task.labels == VALUES:
         return replace(examples, labels=examples.values()), 1
     count = examples.classes(known)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 
-from saten_edge.checkpoints.architectures import task_of
 from saten_edge.checkpoints.checkpoint import add_stage
 from saten_edge.checkpoints.compress import layer_errors
-from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, task_in
 from saten_edge.checkpoints.modules import saten_layers
-from saten_edge.training.data import Examples, checked, read_examples
+from saten_edge.training.data import Examples, Rows, checked, count_cut, cut_length
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS, Training, training_for
@@ -26,7 +25,7 @@ from saten_edge.training.rounding import check_precision, rounded
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
 from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
-from saten_runtime.errors import CheckpointError, UsageError
+from saten_runtime.errors import CheckpointError, DataError, UsageError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.records.files import read_json, write_json
 from saten_runtime.vocabulary.files import CONFIG_FILE
@@ -35,7 +34,6 @@ from saten_runtime.vocabulary.tasks import (
     HUB_TASKS,
     IMAGE_CLASSIFICATION,
     TEXT_CLASSIFICATION,
-    TEXT_GENERATION,
     TEXT_REGRESSION,
     VALUES,
 )
@@ -48,7 +46,7 @@ SETTINGS_FILE = "settings.json"
 @dataclass(frozen=True)
 class Job:
     """A model, what it learns from, and how. settings: all of that as JSON, to tell one training from
-    another; stage: the same for the recipe.
+    another; stage: the same for the recipe. cut: examples that are longer than the schedule says.
     """
 
     student: LoadedModel
@@ -60,6 +58,15 @@ class Job:
     distillation: Distillation
     settings: dict[str, Any]
     stage: Stage
+    cut: int = 0
+
+    @property
+    def described(self) -> str:
+        """What is done, in a phrase."""
+        cut = f", {self.cut} of them cut to {self.schedule.max_length} tokens" if self.cut else ""
+        unlabelled = self.training.task.labels is not None and self.examples.labels is None
+        how = f"{self.training.task.name}{', from the teacher alone,' if unlabelled else ''}"
+        return f"for {how} on {len(self.examples.inputs)} examples{cut}"
 
     @property
     def writes(self) -> bool:
@@ -115,6 +122,7 @@ class Job:
         add_stage(self.student.model, dataclasses.replace(self.stage, outcome=outcome))
         return {
             "settings": self.settings,
+            "cut": {"examples": self.cut, "tokens": self.schedule.max_length},
             **outcome,
             "seconds": round(trained.seconds, 3),
             "before": before,
@@ -163,6 +171,7 @@ def prepare(
     judged_split: str,
     schedule: Schedule,
     distillation: Distillation | None,
+    columns: Mapping[str, str] | None = None,
 ) -> Job:
     """Read and check everything.
 
@@ -171,23 +180,48 @@ def prepare(
     """
     check_precision(schedule.precision)
     wanted = training_for(task) if task is not None else None
-    examples = (
-        data if isinstance(data, Examples) else read_examples(data, wanted.inputs if wanted else None, split=split)
-    )
-    family, known = _head(model)
-    row = _settle(wanted or _guess(examples, family), examples, family, known)
-    labelled, outputs = checked(row, examples, known if family == row.task.hub else None)
+    found = data if isinstance(data, Examples) else Rows.read(data, split=split, columns=columns)
+    head, taught = head_of(model), None if teacher is None else head_of(teacher)
+    row = wanted or _training(model, head, taught, found)
+    examples = _examples(found, row)
+    fitting = head if head.task == row.task.hub else Head(row.task.hub, *(_known(taught, row)))
+    examples, names = _numbered(examples, fitting)
+    row = _settle(row, examples, fitting, new=head.task != row.task.hub)
+    labelled, outputs = checked(row, examples, fitting.labels, taught=teacher is not None)
+    master = _teacher(teacher, row) if teacher is not None else None
     student = load_model(model, row.task.hub, num_labels=outputs, seed=schedule.seed)
-    if row.task.labels == VALUES and family != row.task.hub:
+    if names and head.task != row.task.hub:
+        _name_labels(student, names)
+    if row.task.labels == VALUES and head.task != row.task.hub and labelled.labels is not None:
         _start_at_mean(student, labelled)
-    master = load_model(teacher, row.task.hub) if teacher is not None else None
-    if row.label_loss is None and not student.layer_parts():
-        raise UsageError(f"{model}: has no compressed layer; run `saten-edge compress` first")
-    judging = read_examples(judged_on, row.inputs, split=judged_split) if judged_on is not None else None
-    if judging is not None:
+    if (student.processor is not None) != labelled.images:
+        what = "images; expected a column image" if student.processor is not None else "texts, not images"
+        raise DataError(f"{labelled.source}: {model} takes {what}")
+    judging = None
+    if judged_on is not None:
+        judged = _examples(Rows.read(judged_on, split=judged_split, columns=columns), row)
+        judging = judged.numbered(student.model.config.label2id)
         checked(row, judging, outputs)
     learning = distillation or Distillation()
-    settled = schedule.settled(row.label_loss is not None)
+    if row.task.labels is not None and labelled.labels is None:
+        learning = dataclasses.replace(learning, label_weight=0.0)  # all is the teacher's
+    settled = schedule.settled(row.label_loss is not None and labelled.labels is not None)
+    if not labelled.images:
+        settled = dataclasses.replace(settled, max_length=cut_length(student, schedule.max_length))
+    return _job(student, master, row, labelled, judging, settled, learning, split)
+
+
+def _job(
+    student: LoadedModel,
+    master: LoadedModel | None,
+    row: Training,
+    labelled: Examples,
+    judging: Examples | None,
+    settled: Schedule,
+    learning: Distillation,
+    split: str,
+) -> Job:
+    """The job, with what the recipe and the working folder say of it."""
     parts = learning.chosen(row, master is not None)
     inputs = {"model": options_of(**student.source), "data": labelled.described()}
     inputs |= {"teacher": options_of(**master.source)} if master is not None else {}
@@ -202,7 +236,8 @@ def prepare(
         "schedule": options_of(settled),
         "distillation": options_of(learning),
     }
-    return Job(student, master, row, labelled, judging, settled, learning, settings, stage)
+    cut = 0 if settled.max_length is None else count_cut(student, labelled, settled.max_length)
+    return Job(student, master, row, labelled, judging, settled, learning, settings, stage, cut)
 
 
 def _processes() -> PartialState:
@@ -210,29 +245,84 @@ def _processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def _head(model: str | Path) -> tuple[str | None, int | None]:
-    """The task a model has its head for, as the hub names it, and the number of outputs of a classifier."""
-    folder = Path(model)
-    if not (folder / CONFIG_FILE).is_file():
-        return None, None
-    config = read_json(folder / CONFIG_FILE, CheckpointError)
-    found = task_of(list(config.get("architectures") or ()))
-    return found, len(config.get("id2label") or range(2)) if HUB_TASKS[found].labels else None
+@dataclass(frozen=True)
+class Head:
+    """What a model is for, as the hub names it; of a classifier the number of its outputs and their names."""
+
+    task: str
+    labels: int | None = None
+    names: Mapping[str, int] = field(default_factory=dict)
 
 
-def _guess(examples: Examples, family: str | None) -> Training:
-    """By labels in the data, else by the model's head."""
-    if examples.labels is not None:
-        return TRAININGS[(IMAGE_CLASSIFICATION if examples.images else TEXT_CLASSIFICATION).name]
-    return TRAININGS[(TEXT_GENERATION if family == TEXT_GENERATION.hub else FEATURE_EXTRACTION).name]
+def head_of(model: str | Path) -> Head:
+    """The head of a model, from its files.
+
+    Raises:
+        CheckpointError: there is no such model, or its config is none.
+    """
+    folder = resolve_model(str(model))
+    config, task = read_json(folder / CONFIG_FILE, CheckpointError), task_in(folder)
+    if HUB_TASKS[task].labels is None:
+        return Head(task)
+    names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    try:
+        return Head(task, len(names), {str(name): int(number) for number, name in names.items()})
+    except (AttributeError, ValueError):
+        raise CheckpointError(f"{folder / 'config.json'}: id2label does not name labels by their numbers") from None
 
 
-def _settle(training: Training, examples: Examples, family: str | None, known: int | None) -> Training:
+def _training(model: str | Path, head: Head, taught: Head | None, data: Rows | Examples) -> Training:
+    """What a model is trained for: what its head is for; without one what its teacher's is for; else by labels."""
+    decides = head if head.task != FEATURE_EXTRACTION.hub or taught is None else taught
+    labelled = data.labels is not None if isinstance(data, Examples) else data.labelled
+    if decides.task == FEATURE_EXTRACTION.hub and taught is None and labelled:
+        return TRAININGS[(IMAGE_CLASSIFICATION if data.images else TEXT_CLASSIFICATION).name]
+    name = HUB_TASKS[decides.task].name
+    if name not in TRAININGS:
+        raise UsageError(f"{model}: is for {name}, which cannot be trained; there are {', '.join(TRAININGS)}")
+    return TRAININGS[name]
+
+
+def _examples(data: Rows | Examples, training: Training) -> Examples:
+    if isinstance(data, Examples):
+        return data
+    plain_images = training.inputs == "plain" and data.images
+    return data.examples("image" if plain_images else training.inputs)
+
+
+def _known(taught: Head | None, training: Training) -> tuple[int | None, Mapping[str, int]]:
+    """Outputs and names of the labels of a teacher of the same task."""
+    same = taught is not None and taught.task == training.task.hub
+    return (taught.labels, taught.names) if taught is not None and same else (None, {})
+
+
+def _numbered(examples: Examples, head: Head) -> tuple[Examples, dict[str, int]]:
+    """Labels that are words as numbers: the head's, or in the order of the alphabet for a new one."""
+    names = dict(head.names) or {name: number for number, name in enumerate(examples.names)}
+    return examples.numbered(names), names if examples.names or head.names else {}
+
+
+def _settle(training: Training, examples: Examples, head: Head, *, new: bool) -> Training:
     """A classification of texts is a regression where the labels are real, or the model's head has one output."""
     if training.task != TEXT_CLASSIFICATION:
         return training
-    regression = known == 1 if family == training.task.hub else examples.classes(None) is None
-    return TRAININGS[TEXT_REGRESSION.name] if regression else training
+    real = new and examples.labels is not None and examples.classes(head.labels) is None
+    return TRAININGS[TEXT_REGRESSION.name] if head.labels == 1 or real else training
+
+
+def _teacher(name: str | Path, training: Training) -> LoadedModel:
+    head = head_of(name)
+    if training.task.labels is not None and head.task != training.task.hub:
+        raise UsageError(
+            f"--teacher {name}: is for {head.task}, expected a model for {training.task.hub}; "
+            "fine-tune it on the labels first, leave it out, or name another --task"
+        )
+    return load_model(name, training.task.hub)
+
+
+def _name_labels(student: LoadedModel, names: Mapping[str, int]) -> None:
+    config = student.model.config
+    config.id2label, config.label2id = {number: name for name, number in names.items()}, dict(names)
 
 
 def _start_at_mean(student: LoadedModel, examples: Examples) -> None:

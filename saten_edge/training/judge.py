@@ -17,7 +17,7 @@ BATCH = 64
 
 
 def judge(
-    training: Training, student: LoadedModel, teacher: LoadedModel | None, examples: Examples, max_length: int
+    training: Training, student: LoadedModel, teacher: LoadedModel | None, examples: Examples, max_length: int | None
 ) -> dict[str, Any]:
     """The task's metrics of a student in evaluation mode, in float32, and the number of examples.
 

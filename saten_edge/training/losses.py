@@ -95,7 +95,8 @@ def hidden_distance(sides: Sides) -> Fraction:
 
 def embedding_distance(sides: Sides) -> Fraction:
     """Cosine distance of the pooled embeddings (n, width)."""
-    mask = sides.batch["attention_mask"]
+    hidden = sides.student.hidden_states[-1]
+    mask = sides.batch.get("attention_mask", torch.ones(hidden.shape[:2], device=hidden.device))  # of images all counts
     got, wanted = (
         pool(side.hidden_states[-1].float(), mask)
         for pool, side in zip(sides.pools, _both(sides, "hidden_states"), strict=True)

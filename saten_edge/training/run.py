@@ -56,7 +56,7 @@ def finetune(
         UsageError: nothing to learn from.
         KeyboardInterrupt: after Ctrl-C; the last checkpoint holds what was trained.
     """
-    labelled, _ = checked(training, examples, student.model.config.num_labels)
+    labelled, _ = checked(training, examples, student.model.config.num_labels, taught=teacher is not None)
     objective = Objective(training, student, teacher, distillation or Distillation())
     rows = encode(student, labelled, labelled.labels, schedule.max_length)
     trained_on, held_out = split_off(rows, schedule.kept_aside, schedule.seed)

@@ -25,7 +25,8 @@ class Schedule:
 
     steps: optimizer steps; epochs: passes over the data, instead of steps; minutes: wall-clock limit, whichever
     ends first (the learning rate then falls to zero at that end). batch_size: examples per step and process.
-    max_length: tokens per text. learning_rate: its peak; None is `LABEL_RATE` or, without labels, `DISTILLATION_RATE`.
+    max_length: tokens per text; None is what the model reads, up to 512. learning_rate: its peak; None is `LABEL_RATE`
+    or, without labels, `DISTILLATION_RATE`.
     warmup: share of the training in which it rises.
     bf16: products in bfloat16, weights and sums in float32; None where this processor multiplies bfloat16 in hardware.
     reselect_until: the step after which masks are fixed, 0 for masks that always are.
@@ -41,7 +42,9 @@ class Schedule:
     epochs: float | None = option(None, "Passes over the data, instead of --steps", low=0.001)
     minutes: float = option(math.inf, "Minutes at most", low=0.01)
     batch_size: int = option(32, "Examples per step and process", low=1)
-    max_length: int = option(64, "Tokens per text at most", low=2)
+    max_length: int | None = option(
+        None, "Tokens per text at most; by default as many as the model reads, up to 512", low=2
+    )
     learning_rate: float | None = option(
         None, "Peak of the learning rate; by default 1e-4 with labels and 5e-4 without", low=0
     )

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
+from saten_edge import console
 from saten_edge.console import Talk
 
 STAGE = """
-import sys
+import sys, time
 from saten_edge.console import Talk
 talk = Talk(quiet=len(sys.argv) > 1)
 talk.say("[bold]hello[/bold]")
 with talk.stage("a long step") as advance:
-    advance(1, 2, "half")
+    advance(1, 2, "half of it, which has a long name of a layer with dots and all that: encoder.layer.0.attention")
+    time.sleep(0.5)
 """
 
 
-def talk_to_a_terminal(*arguments: str) -> tuple[str, str]:
+def talk_to_a_terminal(*arguments: str, columns: int = 80) -> tuple[str, str]:
     """(stdout, stderr) of STAGE with a terminal as its stderr."""
     ours, theirs = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-c", STAGE, *arguments],
         stdout=subprocess.PIPE,
         stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
     )
     os.close(theirs)
     shown = b""
@@ -100,8 +104,38 @@ def test_on_a_terminal_there_is_a_bar_with_an_estimate():
     out, shown = talk_to_a_terminal()
     assert out == ""
     assert "a long step" in shown
-    assert "left" in shown
-    assert "━" in shown
+    assert re.search(r"━━ 0:00:0. gone, [-0-9:]+ left half of it, which .*…", without_colours(shown))
+
+
+def test_a_narrow_terminal_cuts_what_comes_next_alone():
+    shown = without_colours(talk_to_a_terminal(columns=60)[1])
+    assert re.search(r"━━ 0:00:0. gone, [-0-9:]+ left", shown)
+    assert max(len(line) for line in re.split(r"[\r\n]+", shown)) <= 60
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def test_a_long_stage_off_a_terminal_says_each_minute_how_far_it_is(capfd, monkeypatch):
+    monkeypatch.setattr(console, "MINUTE_S", 0.05)
+    with Talk().stage("a long step") as advance:
+        advance(1, 4, "first")
+        time.sleep(0.3)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "a long step"
+    assert set(lines[1:-1]) == {"  0 min gone, 25% done, about 0 min left, first"}
+    assert lines[-1].endswith(" s")
+
+
+def test_the_words_of_a_minute():
+    assert console._after(180, 0, 1, "") == "  3 min gone"
+    assert console._after(300, 0.25, 1, "step 7") == "  5 min gone, 25% done, about 15 min left, step 7"
+
+
+def test_a_long_line_stays_one(capfd):
+    Talk().say("word " * 40)
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 def test_quiet_on_a_terminal_says_nothing():
