@@ -17,8 +17,9 @@ from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_modu
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
 from saten_edge.decomposition.allocation import Measured, allocate, check_allocation
 from saten_edge.decomposition.decompose import Decomposition, check_sizes, decompose
+from saten_edge.decomposition.fitting import described, fitting
 from saten_edge.decomposition.recipe import Recipe
-from saten_edge.decomposition.residual import VALUE_BYTES, described, fitting, pattern_named
+from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 

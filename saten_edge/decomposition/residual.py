@@ -34,8 +34,6 @@ __all__ = [
     "Residual",
     "Unstructured",
     "WholeRows",
-    "described",
-    "fitting",
     "pattern_named",
     "scatter",
 ]
@@ -43,7 +41,6 @@ __all__ = [
 VALUE_BYTES = 4
 _LARGEST_U16 = 1 << 16
 _GAP_CODES = 1 << 8
-_SMALLEST_BLOCK = 4  # the 4 bytes of its place are one for each value, as a single entry's are
 
 
 @dataclass(frozen=True)
@@ -373,25 +370,6 @@ def pattern_named(name: str, kind: str, *, group: int, width: int) -> Pattern:
         raise UsageError(f"no residual pattern {name!r}; there are: {', '.join(sorted(PATTERNS))} (such as 2:4)")
     for_linear, for_embedding = PATTERNS[row]
     return for_linear(group, kept, of) if kind == "linear" else for_embedding(width)
-
-
-def fitting(name: str, kind: str, *, group: int, width: int) -> tuple[str, int]:
-    """The pattern and the outputs per block of a layer with `width` outputs: `name` and `group` where they fit it.
-
-    Where `group` does not divide the outputs, blocks are of the largest size below it that does; where blocks
-    would be too small to store their place in fewer bytes than single entries, those are kept instead.
-    """
-    if name != "grouped" or kind != "linear" or width % group == 0:
-        return name, group
-    size = max(size for size in range(1, group + 1) if width % size == 0)
-    return (name, size) if size >= _SMALLEST_BLOCK else ("unstructured", group)
-
-
-def described(name: str, kind: str, group: int) -> str:
-    """A layer's pattern for people: with the outputs per block where there are blocks."""
-    if name != "grouped":
-        return name
-    return f"grouped {group}" if kind == "linear" else "whole rows"
 
 
 def scatter(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:

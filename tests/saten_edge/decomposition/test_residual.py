@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saten_edge.decomposition.fitting import fitting
 from saten_edge.decomposition.residual import (
     PATTERNS,
     EqualRows,
@@ -20,7 +21,6 @@ from saten_edge.decomposition.residual import (
     Residual,
     Unstructured,
     WholeRows,
-    fitting,
     pattern_named,
     scatter,
     slot_bytes,
