@@ -30,6 +30,7 @@ from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.records.files import read_json, sha256_file
 from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
+from saten_runtime.vocabulary.files import CONFIG_FILE
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
@@ -212,7 +213,7 @@ def task_in(folder: Path) -> str:
 
 def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]:
     """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
-    config = read_json(folder / "config.json", CheckpointError)
+    config = read_json(folder / CONFIG_FILE, CheckpointError)
     row = architecture(config.get("model_type"))
     task = task or task_in(folder)
     if task not in HUB_TASKS:
@@ -243,7 +244,7 @@ def _read_weights(
         auto = getattr(transformers, HUB_TASKS[task].auto)
         if not hasattr(config, "quantization_config"):  # of a Saten model, its quantizer does it
             with torch.device("meta"):
-                refuse_bomb(f"{folder / 'config.json'}", auto.from_config(config), tensors)
+                refuse_bomb(f"{folder / CONFIG_FILE}", auto.from_config(config), tensors)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, found = auto.from_pretrained(
