@@ -340,13 +340,15 @@ def _image(where: str, value: Any, folder: Path) -> Any:
 
 
 def _image_batch(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     images = []
     for row in rows:
         image = row["image"]
         try:
-            images.append((Image.open(image) if isinstance(image, Path) else image).convert("RGB"))
+            # Turned as the EXIF data says, as `datasets` does it and the device where it reads such a file.
+            opened = ImageOps.exif_transpose(Image.open(image)) if isinstance(image, Path) else image
+            images.append(opened.convert("RGB"))
         except (OSError, UnidentifiedImageError) as cause:
             raise DataError(f"{image}: cannot be read as an image ({cause})") from None
     batch = dict(processor(images=images, return_tensors="pt"))

@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Unstructured
-from saten_edge.training.data import Examples, collator, encode
+from saten_edge.training.data import Examples, _image_batch, collator, encode
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS
@@ -24,6 +26,7 @@ from saten_edge.training.run import Outcome, finetune
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_edge.training.trainer import Objective
 from saten_runtime.errors import DataError, SatenError, ShapeError, UsageError
+from saten_runtime.run.image import read_picture
 
 SCHEDULE = Schedule(steps=12, batch_size=16, max_length=24, learning_rate=1e-3)
 EMBEDDING = TRAININGS["feature-extraction"]
@@ -230,6 +233,20 @@ class TestLoss:
         assert float(total) == pytest.approx(expected, rel=1e-5)
         assert float(count) == 2
         assert expected > 0.1
+
+
+def test_a_photo_is_turned_as_on_the_device(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 6, 3), np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # Orientation: the camera was held upright
+    PIL.Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+
+    def processor(images: list[PIL.Image.Image], return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.stack([torch.from_numpy(np.array(image)) for image in images])}
+
+    batch = _image_batch(processor, [{"image": tmp_path / "photo.png"}])
+    np.testing.assert_array_equal(batch["pixel_values"][0].numpy(), read_picture(tmp_path / "photo.png"))
+    assert batch["pixel_values"].shape[1:3] == (6, 9)
 
 
 @pytest.fixture(scope="module")
