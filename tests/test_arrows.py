@@ -40,7 +40,7 @@ ROOMS = {
         ),
         *("doctor", "arguments", "cli", "__main__"),
     ),
-    "saten_exporters": ("exportable", "quantize", "forms", "choice", "tracing", "passes", "bundles"),
+    "saten_exporters": ("exportable", "quantize", "forms", "choice", "tracing", "passes", "sources", "bundles"),
     "saten_edge": (
         *("console", "corpus", "texts", "decomposition", "checkpoints", "registration", "training", "reports"),
         *("devices", "serve", "options", "stages", "demo", "cli", "__main__"),

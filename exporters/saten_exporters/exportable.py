@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
+from saten_runtime.run.pooling import Step
 
 __all__ = ["Exportable", "LayerParts"]
 
@@ -57,11 +59,30 @@ class Exportable(Protocol):
     model: Any
     tokenizer: Any
     processor: Any
-    postprocess: Postprocess
     max_length: int
     pad_id: int
     source: dict[str, str]
     task: str
+
+    @property
+    def postprocess(self) -> Postprocess:
+        """What follows the model to make an embedding."""
+        ...
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The layers of `postprocess.modules`, with their numbers."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the model's files say, by their path in its folder; modules.json as class by folder."""
+        ...
 
     @property
     def recipe(self) -> Recipe:

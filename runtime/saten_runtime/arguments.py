@@ -80,12 +80,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="Text to continue")
     parser.add_argument("-n", "--max-tokens", type=int, default=64, help="Tokens to generate at most (default: 64)")
     parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        help="Temperature; 0 takes the likeliest token (default: 0)",
+        "--temperature", type=float, help="Temperature; 0 takes the likeliest token (default: as the model says)"
     )
-    parser.add_argument("--top-p", type=float, default=1.0, help="Probability that the drawn tokens share (default: 1)")
+    parser.add_argument(
+        "--top-p", type=float, help="Probability that the drawn tokens share (default: as the model says)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the draw (default: 0)")
     _setup(parser)
 

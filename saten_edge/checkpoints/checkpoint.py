@@ -262,7 +262,8 @@ def verify_files(digests: Mapping[str, str], files: list[Path]) -> None:
 
 
 def _weight_names(digests: Mapping[str, str]) -> set[str]:
-    return {name for name in digests if name.endswith(".safetensors")}
+    """Those of the model itself; what is in a folder below belongs to a module behind it."""
+    return {name for name in digests if name.endswith(".safetensors") and "/" not in name}
 
 
 def find_layer(model: Any, saved_name: str) -> str | None:

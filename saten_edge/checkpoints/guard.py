@@ -33,7 +33,7 @@ __all__ = ["TENSOR_NAME", "Entry", "files_read", "read_header", "read_headers", 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 INDEX_FILE = "model.safetensors.index.json"
 # What `resolve_model` fetches from the hub, and so all that is read of a folder.
-READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/*.json")
+READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors")
 
 _MOST_HEADER_BYTES = 16 << 20
 _MOST_TENSORS = 100_000

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from saten_edge.checkpoints.architectures import Architecture, architecture, task_of
 from saten_edge.checkpoints.checkpoint import (  # importing it registers the "saten" method with transformers
@@ -23,6 +22,7 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
+from saten_edge.checkpoints.sentences import TRANSFORMER_FILE, Sentences, lower_case, read_sentences
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
@@ -30,18 +30,21 @@ from saten_runtime.errors import CheckpointError, SatenError, UsageError
 from saten_runtime.records.files import read_json, sha256_file
 from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
+from saten_runtime.run.pooling import Step, pool
 from saten_runtime.vocabulary.files import CONFIG_FILE
-from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, VALUES, device_task
+from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, PROMPTS, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
-# What sentence-transformers keeps beside the weights; without it the pooling would be guessed.
-SIDE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+# What a model says of itself, beside what sentence-transformers keeps.
+SETTINGS_FILES = (CONFIG_FILE, "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json")
+# A config may ask for more outputs, or for a tuple of them; a graph has its task's, by name.
+ONE_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
 
 @dataclass
 class LoadedModel:
-    """A model in evaluation mode, what prepares its inputs, and what follows it to make an embedding.
+    """A model in evaluation mode, what prepares its inputs, and what stands around it to make an embedding.
 
     task: a name in `HUB_TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
     pad_id: what fills up short rows of ids.
@@ -49,7 +52,7 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
-    postprocess: Postprocess
+    sentences: Sentences
     max_length: int
     source: dict[str, str]
     folder: Path
@@ -67,6 +70,28 @@ class LoadedModel:
         """The stages that made the model; none of a dense one."""
         return recipe_of(self.model)
 
+    @property
+    def postprocess(self) -> Postprocess:
+        """What follows the model to make an embedding."""
+        return self.sentences.postprocess
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The layers of `postprocess`, with their numbers."""
+        return self.sentences.steps
+
+    @property
+    def prompt(self) -> str:
+        """What stands before every text."""
+        return self.sentences.prompt
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its files say, by their path in the folder."""
+        there = (name for name in SETTINGS_FILES if (self.folder / name).is_file())
+        files = {name: read_json(self.folder / name, CheckpointError) for name in there}
+        return {**files, **self.sentences.settings}
+
     def encode(self, items: Sequence[Any], max_length: int | None = None) -> dict[str, torch.Tensor]:
         """The model's inputs for texts, for pairs of texts, or for images.
 
@@ -78,6 +103,7 @@ class LoadedModel:
             return dict(self.processor(images=list(items), return_tensors="pt"))
         cut = min(self.max_length, max_length or self.max_length)
         columns = [list(column) for column in zip(*items, strict=True)] if _are_pairs(items) else [list(items)]
+        columns[0] = [self.prompt + text for text in columns[0]]
         encoded = self.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True)
         return self.pad(encoded)
 
@@ -96,12 +122,7 @@ class LoadedModel:
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(n, t, width), (n, t) → (n, width), as `saten_runtime` does it on the device."""
-        if self.postprocess.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = mask[..., None].to(hidden.dtype)
-            pooled = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
-        return nn.functional.normalize(pooled, dim=-1) if self.postprocess.normalize else pooled
+        return torch.from_numpy(pool(hidden.detach().numpy(), mask.long().numpy(), self.postprocess, self.steps))
 
 
 def load_model(
@@ -140,11 +161,14 @@ def load_model(
         headless = all(key.startswith(tuple(f"{head}." for head in row.heads)) for key in missing)
         advice = f"it has no head for {task}: fine-tune it on labels first" if headless else "download it again"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
+    sentences = read_sentences(folder) if HUB_TASKS[task].pooled else Sentences(Postprocess())
+    if sentences.lower:
+        lower_case(tokenizer)
     return LoadedModel(
         model.eval(),
         tokenizer,
-        _postprocess(folder),
-        _max_length(folder, model),
+        sentences,
+        _max_length(folder, model, task, tokenizer),
         _source(str(name), folder, model),
         folder,
         task,
@@ -169,10 +193,9 @@ def save_model(
         with silent_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
-        for name in SIDE_FILES if HUB_TASKS[loaded.task].pooled else ():
-            if (loaded.folder / name).is_file():
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(loaded.folder / name, folder / name)
+        for name in loaded.sentences.files:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(loaded.folder / name, folder / name)
         for name, data in (extra or {}).items():
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if saten_layers(loaded.model):
@@ -238,7 +261,9 @@ def _read_weights(
     import transformers
 
     with silent_transformers():  # a pooler left unread is reported as unexpected keys
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **_labels(task, num_labels))
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **ONE_OUTPUT, **_labels(task, num_labels)
+        )
         row.check_options(config.to_dict())
         options: dict[str, Any] = {"add_pooling_layer": False} if HUB_TASKS[task].pooled and row.pooler else {}
         auto = getattr(transformers, HUB_TASKS[task].auto)
@@ -312,33 +337,26 @@ def _source(name: str, folder: Path, model: Any) -> dict[str, str]:
     return {**own, "model": config.source["model"], "checkpoint": own["model"]}
 
 
-def _postprocess(folder: Path) -> Postprocess:
-    """Pooling as sentence-transformers configured it; the mean, normalized, where nothing is said."""
-    pooling = folder / "1_Pooling" / "config.json"
-    if not pooling.is_file():
-        return Postprocess("mean", True)
-    modes = read_json(pooling, CheckpointError)
-    chosen = {name for name in modes if name.startswith("pooling_mode_") and modes[name] is True}
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(chosen) != 1 or not chosen <= set(known):
-        raise CheckpointError(f"{pooling}: pooling by {sorted(chosen)}; expected one of {sorted(known)}")
-    modules = folder / "modules.json"
-    return Postprocess(known[chosen.pop()], not modules.is_file() or "Normalize" in modules.read_text("utf-8"))
-
-
 def _fitted(where: str, model: Any, tokenizer: Any, row: Architecture, task: str) -> int:
     """The padding id, after tokenizer and model were seen to fit each other."""
     refuse_ids_without_row(where, model, tokenizer, HUB_TASKS[task])
     return settle_padding(where, model, tokenizer, sought=row.kind == "decoder" and HUB_TASKS[task].per_item)
 
 
-def _max_length(folder: Path, model: Any) -> int:
-    """The length texts are cut to: sentence-transformers' choice, or the model's positions."""
+def _max_length(folder: Path, model: Any, task: str, tokenizer: Any) -> int:
+    """The length texts are cut to: sentence-transformers' choice, or the tokenizer's; what the model has positions for.
+
+    A decoder that writes on takes prompts up to its last position, whatever its tokenizer says.
+    """
     positions = int(getattr(model.config, "max_position_embeddings", 512)) - first_position(model)
-    side = folder / "sentence_bert_config.json"
-    if not side.is_file():
-        return positions
-    return min(positions, int(read_json(side, CheckpointError).get("max_seq_length") or positions))
+    said = _config_of(folder, TRANSFORMER_FILE).get("max_seq_length")
+    if said is None and tokenizer is not None and PROMPTS not in HUB_TASKS[task].takes:
+        said = tokenizer.model_max_length
+    return min(positions, int(said or positions))
+
+
+def _config_of(folder: Path, name: str) -> dict[str, Any]:
+    return read_json(folder / name, CheckpointError) if (folder / name).is_file() else {}
 
 
 def _are_pairs(items: Sequence[Any]) -> bool:

@@ -13,6 +13,7 @@ from saten_edge.options import ExportOptions
 from saten_runtime.bundle.manifest import Judgement
 from saten_runtime.options import Printing
 from saten_runtime.records.folders import check_output
+from saten_runtime.records.plain_text import printable
 
 
 def export(
@@ -35,6 +36,8 @@ def export(
     check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering])
     with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
         bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
+    for notice in bundle.manifest.notices:
+        typer.echo(f"saten-edge: {printable(notice)}", err=True)
     result: dict[str, object] = {
         "output": str(output),
         "model_bytes": bundle.model_bytes,

@@ -45,7 +45,8 @@ val session = environment.createSession(assets.open("model.ort").readBytes(), Or
 // inputs: $inputs, each int64 (batch, tokens); outputs: $outputs
 ```
 
-Texts become ids by `tokenizer.json` (a `tokenizers` file). After the graph: pooling $pooling, normalize $normalize.
+Texts become ids by `tokenizer.json` (a `tokenizers` file).
+After the graph: pooling $pooling, normalize $normalize$more.
 The package with only the operators in `required_operators_and_types.config` is smaller:
 
 ```sh
@@ -129,6 +130,7 @@ def _readme(bundle: Bundle) -> str:
     import onnxruntime
 
     manifest = bundle.manifest
+    further = manifest.postprocess.modules or manifest.postprocess.dimensions
     return _README.substitute(
         name=bundle.name,
         version=onnxruntime.__version__,
@@ -136,6 +138,7 @@ def _readme(bundle: Bundle) -> str:
         outputs=", ".join(manifest.outputs),
         pooling=manifest.postprocess.pooling,
         normalize=str(manifest.postprocess.normalize).lower(),
+        more=", and the layers and the cut in `postprocess` of the manifest" * bool(further),
         folder=_FOLDER,
         case=_CASE,
     )

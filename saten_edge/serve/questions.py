@@ -24,13 +24,14 @@ from saten_runtime.accuracy.measures import Examined, Measure
 from saten_runtime.accuracy.metrics import cosines
 from saten_runtime.accuracy.results import Metrics
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
-from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.run.parity import Comparison, compare_case, read_cases
 from saten_runtime.run.runner import Runner
 from saten_runtime.run.text import Feeds
 
 __all__ = ["Exam", "Question", "first_examples", "make_exam", "validation_sha256"]
+
+PAGE_POOLINGS = ("mean", "cls", "none")  # those of static/tensors.js
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -126,11 +127,14 @@ def make_exam(bundle: Bundle, data: Data | None) -> Exam:
     if data is None:
         return Exam(bundle, cases, questions, None, None)
     measure = measure_of(bundle, data)
-    asked = _Recorder()
+    asked = _Recorder(width)
+    pooling = bundle.manifest.postprocess.pooling
+    if pooling not in PAGE_POOLINGS:
+        raise DataError(f"{bundle.name}: its pooling is {pooling!r}; a page does {', '.join(PAGE_POOLINGS)}")
     measure.examine(_runner(bundle, asked), data)
     for feeds in asked.feeds:
         rows = len(next(iter(feeds.values())))
-        question = Question(feeds, {_answering(bundle): (rows, width)}, bundle.manifest.postprocess.pooling)
+        question = Question(feeds, {_answering(bundle): (rows, width)}, pooling)
         if not _fits(question.outputs):
             raise DataError(f"{bundle.name}: one batch puts out {rows} × {width} numbers, more than one post may hold")
         questions.append(question)
@@ -149,14 +153,15 @@ def validation_sha256(exams: Mapping[str, Exam]) -> str:
 
 
 class _Recorder:
-    """A session that writes down what it is fed."""
+    """A session that writes down what it is fed, and answers rows of zeros as wide as the graph's."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         self.feeds: list[Feeds] = []
+        self._width = width
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[Array]:
         self.feeds.append(feeds)
-        return [np.zeros((len(next(iter(feeds.values()))), 1), np.float32) for _ in names]
+        return [np.zeros((len(next(iter(feeds.values()))), self._width), np.float32) for _ in names]
 
 
 class _Replay:
@@ -174,7 +179,9 @@ def _runner(bundle: Bundle, session: Any) -> Runner:
     """A runner whose graph puts out one pooled row per text."""
     manifest = bundle.manifest
     pooled = dataclasses.replace(
-        manifest, outputs=[_answering(bundle)], postprocess=Postprocess("none", manifest.postprocess.normalize)
+        manifest,
+        outputs=[_answering(bundle)],
+        postprocess=dataclasses.replace(manifest.postprocess, pooling="none"),
     )
     return Runner(dataclasses.replace(bundle, manifest=pooled), session)
 

@@ -56,6 +56,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             *_machines(manifest),
             *_comparison_table(comparisons),
             *_from_dense(apart),
+            *_notices(manifest),
             *_layer_table(manifest),
             "## Recipe",
             "",
@@ -110,6 +111,13 @@ def _from_dense(apart: list[Comparison]) -> list[str]:
         f"size (cosine at least {cosine:.3f}).",
         "",
     ]
+
+
+def _notices(manifest: Manifest) -> list[str]:
+    """What the model's files say that the bundle does not do."""
+    if not manifest.notices:
+        return []
+    return ["Of the model's settings nothing was made of", "", *(f"- `{notice}`" for notice in manifest.notices), ""]
 
 
 def _layer_table(manifest: Manifest) -> list[str]:

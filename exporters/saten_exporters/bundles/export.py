@@ -15,13 +15,21 @@ from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
 from saten_exporters.bundles.judge import Judge, answers_of, judge_of, judged, refuse_loss
 from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
-from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings, save_tokenizer
+from saten_exporters.bundles.preparation import (
+    generation_of,
+    image_of,
+    labels_of,
+    save_settings,
+    save_steps,
+    save_tokenizer,
+)
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
+from saten_exporters.sources.check import check_settings
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_exporters.tracing.trace import forget_graphs, trace
 from saten_runtime.bundle.folder import Bundle
@@ -101,6 +109,7 @@ def _write_model(
     target = TARGETS[settings.target]
     source = model() if callable(model) else model
     task_of(source)  # refused before the minutes that tracing takes
+    notices = check_settings(source)
     _refuse_half(source)
     judge = judge_of(source, file)
     refuse_unstorable(source, settings.precision)
@@ -112,7 +121,8 @@ def _write_model(
     graph = exported.program.graph
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
-    manifest = _manifest(source, folder, name, settings, target, graph, layers)
+    save_steps(source, folder)
+    manifest = replace(_manifest(source, folder, name, settings, target, graph, layers), notices=notices)
     judging = settings.precision != "fp32"
     return manifest, (judge, answers_of(source, judge, task_of(source).outputs) if judging else [])
 

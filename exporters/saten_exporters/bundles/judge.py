@@ -24,7 +24,7 @@ from saten_runtime.bundle.manifest import Judgement
 from saten_runtime.errors import DataError, ParityError, UsageError
 from saten_runtime.records.files import digest_of
 from saten_runtime.run.parity import Arrays, compare_tokens, replay
-from saten_runtime.run.predict import pool
+from saten_runtime.run.pooling import pool, read_steps
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.vocabulary.tasks import PAIRS, VALUES
 
@@ -165,11 +165,8 @@ def _distributions(bundle: Bundle, got: Arrays, wanted: Arrays) -> _Row:
 def _vectors(bundle: Bundle, got: Arrays, wanted: Arrays) -> _Row:
     """By the vectors that the device makes of an item's tokens."""
     name, how = bundle.task.outputs[0], bundle.manifest.postprocess
-    mask = wanted.get("attention_mask")
-    x, y = (
-        pool(each[name], np.ones(each[name].shape[:2], np.int64) if mask is None else mask, how).astype(np.float64)
-        for each in (got, wanted)
-    )
+    mask, steps = wanted.get("attention_mask", np.ones(wanted[name].shape[:2], np.int64)), read_steps(bundle)
+    x, y = (pool(each[name], mask, how, steps).astype(np.float64) for each in (got, wanted))
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosine = float(((x * y).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)).mean())
     return _Row(1 - cosine, cosine, len(x))

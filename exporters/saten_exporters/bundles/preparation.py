@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.signatures import kind_of
-from saten_runtime.bundle.manifest import CacheEntry, Generation, Image, Tokenizer
+from saten_runtime.bundle.manifest import CacheEntry, Choice, Generation, Image, Tokenizer
 from saten_runtime.errors import ExportError
+from saten_runtime.records.reader import Reader
 
-__all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_tokenizer"]
+__all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_steps", "save_tokenizer"]
 
 # Steps of an image processor that a device does, too; any other that is switched on is refused.
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
@@ -35,7 +38,23 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
             "use a fast tokenizer"
         )
     source.tokenizer.save_pretrained(folder)
-    return Tokenizer("tokenizer.json", source.pad_id, source.max_length)
+    return Tokenizer(
+        "tokenizer.json",
+        source.pad_id,
+        source.max_length,
+        split_special_tokens=bool(source.tokenizer.split_special_tokens),
+        truncation_side=str(source.tokenizer.truncation_side),
+        prompt=source.prompt,
+    )
+
+
+def save_steps(source: Exportable, folder: Path) -> None:
+    """Write the numbers of the layers that follow pooling."""
+    for step in source.steps:
+        (folder / step.module.weight).parent.mkdir(exist_ok=True)
+        np.save(folder / step.module.weight, np.ascontiguousarray(step.weight))
+        if step.module.bias:
+            np.save(folder / step.module.bias, step.bias)
 
 
 def save_settings(source: Exportable, folder: Path) -> None:
@@ -106,7 +125,19 @@ def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
         entries.append(CacheEntry(a, b, heads=int(heads), width=int(width)))
     stops = source.model.generation_config.eos_token_id
     stops = source.model.config.eos_token_id if stops is None else stops
-    return Generation(entries, [] if stops is None else [stops] if isinstance(stops, int) else list(stops))
+    stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    return Generation(entries, stop_ids, _choice(source))
+
+
+def _choice(source: Exportable) -> Choice:
+    """What the model's generation config says of the next token; where it is silent, what `generate` does then."""
+    from transformers import GenerationConfig
+
+    config, usual = source.model.generation_config, GenerationConfig._get_default_generation_params()
+    said = {entry.name: getattr(config, entry.name, None) for entry in fields(Choice)}
+    chosen = {name: usual.get(name) if value is None else value for name, value in said.items()}
+    known = {name: value for name, value in chosen.items() if value is not None}
+    return Reader(ExportError).read(Choice, known, f"{source.source['model']}: generation_config.json")
 
 
 def _sizes(source: Exportable, name: str, size: Any) -> list[int]:

@@ -8,24 +8,26 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import digest_of, read_regular_json
-from saten_runtime.records.reader import Reader
+from saten_runtime.records.reader import Bound, Count, Natural, Positive, Reader
 
 __all__ = [
     "DENSE",
     "MANIFEST_FILE",
     "SCHEMA_VERSION",
     "CacheEntry",
+    "Choice",
     "FileEntry",
     "Generation",
     "Image",
     "Judgement",
     "Layer",
     "Manifest",
+    "Module",
     "Postprocess",
     "Rejected",
     "Tokenizer",
@@ -39,7 +41,7 @@ DENSE = "Dense"
 """How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
 # What manifests of a version may lack, with the value that says the same: each what the next lacks, and more.
-_SINCE_4: dict[str, Any] = {"session_entries": {}, "judgement": None}
+_SINCE_4: dict[str, Any] = {"session_entries": {}, "judgement": None, "notices": []}
 _SINCE_3 = {**_SINCE_4, "recipe": None}
 _SINCE_2 = {**_SINCE_3, "target": "cpu", "rows": None}
 _SINCE_1 = {**_SINCE_2, "labels": [], "image": None, "generation": None}
@@ -47,6 +49,10 @@ _ADDED: dict[int, dict[str, Any]] = {1: _SINCE_1, 2: _SINCE_2, 3: _SINCE_3, 4: _
 _ADDED_TO_LAYERS: dict[int, dict[str, Any]] = {
     version: {"lowering": "", "predicted_us": None, "rejected": []} for version in (1, 2)
 } | {3: {}, 4: {}}
+
+_SIDE = Bound('"right" or "left"', lambda value: value in ("right", "left"))
+_SHARE = Bound("a number above 0, 1 at most", lambda value: 0 < value <= 1)
+_PART = Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 @dataclass(frozen=True)
@@ -97,19 +103,48 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """How text becomes ids: a `tokenizers` file, the padding id, and the length texts are cut to."""
+    """How text becomes ids: a `tokenizers` file, the padding id, and the length texts are cut to.
+
+    split_special_tokens: whether a special token that a text spells is read as text. truncation_side: "right" or
+    "left", where what does not fit is cut off; prompts are never cut. prompt: what stands before every text.
+    """
 
     file: str
     pad_id: int
     max_length: int
+    split_special_tokens: bool = False
+    truncation_side: Annotated[str, _SIDE] = "right"
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A layer that follows pooling: activation(x weightᵀ + bias), or the norm of layers.
+
+    kind: "dense" or "layer_norm". weight, bias: names of .npy files of the bundle, (out, in) and (out,) of the first,
+    (width,) of the other; "" for no bias. activation: a name in `pooling.ACTIVATIONS`. eps: of the norm.
+    """
+
+    kind: str
+    weight: str
+    bias: str = ""
+    activation: str = "identity"
+    eps: float = 1e-5
 
 
 @dataclass(frozen=True)
 class Postprocess:
-    """What follows the graph. pooling: "mean", "cls" or "none"; normalize: to unit Euclidean length."""
+    """What follows the graph, in this order.
+
+    pooling: names in `pooling.POOLS`, joined by "+" where several vectors are one after the other, or "none";
+    modules: layers; normalize: to unit Euclidean length; dimensions: how many of a vector's first numbers are kept,
+    None for all.
+    """
 
     pooling: str = "none"
     normalize: bool = False
+    modules: list[Module] = field(default_factory=list)
+    dimensions: Natural | None = None
 
 
 @dataclass(frozen=True)
@@ -145,11 +180,33 @@ class CacheEntry:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a model wants its next token to be chosen, by the names and meanings of transformers' GenerationConfig.
+
+    do_sample: whether tokens are drawn where nobody says a temperature. top_k: 0 for all tokens.
+    """
+
+    repetition_penalty: Positive = 1.0
+    no_repeat_ngram_size: Count = 0
+    bad_words_ids: list[list[Count]] = field(default_factory=list)
+    min_length: Count = 0
+    min_new_tokens: Count = 0
+    suppress_tokens: list[Count] = field(default_factory=list)
+    begin_suppress_tokens: list[Count] = field(default_factory=list)
+    do_sample: bool = False
+    temperature: Positive = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, _SHARE] = 1.0
+    min_p: Annotated[float, _PART] = 0.0
+
+
+@dataclass(frozen=True)
 class Generation:
     """What a decoder needs beside its graph. stop_ids: generation ends with any of them."""
 
     cache: list[CacheEntry]
     stop_ids: list[int]
+    choice: Choice = field(default_factory=Choice)
 
 
 @dataclass(frozen=True)
@@ -186,8 +243,8 @@ class Manifest:
     bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
     of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
     session_entries: what a session of ONNX Runtime must be configured with to be right on every machine; ours
-    always are. judgement: what the precision costs, None where that was not measured. recipe: the stages that made it,
-    None where that is not recorded.
+    always are. judgement: what the precision costs, None where that was not measured. notices: settings of the model
+    that nothing was made of, a sentence for each. recipe: the stages that made it, None where that is not recorded.
     """
 
     schema_version: int
@@ -213,6 +270,7 @@ class Manifest:
     generation: Generation | None = None
     session_entries: dict[str, str] = field(default_factory=dict)
     judgement: Judgement | None = None
+    notices: list[str] = field(default_factory=list)
     recipe: Recipe | None = None
 
     @property
@@ -224,6 +282,14 @@ class Manifest:
         """The manifest as plain JSON data."""
         recipe = None if self.recipe is None else self.recipe.to_json()
         return {**dataclasses.asdict(self), "recipe": recipe}
+
+
+# What the records in a manifest of any version may lack, with the value that says the same.
+_MAY_LACK: dict[str, dict[str, Any]] = {
+    "tokenizer": {"split_special_tokens": False, "truncation_side": "right", "prompt": ""},
+    "postprocess": {"modules": [], "dimensions": None},
+    "generation": {"choice": dataclasses.asdict(Choice())},
+}
 
 
 def sealed(manifest: Manifest) -> dict[str, Any]:
@@ -259,4 +325,7 @@ def read_manifest(folder: Path) -> Manifest:
     if isinstance(values.get("layers"), list):
         added = _ADDED_TO_LAYERS[version]
         values["layers"] = [{**added, **each} if isinstance(each, dict) else each for each in values["layers"]]
+    for name, lacking in _MAY_LACK.items():
+        if isinstance(values.get(name), dict):
+            values[name] = {**lacking, **values[name]}
     return Reader(BundleError, exact=True).read(Manifest, values, MANIFEST_FILE)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import Choice, Generation
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
+from saten_runtime.run.rules import ruled, warped
 from saten_runtime.run.session import ort_errors
 
 __all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "stream"]
@@ -23,24 +25,39 @@ Array = npt.NDArray[Any]
 class Sampling:
     """How the next token is chosen: the likeliest at temperature 0, else drawn.
 
-    Drawn among the likeliest tokens whose probabilities at this temperature first reach top_p.
+    Drawn among the top_k likeliest tokens (0: among all), of these the likeliest whose probabilities at this
+    temperature first reach top_p, of these such as are at least min_p times as likely as the likeliest. None: as the
+    model's generation_config.json says.
 
     Raises:
         UsageError: a value out of range.
     """
 
     max_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     seed: int = 0
+    top_k: int | None = None
+    min_p: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max tokens {self.max_tokens}: must be at least 1")
-        if not 0 <= self.temperature < np.inf:
+        if self.temperature is not None and not 0 <= self.temperature < np.inf:
             raise UsageError(f"temperature {self.temperature}: must be 0 or more")
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"top-p {self.top_p}: must be above 0 and at most 1")
+        if self.top_k is not None and self.top_k < 0:
+            raise UsageError(f"top-k {self.top_k}: must be 0 or more")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UsageError(f"min-p {self.min_p}: must be from 0 to 1")
+
+    def following(self, choice: Choice) -> Choice:
+        """What a model wants, with what is said here in its place."""
+        said = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        drawn = choice.do_sample if self.temperature is None else self.temperature > 0
+        given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        return replace(choice, **given, do_sample=drawn)
 
 
 class Decoder:
@@ -122,34 +139,37 @@ class Decoder:
         }
 
 
-def stream(decoder: Decoder, prompt: Sequence[int], stop_ids: Sequence[int], how: Sampling) -> Iterator[int]:
+def stream(decoder: Decoder, prompt: Sequence[int], model: Generation, how: Sampling) -> Iterator[int]:
     """Tokens that continue `prompt`, one by one, to a stop id (not given), the limit, or the end of the context."""
     if not len(prompt):
         raise UsageError("the prompt has no token; a decoder needs at least one to continue")
     decoder.reset()
-    chance = np.random.default_rng(how.seed)
+    chance, choice, ids = np.random.default_rng(how.seed), how.following(model.choice), list(prompt)
     logits = decoder.step(np.asarray([prompt], np.int64))
     for made in range(1, how.max_tokens + 1):
-        token = choose(logits[0, -1], how, chance)
-        if token in stop_ids:
+        token = choose(ruled(logits[0, -1], ids, len(prompt), model.stop_ids, choice), choice, chance)
+        if token in model.stop_ids:
             return
         yield token
+        ids.append(token)
         if made == how.max_tokens or decoder.past == decoder.longest:
             return
         logits = decoder.step(np.array([[token]], np.int64))
 
 
-def choose(logits: Array, how: Sampling, chance: np.random.Generator) -> int:
-    """The next token by logits (vocabulary,)."""
-    if how.temperature == 0:
+def choose(logits: Array, choice: Choice, chance: np.random.Generator) -> int:
+    """The next token by logits (vocabulary,): the likeliest, or a drawn one.
+
+    Raises:
+        InvalidRun: the rules leave none to draw from.
+    """
+    if not choice.do_sample:
         return int(logits.argmax())
-    scaled = logits.astype(np.float64) / how.temperature
-    powers = np.exp(scaled - scaled.max())
-    order = np.argsort(-powers, kind="stable")
-    probabilities = powers[order] / powers.sum()
-    # A token belongs to the nucleus while what comes before it has not reached top_p.
-    kept = probabilities * (np.cumsum(probabilities) - probabilities < how.top_p)
-    return int(order[chance.choice(len(kept), p=kept / kept.sum())])
+    if logits.max() == -np.inf:
+        raise InvalidRun("the model's generation settings leave no token to draw; see `generation` in its manifest")
+    kept = warped(logits, choice)
+    powers = np.exp(kept - kept.max())
+    return int(chance.choice(len(powers), p=powers / powers.sum()))
 
 
 def negative_log_likelihood(decoder: Decoder, ids: Sequence[int]) -> tuple[float, int]:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from saten_runtime.bundle.folder import Bundle
-from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.errors import BundleError, UsageError
 from saten_runtime.run.entities import entities
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.image import Picture, pixel_values
+from saten_runtime.run.pooling import Step, pool
 from saten_runtime.run.text import Encoder, Feeds, Ids, Spans, Text
 from saten_runtime.vocabulary.tasks import (
     FEATURE_EXTRACTION,
@@ -27,7 +27,7 @@ from saten_runtime.vocabulary.tasks import (
     Task,
 )
 
-__all__ = ["PREDICTORS", "Answer", "Classification", "Completion", "Outputs", "Predictor", "Running", "Word", "pool"]
+__all__ = ["PREDICTORS", "Answer", "Classification", "Completion", "Outputs", "Predictor", "Running", "Word"]
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, npt.NDArray[Any]]
@@ -40,6 +40,7 @@ class Running(Protocol):
     """A bundle in memory, as far as a prediction needs it: a `Runner`."""
 
     bundle: Bundle
+    steps: Sequence[Step]
 
     @property
     def encoder(self) -> Encoder:
@@ -112,35 +113,14 @@ class Completion:
     ids: list[int]
 
 
-def pool(hidden: npt.NDArray[Any], mask: npt.NDArray[np.int64], how: Postprocess) -> FloatArray:
-    """One vector per text, (batch, width) float32.
-
-    hidden: (batch, tokens, width), or (batch, width) when `how.pooling` is "none"; mask: (batch, tokens).
-
-    Raises:
-        BundleError: a pooling this version does not know, or an output of other axes.
-    """
-    axes = {"mean": 3, "cls": 3, "none": 2}
-    if axes.get(how.pooling) != hidden.ndim:
-        raise BundleError(f"pooling {how.pooling!r} of an output with {hidden.ndim} axes; there are {axes} (axes)")
-    vectors = hidden.astype(np.float32)
-    if how.pooling == "cls":
-        vectors = vectors[:, 0]
-    if how.pooling == "mean":
-        weights = mask[:, :, None].astype(np.float32)
-        vectors = (vectors * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1)
-    if how.normalize:
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return np.asarray(vectors, np.float32)
-
-
 def _embed(runner: Running, items: Sequence[Any], batch_size: int) -> FloatArray:
     """Vectors of texts, or of pictures where the bundle takes those."""
     manifest = runner.bundle.manifest
 
     def rows_of(outputs: Outputs, feeds: Feeds) -> FloatArray:
-        hidden, mask = outputs[manifest.outputs[0]], feeds.get("attention_mask")
-        return pool(hidden, np.ones(hidden.shape[:2], np.int64) if mask is None else mask, manifest.postprocess)
+        hidden = outputs[manifest.outputs[0]]
+        mask = feeds.get("attention_mask", np.ones(hidden.shape[:2], np.int64))
+        return pool(hidden, mask, manifest.postprocess, runner.steps)
 
     if manifest.image is not None:
         return _over_pictures(runner, items, batch_size, rows_of)

@@ -12,6 +12,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.machine.memory import check_room
 from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream
+from saten_runtime.run.pooling import Step, read_steps
 from saten_runtime.run.predict import PREDICTORS, Outputs
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.run.text import Encoder, Feeds, Ids
@@ -25,6 +26,7 @@ class Runner:
     def __init__(self, bundle: Bundle, session: Any) -> None:
         self.bundle = bundle
         self.predictor = PREDICTORS[bundle.task]
+        self.steps: Sequence[Step] = read_steps(bundle)
         self._session = session
         self._encoder = Encoder(bundle) if bundle.manifest.tokenizer is not None else None
 
@@ -64,11 +66,12 @@ class Runner:
         | token-classification | texts, or lists of words | per text a list of `Word` |
         | question-answering | pairs (question, context) | per pair an `Answer` |
         | image-classification | arrays or files, see `image.read_picture` | `Classification` |
-        | text-generation | prompts | per prompt a `Completion`, the likeliest tokens, 64 at most |
+        | text-generation | prompts | per prompt a `Completion`, 64 tokens at most, chosen as the model says |
 
         Raises:
             InvalidRun: the graph put out NaN or infinity.
-            UsageError: a text or a context without a token, or a question that leaves no room for its context.
+            UsageError: a text or a context without a token, a question that leaves no room for its context, or a prompt
+                longer than the bundle takes.
         """
         if isinstance(items, str):
             raise UsageError("predict takes a list of texts, found one string")
@@ -98,16 +101,18 @@ class Runner:
     def generate_ids(self, prompt: str, how: Sampling) -> Iterator[int]:
         """As `generate`, the ids of the tokens."""
         (row,) = self.encoder.encode([prompt])
-        return stream(self._decoder(), row.ids.tolist(), self.bundle.generation.stop_ids, how)
+        return stream(self._decoder(), row.ids.tolist(), self.bundle.generation, how)
 
     def surprise(self, text: str) -> tuple[float, int]:
         """Negative log-likelihood in nats of a text's tokens but the first, and their number.
+
+        A text longer than the context is read up to its end.
 
         Raises:
             BundleError: the bundle is no decoder.
         """
         (row,) = self.encoder.encode([text])
-        return negative_log_likelihood(self._decoder(), row.ids.tolist())
+        return negative_log_likelihood(self._decoder(), self.encoder.shortened(row).ids.tolist())
 
     def run(self, feeds: Feeds) -> Outputs:
         """The raw outputs by name, for inputs by name.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, UsageError
 from saten_runtime.records.plain_text import one_line
-from saten_runtime.vocabulary.tasks import PAIRS
+from saten_runtime.vocabulary.tasks import PAIRS, PROMPTS
 
 __all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
 
@@ -62,11 +62,15 @@ class Encoder:
         except Exception as cause:  # `tokenizers` raises plain Exception
             raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({one_line(cause)})") from None
         self._tokenizer.no_padding()
-        cut: dict[str, Any] = {}
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = entry.split_special_tokens
+        cut: dict[str, Any] = {"direction": entry.truncation_side}
         self._stride = entry.max_length // _OVERLAP if bundle.items == PAIRS else None
         if self._stride is not None:  # the question must be whole
-            cut = {"strategy": "only_second", "stride": self._stride}
-        self._tokenizer.enable_truncation(entry.max_length, **cut)
+            cut |= {"strategy": "only_second", "stride": self._stride}
+        if bundle.items != PROMPTS:  # a decoder would continue another prompt than the one that was given
+            self._tokenizer.enable_truncation(entry.max_length, **cut)
+        self._prompt = entry.prompt
         self._pad_id = entry.pad_id
         self._inputs = bundle.manifest.inputs
         self._name, self._longest, self._said = bundle.name, entry.max_length, False
@@ -77,10 +81,13 @@ class Encoder:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, texts: Sequence[Text]) -> list[Ids]:
-        """Tokenize, with the special tokens of the model, cut to the bundle's `max_length`; the first cut is logged."""
+        """Tokenize, behind the bundle's prompt, with the special tokens of the model, cut to its `max_length`.
+
+        The first cut is logged. What a decoder continues is not cut: it refuses what is too long.
+        """
         return [
             Ids(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
-            for part in _parts(texts, _TEXTS_AT_ONCE)
+            for part in _parts([_behind(self._prompt, text) for text in texts], _TEXTS_AT_ONCE)
             for encoding in self._watched(self._tokenizer.encode_batch(part))
         ]
 
@@ -120,12 +127,23 @@ class Encoder:
 
     def _watched(self, encodings: list[Any]) -> list[Any]:
         """The encodings; the first time that one of a text was cut, this is said."""
-        if not self._said and self._stride is None and any(encoding.overflowing for encoding in encodings):
+        if self._stride is None and any(encoding.overflowing for encoding in encodings):
+            self._say_cut()
+        return encodings
+
+    def shortened(self, row: Ids) -> Ids:
+        """As many of a text's tokens as fit, the first ones; the first cut is logged."""
+        if len(row) <= self._longest:
+            return row
+        self._say_cut()
+        return Ids(row.ids[: self._longest], row.types[: self._longest])
+
+    def _say_cut(self) -> None:
+        if not self._said:
             self._said = True
             logging.getLogger("saten_runtime").warning(
                 f"{self._name}: takes {self._longest} tokens of a text; what is beyond them is cut off, as of one here"
             )
-        return encodings
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -162,6 +180,10 @@ def random_feeds(inputs: Sequence[str], *, vocabulary: int, batch: int, tokens: 
         "token_type_ids": np.zeros(shape, np.int64),
     }
     return _only(arrays, inputs)
+
+
+def _behind(prompt: str, text: Text) -> Text:
+    return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
 
 
 def _spans(encoding: Any) -> Spans:

@@ -13,6 +13,7 @@ import pytest
 from saten_runtime import Runner, Sampling
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.manifest import Choice
 from saten_runtime.cli import main
 from saten_runtime.errors import BundleError, DataError, UsageError
 from saten_runtime.run.generation import Decoder, choose
@@ -202,15 +203,15 @@ def test_a_batch_reads_several_tokens_after_others_one_by_one(
 
 def test_top_p_keeps_the_likeliest_tokens_only() -> None:
     logits, chance = np.log(np.array([0.05, 0.5, 0.15, 0.3])), np.random.default_rng(0)
-    draw = lambda p: {choose(logits, Sampling(temperature=1.0, top_p=p), chance) for _ in range(400)}  # noqa: E731
+    draw = lambda p: {choose(logits, Choice(do_sample=True, top_p=p), chance) for _ in range(400)}  # noqa: E731
     assert draw(0.5) == {1}
     assert draw(0.51) == {1, 3}
     assert draw(0.9) == {1, 2, 3}
     assert draw(1.0) == {0, 1, 2, 3}
-    drawn = [choose(logits, Sampling(temperature=1.0), chance) for _ in range(4000)]
+    drawn = [choose(logits, Choice(do_sample=True), chance) for _ in range(4000)]
     shares = np.bincount(drawn, minlength=4) / 4000
     np.testing.assert_allclose(shares, [0.05, 0.5, 0.15, 0.3], atol=4 * 0.5 / np.sqrt(4000))
-    cold = [choose(logits, Sampling(temperature=0.5), chance) for _ in range(4000)]
+    cold = [choose(logits, Choice(do_sample=True, temperature=0.5), chance) for _ in range(4000)]
     assert np.bincount(cold, minlength=4)[1] / 4000 > 0.6
 
 
@@ -240,7 +241,9 @@ def test_generate_on_the_command_line(task_bundle: TaskBundle, capsys: pytest.Ca
     assert capsys.readouterr().out == runner.encoder.decode(list(runner.generate_ids("w1", Sampling(3)))) + "\n"
 
 
-@pytest.mark.parametrize("bad", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "bad", [{"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 2.0}]
+)
 def test_impossible_sampling(bad: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Sampling(**bad)

@@ -269,12 +269,11 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=r"config\.json: "):
             load_model(folder)
 
-    def test_two_poolings_at_once(self, damaged):
+    def test_a_pooling_that_nobody_knows(self, damaged):
         folder = damaged()
-        modes = {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": ["mean", "median"]}))
         seal(folder)
-        with pytest.raises(CheckpointError, match=r"pooling by .*max_tokens"):
+        with pytest.raises(CheckpointError, match=r"pooling by .*median"):
             load_model(folder)
 
 

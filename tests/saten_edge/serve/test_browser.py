@@ -21,7 +21,7 @@ from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import Postprocess
-from saten_runtime.run.predict import pool
+from saten_runtime.run.pooling import pool
 
 PHONE = {"width": 390, "height": 844}
 DONE = '#title:text-is("Done")'

@@ -1,0 +1,95 @@
+"""Whether every setting in a model's files is honoured: what the table does not let pass is refused or said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from saten_exporters.exportable import Exportable
+from saten_exporters.sources.sentence_files import MODULES, PROMPTS
+from saten_exporters.sources.sentence_files import ROWS as SENTENCE_ROWS
+from saten_exporters.sources.setting import REFUSED, REPORTED, Setting
+from saten_exporters.sources.transformers_files import CONFIG, GENERATION
+from saten_exporters.sources.transformers_files import ROWS as TRANSFORMERS_ROWS
+from saten_exporters.tracing.signatures import kind_of
+from saten_runtime.errors import ExportError
+
+__all__ = ["SETTINGS", "check_settings"]
+
+SETTINGS: Mapping[tuple[str, str], Setting] = {(row.file, row.key): row for row in (*TRANSFORMERS_ROWS, *SENTENCE_ROWS)}
+"""By file and key. A test compares them with what the installed libraries define."""
+
+_MOST_SHOWN = 60  # characters of a value
+
+
+def check_settings(source: Exportable) -> list[str]:
+    """What the model's files say that nothing is made of, a sentence for each.
+
+    Raises:
+        ExportError: a setting that would change the numbers, and that no bundle expresses.
+    """
+    _refuse_clean_up(source)
+    defaults = _defaults(source)
+    notices = []
+    for file, kind, key, value in _said(source):
+        row = SETTINGS.get((kind, key))
+        if row is None and value != defaults.get(kind, {}).get(key, value):
+            raise _refusal(source, file, key, value, "this version does not know the setting")
+        if row is None:
+            notices.append(f"{file}: {key} = {_shown(value)} is no setting known here; nothing was made of it")
+        elif not _neutral(row, value):
+            if row.treatment == REFUSED:
+                raise _refusal(source, file, key, value, row.why)
+            if row.treatment == REPORTED:
+                notices.append(f"{file}: {key} = {_shown(value)}: {row.why}")
+    return notices
+
+
+def _said(source: Exportable) -> Iterator[tuple[str, str, str, Any]]:
+    """(file, its name in the table, key, value) of every setting of the model's files."""
+    modules: Mapping[str, str] = source.settings.get(MODULES, {})
+    for file, values in source.settings.items():
+        if file == MODULES:
+            yield from ((file, MODULES, kind, None) for kind in values.values())
+            continue
+        folder, _, _ = file.rpartition("/")
+        kind = modules.get(folder, "Pooling").lower() if folder else file
+        yield from ((file, kind, key, value) for key, value in values.items() if not _idle(source, file, key, value))
+    if kind_of(source).cached:
+        yield from ((GENERATION, GENERATION, *item) for item in source.model.generation_config.to_dict().items())
+
+
+def _idle(source: Exportable, file: str, key: str, value: Any) -> bool:
+    """Whether a setting has nothing to act on: prompts that are empty or put before texts, a pooling without them."""
+    if (file, key) == (PROMPTS, "prompts"):
+        return {prompt for prompt in value.values() if prompt} <= {source.prompt}
+    return key == "include_prompt" and not source.prompt
+
+
+def _defaults(source: Exportable) -> dict[str, Mapping[str, Any]]:
+    """What the library takes where a file is silent, of the files that decide numbers and are read by its classes."""
+    from transformers import GenerationConfig
+
+    return {CONFIG: type(source.model.config)().to_dict(), GENERATION: GenerationConfig().to_dict()}
+
+
+def _neutral(row: Setting, value: Any) -> bool:
+    return value is None or value in row.neutral
+
+
+def _refuse_clean_up(source: Exportable) -> None:
+    """Refuse to generate with a tokenizer whose decoded texts transformers repairs: that of BPE it leaves alone."""
+    repairs = kind_of(source).cached and source.tokenizer.clean_up_tokenization_spaces
+    if repairs and type(source.tokenizer.backend_tokenizer.model).__name__ != "BPE":
+        raise _refusal(
+            source, "tokenizer_config.json", "clean_up_tokenization_spaces", True, "generated text is not repaired"
+        )
+
+
+def _refusal(source: Exportable, file: str, key: str, value: Any, why: str) -> ExportError:
+    return ExportError(f"{source.source['model']}: {file}: {key} = {_shown(value)} cannot be honoured; {why}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"

@@ -1,0 +1,157 @@
+"""The settings in the files that sentence-transformers writes.
+
+"pooling", "dense" and so on stand for the config.json in the folder of such a module.
+"""
+
+from __future__ import annotations
+
+from saten_exporters.sources.setting import (
+    HARMLESS,
+    HONOURED,
+    NAMES,
+    REFUSAL,
+    REFUSED,
+    REPORTED,
+    SPEED,
+    TRAINING,
+    rows,
+)
+
+__all__ = ["MODULES", "PROMPTS", "ROWS", "TRANSFORMER"]
+
+MODULES, PROMPTS, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
+ROWS = [
+    *rows(
+        MODULES,
+        HONOURED,
+        "Transformer Pooling Dense LayerNorm Normalize",
+        "the manifest's postprocess",
+        "test_vectors_are_those_of_sentence_transformers",
+    ),
+    *rows(MODULES, HARMLESS, "Dropout", TRAINING, "test_vectors_are_those_of_sentence_transformers"),
+    *rows(
+        MODULES,
+        REFUSED,
+        "BoW CLIPModel CNN LSTM Router Asym StaticEmbedding WeightedLayerPooling WordEmbeddings WordWeights "
+        "InputModule Module MultiVectorMask SpladePooling SparseAutoEncoder SparseStaticEmbedding MLMTransformer "
+        "CSRSparsity LogitScore BaseTokenPooling HierarchicalTokenPooling LambdaTokenPooling",
+        "no layer of the device does it",
+        "test_a_module_that_cannot_be_expressed_is_refused",
+    ),
+    *rows(
+        PROMPTS,
+        HONOURED,
+        "default_prompt_name",
+        "the device puts the prompt before every text",
+        "test_vectors_are_those_of_sentence_transformers",
+    ),
+    *rows(
+        PROMPTS,
+        HONOURED,
+        "truncate_dim",
+        "the first numbers of a vector are kept",
+        "test_the_first_numbers_are_kept_after_normalization",
+    ),
+    *rows(PROMPTS, REPORTED, "prompts", "only the default prompt is put before texts; write the others yourself"),
+    *rows(
+        PROMPTS,
+        REPORTED,
+        "similarity_fn_name",
+        "saten-run eval compares vectors by their cosine",
+        neutral=("cosine",),
+    ),
+    *rows(PROMPTS, HARMLESS, "__version__ model_type requirements", NAMES),
+    *rows(TRANSFORMER, HONOURED, "max_seq_length", "texts are cut to it", "test_a_text_is_cut_where_python_cuts_it"),
+    *rows(
+        TRANSFORMER,
+        HONOURED,
+        "do_lower_case",
+        "the bundle's tokenizer.json makes texts lower case",
+        "test_texts_are_made_lower_case",
+    ),
+    *rows(
+        TRANSFORMER,
+        REFUSED,
+        "transformer_task",
+        "a bundle that embeds has the base model",
+        REFUSAL,
+        neutral=("feature-extraction",),
+    ),
+    *rows(
+        TRANSFORMER,
+        REFUSED,
+        "modality_config",
+        "a bundle reads texts, by the base model",
+        REFUSAL,
+        neutral=({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+    ),
+    *rows(
+        TRANSFORMER,
+        REFUSED,
+        "module_output_name",
+        "pooling reads the vectors of tokens",
+        REFUSAL,
+        neutral=("token_embeddings",),
+    ),
+    *rows(
+        TRANSFORMER,
+        REFUSED,
+        "processing_kwargs model_args tokenizer_args config_args model_kwargs processor_kwargs config_kwargs "
+        "tokenizer_name_or_path query_length document_length query_expansion",
+        "the model's own files say how it is read",
+        REFUSAL,
+        neutral=({},),
+    ),
+    *rows(TRANSFORMER, HARMLESS, "unpad_inputs backend", SPEED),
+    *rows(
+        "pooling",
+        HONOURED,
+        "pooling_mode pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens "
+        "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
+        "the manifest's postprocess.pooling",
+        "test_poolings",
+    ),
+    *rows(
+        "pooling",
+        REFUSED,
+        "include_prompt",
+        "pooling takes all tokens in",
+        REFUSAL,
+        neutral=(True,),
+    ),
+    *rows("pooling", HARMLESS, "embedding_dimension word_embedding_dimension", "the model says it"),
+    *rows(
+        "dense",
+        HONOURED,
+        "activation_function bias",
+        "the manifest's postprocess.modules",
+        "test_vectors_are_those_of_sentence_transformers",
+    ),
+    *rows(
+        "dense",
+        REFUSED,
+        "use_residual",
+        "no layer of the device does it",
+        REFUSAL,
+        neutral=(False,),
+    ),
+    *rows(
+        "dense",
+        REFUSED,
+        "module_input_name module_output_name",
+        "one vector goes from layer to layer",
+        REFUSAL,
+        neutral=("sentence_embedding",),
+    ),
+    *rows("dense", HARMLESS, "in_features out_features", "the weights say it"),
+    *rows("layernorm", HARMLESS, "dimension", "the weights say it"),
+    *rows(
+        "normalize",
+        REFUSED,
+        "module_input_name module_output_name",
+        "one vector goes from layer to layer",
+        REFUSAL,
+        neutral=("sentence_embedding",),
+    ),
+    *rows("dropout", HARMLESS, "dropout", TRAINING),
+]

@@ -1,0 +1,206 @@
+"""Folders of sentence-transformers against sentence-transformers itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
+from saten_edge.checkpoints.sentences import read_sentences
+from saten_runtime.errors import CheckpointError
+
+WIDTH = 64
+Written = Callable[..., Path]
+PACKAGE = "sentence_transformers.models."
+
+
+@pytest.fixture
+def written(tiny_bert: Path, tmp_path: Path) -> Written:
+    """written(files, modules): a copy of the tiny BERT, with these files over its own, and these modules' classes."""
+
+    def write(files: dict[str, Any], modules: list[tuple[str, str]] | None = None) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_bert, folder)
+        if modules is not None:
+            listed = [
+                {"idx": k, "name": str(k), "path": path, "type": kind if "." in kind else PACKAGE + kind}
+                for k, (path, kind) in enumerate(modules)
+            ]
+            (folder / "modules.json").write_text(json.dumps(listed))
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            else:
+                (folder / name).write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+def embedded(loaded: LoadedModel, texts: list[str]) -> np.ndarray:
+    """Vectors by torch and the pooling of a device."""
+    batch = loaded.encode(texts)
+    with torch.no_grad():
+        hidden = loaded.model(**batch).last_hidden_state
+    return np.asarray(loaded.pool(hidden, batch["attention_mask"]).numpy())
+
+
+def of_the_library(folder: Path, texts: list[str]) -> np.ndarray:
+    package = pytest.importorskip("sentence_transformers")
+    pytest.importorskip("sentence_transformers.base.modules")
+    return np.asarray(package.SentenceTransformer(str(folder), device="cpu").encode(texts))
+
+
+def same(got: np.ndarray, wanted: np.ndarray) -> bool:
+    """As close as two float32 evaluations of two layers of 48 are."""
+    return got.shape == wanted.shape and bool(np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max())
+
+
+def weights(**tensors: torch.Tensor) -> bytes:
+    from safetensors.torch import save
+
+    return save({name.replace("__", "."): tensor for name, tensor in tensors.items()})
+
+
+def dense(out: int, **config: Any) -> dict[str, Any]:
+    """Files of a dense layer."""
+    torch.manual_seed(out)
+    tensors = {"linear__weight": torch.randn(out, WIDTH), "linear__bias": torch.randn(out)}
+    config = {"in_features": WIDTH, "out_features": out, "bias": True, **config}
+    return {"2_Dense/config.json": config, "2_Dense/model.safetensors": weights(**tensors)}
+
+
+NORM = {
+    "3_LayerNorm/config.json": {"dimension": WIDTH},
+    "3_LayerNorm/model.safetensors": weights(
+        norm__weight=torch.linspace(0.5, 2, WIDTH), norm__bias=torch.linspace(-1, 1, WIDTH)
+    ),
+}
+BASE = [("", "Transformer"), ("1_Pooling", "Pooling")]
+PROMPTED = {"prompts": {"query": "gar bel: ", "document": ""}, "default_prompt_name": "query"}
+TANH = "torch.nn.modules.activation.Tanh"
+# Files and modules, and the file whose loss must be seen.
+FOLDERS: dict[str, tuple[dict[str, Any], list[tuple[str, str]] | None]] = {
+    "as it is": ({}, None),
+    "cls": ({"1_Pooling/config.json": {"word_embedding_dimension": WIDTH, "pooling_mode_cls_token": True}}, None),
+    "new spelling": ({"1_Pooling/config.json": {"embedding_dimension": WIDTH, "pooling_mode": "lasttoken"}}, BASE),
+    "two poolings": ({"1_Pooling/config.json": {"embedding_dimension": WIDTH, "pooling_mode": ["max", "mean"]}}, BASE),
+    "pooling elsewhere": (
+        {"pool/config.json": {"embedding_dimension": WIDTH, "pooling_mode": "weightedmean"}},
+        [("", "Transformer"), ("pool", "Pooling")],
+    ),
+    "dense": (dense(16, activation_function=TANH), [*BASE, ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]),
+    "dense without activation": (
+        dense(16, activation_function="torch.nn.modules.linear.Identity"),
+        [*BASE, ("2_Dense", "Dense")],
+    ),
+    "dense, norm and dropout": (
+        {
+            **dense(WIDTH, activation_function="torch.nn.modules.activation.ReLU"),
+            **NORM,
+            "4_Dropout/config.json": {"dropout": 0.3},
+        },
+        [*BASE, ("2_Dense", "Dense"), ("3_LayerNorm", "LayerNorm"), ("4_Dropout", "Dropout")],
+    ),
+    "prompt": ({"config_sentence_transformers.json": PROMPTED}, None),
+    "cut vectors": ({"config_sentence_transformers.json": {"truncate_dim": 5}}, None),
+    "short texts": ({"sentence_bert_config.json": {"max_seq_length": 6}}, None),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_vectors_are_those_of_sentence_transformers(name: str, written: Written, texts: list[str]) -> None:
+    files, modules = FOLDERS[name]
+    folder = written(files, modules)
+    some = [*texts[:3], "GAR Bel", "gar " * 40]
+    assert same(embedded(load_model(folder), some), of_the_library(folder, some))
+
+
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "as it is"])
+def test_the_check_of_vectors_catches_a_setting_that_is_dropped(
+    name: str, written: Written, tiny_bert: Path, texts: list[str]
+) -> None:
+    files, modules = FOLDERS[name]
+    some = [*texts[:3], "GAR Bel", "gar " * 40]
+    assert not same(embedded(load_model(written(files, modules)), some), embedded(load_model(tiny_bert), some))
+
+
+def test_texts_are_made_lower_case(written: Written, tiny_bert: Path) -> None:
+    tokenizer = json.loads((tiny_bert / "tokenizer.json").read_text())
+    settings = {"max_seq_length": 64, "do_lower_case": True}
+    folder = written({"tokenizer.json": {**tokenizer, "normalizer": None}, "sentence_bert_config.json": settings})
+    some = ["GAR Bel", "gar bel"]
+    vectors = embedded(load_model(folder), some)
+    assert same(vectors, of_the_library(folder, some))
+    assert same(vectors[:1], vectors[1:])
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64}))
+    assert not same(embedded(load_model(folder), some), vectors)
+
+
+def test_a_saved_model_keeps_all_of_it(written: Written, tmp_path: Path, texts: list[str]) -> None:
+    files, modules = FOLDERS["dense, norm and dropout"]
+    loaded = load_model(written({**files, "config_sentence_transformers.json": PROMPTED}, modules))
+    save_model(loaded, tmp_path / "again")
+    again = load_model(tmp_path / "again")
+    assert same(embedded(again, texts[:3]), embedded(loaded, texts[:3]))
+    assert again.prompt == "gar bel: "
+    assert len(again.steps) == 2
+
+
+CUSTOM = "custom_code.MyModule"
+
+
+@pytest.mark.parametrize(
+    ("files", "modules", "words"),
+    [
+        ({}, [*BASE, ("2_LSTM", "LSTM")], "LSTM cannot be expressed"),
+        ({}, [("", "Transformer"), ("1_W", "WeightedLayerPooling"), ("1_Pooling", "Pooling")], "WeightedLayerPooling"),
+        ({}, [("", "StaticEmbedding")], "StaticEmbedding cannot be expressed"),
+        ({}, [*BASE, ("2_Normalize", "Normalize"), ("2_Dense", "Dense")], "this order|Normalize"),
+        ({}, [("0_Transformer", "Transformer"), ("1_Pooling", "Pooling")], "in the folder itself"),
+        ({}, [*BASE, ("2_Mine", CUSTOM)], "code of its own"),
+        ({}, [*BASE, ("../2_Dense", "Dense")], "no folder in this one"),
+        ({}, [*BASE, ("/etc", "Dense")], "no folder in this one"),
+        ({"modules.json": {"a": 1}}, None, "no list of modules"),
+        ({"modules.json": [[1]]}, None, "no list of modules"),
+        ({"modules.json": [{"type": "x"}]}, None, "no list of modules"),
+        ({"modules.json": b"["}, None, "no list of modules"),
+        (dense(4, activation_function="torch.nn.modules.activation.GELU"), [*BASE, ("2_Dense", "Dense")], "GELU"),
+        (dense(4, activation_function="mine.tanh"), [*BASE, ("2_Dense", "Dense")], "mine.tanh"),
+        ({"2_Dense/config.json": {}}, [*BASE, ("2_Dense", "Dense")], "is missing"),
+        (
+            {"2_Dense/config.json": {}, "2_Dense/model.safetensors": weights(other=torch.ones(2))},
+            [*BASE, ("2_Dense", "Dense")],
+            "holds other",
+        ),
+        ({"1_Pooling/config.json": {"pooling_mode": "attention"}}, None, r"pooling by \['attention'\]"),
+        (
+            {"config_sentence_transformers.json": {"default_prompt_name": "query"}},
+            None,
+            "default_prompt_name is 'query'",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_module_that_cannot_be_expressed_is_refused(
+    files: dict[str, Any], modules: Any, words: str, written: Written
+) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read_sentences(written(files, modules))
+
+
+def test_output_flags_change_nothing(written: Written, tiny_bert: Path, texts: list[str]) -> None:
+    config = json.loads((tiny_bert / "config.json").read_text())
+    flags = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
+    folder = written({"config.json": {**config, **flags}})
+    loaded = load_model(folder)
+    assert same(embedded(loaded, texts[:3]), embedded(load_model(tiny_bert), texts[:3]))
+    assert len(loaded.model(**loaded.encode(texts[:1]))) == 1
