@@ -103,9 +103,12 @@ class LoadedModel:
             return dict(self.processor(images=list(items), return_tensors="pt"))
         cut = min(self.max_length, max_length or self.max_length)
         columns = [list(column) for column in zip(*items, strict=True)] if _are_pairs(items) else [list(items)]
-        columns[0] = [self.prompt + text for text in columns[0]]
-        encoded = self.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True)
-        return self.pad(encoded)
+        return self.pad(self.tokenize(columns, cut))
+
+    def tokenize(self, columns: Sequence[list[str]], cut: int) -> dict[str, Any]:
+        """Texts, or the columns of pairs of them, as ids behind the default prompt, cut to so many tokens, unpadded."""
+        first = [self.prompt + text for text in columns[0]]
+        return dict(self.tokenizer(first, *columns[1:], truncation=True, max_length=cut, return_attention_mask=True))
 
     def pad(self, rows: Any) -> dict[str, torch.Tensor]:
         """Tokenized texts, one after the other or by column, as one batch: filled up on the right, as on a device."""

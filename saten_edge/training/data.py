@@ -263,7 +263,7 @@ def encode(
     else:
         columns = [list(column) for column in zip(*examples.inputs, strict=True)]
         cut = cut_length(loaded, max_length)
-        encoded = dict(loaded.tokenizer(*columns, truncation=True, max_length=cut, return_attention_mask=True))
+        encoded = loaded.tokenize(columns, cut)
         rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     return [{**row, "labels": label} for row, label in zip(rows, labels, strict=True)] if labels else rows
 

@@ -17,6 +17,7 @@ from hostile.case import MEBIBYTE, Case, Place, saten_edge, saten_run
 from hostile.recipes import BAD_RECIPES
 from hostile.sound import LOOKUP, TABLE, WIDTH, WORDS, external, graph, model, node, seal_bundle, tensor
 from hostile.wire import bytes_field, packed, varint_field
+from saten_runtime.bundle.manifest import Choice
 
 __all__ = ["CASES"]
 
@@ -115,6 +116,48 @@ def into_output(*nodes: bytes, initializers: list[bytes]) -> bytes:
     return model(graph([lookup, *nodes, total], [TABLE, *initializers]))
 
 
+TOKENIZER = {"file": "tokenizer.json", "pad_id": 0, "max_length": 16}
+POOLING = {"pooling": "mean", "normalize": True}
+MODULE = {"kind": "dense", "weight": "w.npy", "bias": "", "activation": "tanh", "eps": 1e-5}
+
+
+def choosing(**changes: Any) -> dict[str, Any]:
+    return {"generation": {"cache": [], "stop_ids": [], "choice": {**vars(Choice()), **changes}}}
+
+
+# What a manifest may say of a model's settings, and must not: (label, fields, words of the refusal).
+BAD_SETTINGS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "a third side",
+        {"tokenizer": {**TOKENIZER, "truncation_side": "both"}},
+        "tokenizer.truncation_side: found 'both'",
+    ),
+    ("a prompt of numbers", {"tokenizer": {**TOKENIZER, "prompt": [1]}}, r"tokenizer.prompt: found \[1\]"),
+    ("no dimension", {"postprocess": {**POOLING, "dimensions": 0}}, "postprocess.dimensions: found 0"),
+    ("a negative dimension", {"postprocess": {**POOLING, "dimensions": -3}}, "postprocess.dimensions: found -3"),
+    (
+        "a module with a hook",
+        {"postprocess": {**POOLING, "modules": [{**MODULE, "hook": 1}]}},
+        "postprocess.modules.*hook",
+    ),
+    (
+        "a module without numbers",
+        {"postprocess": {**POOLING, "modules": [{"kind": "dense"}]}},
+        "postprocess.modules.* is missing",
+    ),
+    ("no temperature", choosing(temperature=0.0), "generation.choice.temperature: found 0.0"),
+    ("a nucleus of nothing", choosing(top_p=0.0), "generation.choice.top_p: found 0.0"),
+    ("a share above 1", choosing(min_p=1.5), "generation.choice.min_p: found 1.5"),
+    ("a penalty of nothing", choosing(repetition_penalty=-1.0), "generation.choice.repetition_penalty: found -1.0"),
+    (
+        "n-grams of a negative size",
+        choosing(no_repeat_ngram_size=-1),
+        "generation.choice.no_repeat_ngram_size: found -1",
+    ),
+    ("a banned token below 0", choosing(suppress_tokens=[-1]), r"generation.choice.suppress_tokens\[0\]: found -1"),
+    ("a number beyond all counts", choosing(top_k=2**70), "generation.choice.top_k: found"),
+]
+
 EXPAND = into_output(
     node("Expand", ["one", "size"], "big"),
     node("ReduceSum", ["big", "axes"], "small", bytes_field(1, "keepdims") + varint_field(3, 0) + varint_field(20, 2)),
@@ -194,6 +237,10 @@ GRAPHS = [
     *(
         refused("R1", f"a recipe with {label}", manifest(recipe=recipe), rf"saten_edge\.json\.recipe{words}")
         for label, (recipe, words) in BAD_RECIPES.items()
+    ),
+    *(
+        refused("R1", f"{label} in the manifest", manifest(**fields), rf"saten_edge\.json\..*{words}")
+        for label, fields, words in BAD_SETTINGS
     ),
     refused("R1", "an unknown task", manifest(task="mind-reading"), "task 'mind-reading'; this saten-runtime runs"),
     refused(
