@@ -10,6 +10,7 @@ from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Examples, checked, collator, encode
 from saten_edge.training.losses import Sides
 from saten_edge.training.objectives import Training
+from saten_edge.training.pooling import pooling_of
 
 __all__ = ["judge"]
 
@@ -44,4 +45,6 @@ def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, A
     if teacher is None:
         return Sides(batch, student.model(**inputs))
     got = student.model(**inputs, output_hidden_states=True)
-    return Sides(batch, got, teacher.model(**inputs, output_hidden_states=True), (student.pool, teacher.pool))
+    return Sides(
+        batch, got, teacher.model(**inputs, output_hidden_states=True), (pooling_of(student), pooling_of(teacher))
+    )

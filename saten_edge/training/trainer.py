@@ -24,6 +24,7 @@ from saten_edge.training.data import Batches
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.losses import Fraction, Sides
 from saten_edge.training.objectives import Loss, Training
+from saten_edge.training.pooling import pooling_of
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_runtime.records.files import system_errors
 
@@ -45,7 +46,7 @@ class Objective:
             weighted.append((distillation.label_weight, training.label_loss))
         self.losses, self.teacher, self.temperature = weighted, teacher if parts else None, distillation.temperature
         self.hidden = bool({"hidden", "embedding"} & set(parts))
-        self.pools = (student.pool, teacher.pool) if teacher is not None else ()
+        self.pools = (pooling_of(student), pooling_of(teacher)) if teacher is not None else ()
         # a head that no loss looks at
         self.leaves_unused = training.label_loss is not None and not (distillation.label_weight or "logits" in parts)
 

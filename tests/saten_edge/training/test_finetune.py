@@ -139,7 +139,7 @@ def test_progress_counts_the_steps_to_the_end_and_nothing_is_printed(student, te
 
 
 def test_minutes_end_it_before_the_steps_do(student, teacher, texts):
-    outcome = distil(student, teacher, texts, dataclasses.replace(SCHEDULE, steps=10**6, minutes=0.002))
+    outcome = distil(student, teacher, texts, dataclasses.replace(SCHEDULE, steps=10**6, minutes=0.01))
     assert 1 <= len(outcome.history) < 10**6
     assert outcome.history[-1].done == 1
     assert outcome.ended == "minutes"
