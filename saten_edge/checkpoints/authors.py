@@ -7,7 +7,8 @@ A state dict of theirs holds for a compressed linear layer X
     X.mask        (out, in)    0 or 1, where it counts; both are absent of a layer that is a train alone
     X.bias        (out,)       optional
 
-and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without factors is an ordinary one.
+and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without factors is an ordinary one. After their LoRA
+run, names begin with `base_model.model.` and wrapped layers' go on with `base_layer.`; both are left out.
 """
 
 from __future__ import annotations
@@ -113,7 +114,21 @@ def read_state(src: Path) -> dict[str, Tensor]:
         if twice:
             raise CheckpointError(f"{file}: holds {twice[0]!r}, which another file of {src} holds too")
         state |= found
-    return state
+    return _unwrapped(src, state)
+
+
+def _unwrapped(src: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names they have without what peft wraps around a model and around its layers."""
+    adapter = next((key for key in state if ".lora_" in key), None)
+    if adapter is not None:
+        raise CheckpointError(
+            f"{src}: holds {adapter}, of an adapter that is not merged; where it was made, save "
+            "model.merge_and_unload().state_dict() instead"
+        )
+    plain = {key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in state}
+    if len(plain) < len(state):
+        raise CheckpointError(f"{src}: holds a layer both with base_layer in its name and without; save it again")
+    return {name: state[key] for name, key in plain.items()}
 
 
 def best_pattern(mask: Tensor) -> tuple[str, int, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
     seal,
     verify_folder,
 )
+from saten_edge.checkpoints.foreign import refuse_adapter, refuse_rounded, with_safetensors
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
@@ -149,13 +150,27 @@ def load_model(
         UsageError: a task that there is not, or that the family does not have.
     """
     folder = resolve_model(str(name))
+    with with_safetensors(folder) as readable:
+        return _load(str(name), folder, readable, task, num_labels, seed, dtype)
+
+
+def _load(
+    name: str,
+    origin: Path,
+    folder: Path,
+    task: str | None,
+    num_labels: int | None,
+    seed: int,
+    dtype: torch.dtype | str,
+) -> LoadedModel:
+    """`load_model` of a folder that stands for `origin`."""
     tensors = read_headers(folder)
     verify_folder(folder, tensors)
     row, task = _family_and_task(folder, task)
     try:
         model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
         tokenizer, processor = _preprocessors(folder, row)
-        pad_id = 0 if tokenizer is None else _fitted(str(name), model, tokenizer, row, task)
+        pad_id = 0 if tokenizer is None else _fitted(name, model, tokenizer, row, task)
     except SatenError:
         raise
     except Exception as cause:  # transformers raises almost anything on a bad folder
@@ -172,8 +187,8 @@ def load_model(
         tokenizer,
         sentences,
         _max_length(folder, model, task, tokenizer),
-        _source(str(name), folder, model),
-        folder,
+        _source(name, folder, model),
+        origin,
         task,
         processor,
         pad_id,
@@ -208,7 +223,8 @@ def save_model(
 def resolve_model(name: str) -> Path:
     """The folder of a model: as given, or downloaded from the hub."""
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
+        if not (Path(name) / CONFIG_FILE).is_file():
+            refuse_adapter(Path(name))
             raise CheckpointError(f"{name}: has no config.json; expected a transformers model folder")
         refuse_odd_files(Path(name))
         return Path(name)
@@ -240,6 +256,7 @@ def task_in(folder: Path) -> str:
 def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]:
     """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
     config = read_json(folder / CONFIG_FILE, CheckpointError)
+    refuse_rounded(folder, config)
     row = architecture(config.get("model_type"))
     task = task or task_in(folder)
     if task not in HUB_TASKS:

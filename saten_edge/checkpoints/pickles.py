@@ -70,14 +70,17 @@ def _convert(source: Path, target: Path) -> None:
         size = sum(tensor.nbytes for tensor in state.values())
         if size > _most_bytes(source):
             raise CheckpointError(f"{source}: its tensors have {size} bytes, more than {_MOST_GROWTH} of such files")
-        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target)
+        save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target, {"format": "pt"})
     except SatenError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as cause:
         reason = one_line(cause, 120)
         raise CheckpointError(f"{source}: cannot be read as a state dict ({reason})") from None
     except Exception as cause:  # a pickle that wants more than tensors ends in an error class of its own
-        raise CheckpointError(f"{source}: refused, it holds more than tensors ({type(cause).__name__})") from None
+        raise CheckpointError(
+            f"{source}: refused, it holds more than tensors ({type(cause).__name__}); where it was made, save "
+            'the numbers alone: torch.save(model.state_dict(), "state.pt")'
+        ) from None
 
 
 @contextlib.contextmanager

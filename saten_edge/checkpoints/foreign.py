@@ -1,0 +1,69 @@
+"""Model folders that are not as transformers writes them today: read where the numbers are there, else refused."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saten_edge.checkpoints.pickles import convert_pickle
+from saten_runtime.errors import CheckpointError
+from saten_runtime.records.files import read_json
+
+__all__ = ["refuse_adapter", "refuse_rounded", "with_safetensors"]
+
+PICKLE_FILE = "pytorch_model.bin"
+ADAPTER_FILE = "adapter_config.json"
+# What a copy of a folder leaves out: weights, which other programs wrote.
+WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx", "*.ot")
+
+
+@contextlib.contextmanager
+def with_safetensors(folder: Path) -> Iterator[Path]:
+    """A folder with the same model whose weights are safetensors: itself, or a copy of what torch pickled.
+
+    Raises:
+        CheckpointError: the pickle is no state dict, see `convert_pickle`.
+    """
+    pickled = folder / PICKLE_FILE
+    if not pickled.is_file() or any(folder.glob("*.safetensors")):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as aside:
+        copy = Path(aside) / folder.resolve().name
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*WEIGHTS))
+        convert_pickle(pickled, copy / "model.safetensors")
+        yield copy
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder of peft's, which holds no model.
+
+    Raises:
+        CheckpointError: naming the model that the adapter belongs to.
+    """
+    if (folder / ADAPTER_FILE).is_file():
+        base = read_json(folder / ADAPTER_FILE, CheckpointError).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder}: is an adapter of {base}, no model; merge the two with peft first: "
+            "model.merge_and_unload().save_pretrained(FOLDER)"
+        )
+
+
+def refuse_rounded(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse weights that another program has rounded already.
+
+    Raises:
+        CheckpointError: naming the program.
+    """
+    how = config.get("quantization_config")
+    if not isinstance(how, Mapping) or how.get("quant_method") == "saten":
+        return
+    method = how.get("quant_method") or ("bitsandbytes" if any("load_in" in str(key) for key in how) else "unknown")
+    raise CheckpointError(
+        f"{folder}: its weights are quantized already (quant_method {method}); take the model that was quantized, "
+        "compress it, and export that with --precision int8 or int4"
+    )
