@@ -35,6 +35,7 @@ ROOMS = {
             "machine",
             "bundle",
             "run",
+            *("runner", "generation", "parity"),
             "bench",
             "accuracy",
         ),
