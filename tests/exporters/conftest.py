@@ -180,9 +180,16 @@ def run_ort() -> Callable[..., list[np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
-def loaded_tiny(tiny_bert: Path, tiny_saten: Path, tiny_saten_unstructured: Path) -> dict[str, LoadedModel]:
-    """The tiny models: dense, saten (grouped residuals), unstructured. Read-only."""
-    folders = {"dense": tiny_bert, "saten": tiny_saten, "unstructured": tiny_saten_unstructured}
+def loaded_tiny(
+    tiny_bert: Path, tiny_saten: Path, tiny_saten_unstructured: Path, tiny_saten_n_of_m: Path
+) -> dict[str, LoadedModel]:
+    """The tiny models: dense, saten (grouped residuals), unstructured, 1:8. Read-only."""
+    folders = {
+        "dense": tiny_bert,
+        "saten": tiny_saten,
+        "unstructured": tiny_saten_unstructured,
+        "1of8": tiny_saten_n_of_m,
+    }
     return {name: load_model(folder) for name, folder in folders.items()}
 
 
@@ -231,7 +238,7 @@ def export_of(
 ) -> Callable[[str, str, str, str], tuple[LoadedModel, Bundle]]:
     """export_of(model_type, task, form, precision) -> the model and its bundle, made once. Read-only.
 
-    form: "dense", "saten", or "saten as" a lowering.
+    form: "dense", or "saten", perhaps with a pattern that is not grouped, and perhaps "as" a lowering.
     """
     folder = tmp_path_factory.mktemp("battery")
     loaded, made = dict[tuple[str, ...], LoadedModel](), dict[tuple[str, ...], Bundle]()
@@ -240,7 +247,8 @@ def export_of(
         source = load_model(make_tiny(model_type, task), task)
         if form != "dense":
             recipe = Recipe(rounds=1, share=0.6)  # every layer has both parts
-            compress(source, 0.5, pattern="grouped", group=8, allocation="uniform", recipe=recipe)
+            pattern = form.partition(" ")[2] or "grouped"
+            compress(source, 0.5, pattern=pattern, group=8, allocation="uniform", recipe=recipe)
         return source
 
     def get(model_type: str, task: str, form: str, precision: str) -> tuple[LoadedModel, Bundle]:

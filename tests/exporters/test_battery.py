@@ -40,6 +40,10 @@ CELLS += [
     for lowering in ("tt-chain", "dense")
     for precision in PRECISIONS
 ]
+# Another layout of the residual.
+CELLS += [
+    (model_type, row.tasks[0], "saten 1:8", name) for model_type, row in ARCHITECTURES.items() for name in PRECISIONS
+]
 # The cells that run always: each family, each task and both forms at least once, decoders with and without a tied head.
 QUICK = {
     ("bert", "text-classification", "saten", "fp32"),
@@ -53,6 +57,7 @@ QUICK = {
     ("deit", "feature-extraction", "dense", "fp32"),
     ("vit", "feature-extraction", "saten as tt-chain", "fp32"),
     ("electra", "feature-extraction", "saten as dense", "fp32"),
+    ("bert", "feature-extraction", "saten 1:8", "int8"),
     ("llama", "text-generation", "dense", "fp32"),
     ("qwen2", "text-generation", "dense", "fp32"),
     ("qwen3", "text-generation", "saten", "fp32"),

@@ -22,7 +22,7 @@ from saten_runtime.run.parity import compare_outputs
 from saten_runtime.vocabulary.operators import DOMAIN
 
 HERE = Path(__file__).parent
-MODELS = ("dense", "saten", "unstructured")
+MODELS = ("dense", "saten", "unstructured", "1of8")
 BUNDLES = [(model, precision) for model in MODELS for precision in PRECISIONS]
 # Two orders of float32 sums; a hundred times less than what one wrong weight makes.
 ROUNDING = 1e-5
