@@ -6,6 +6,7 @@ other than it is.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import re
@@ -20,6 +21,9 @@ import transformers
 from huggingface_hub import InferenceClient
 from transformers.pipelines import SUPPORTED_TASKS
 
+import saten_edge
+import saten_exporters
+import saten_runtime
 from saten_edge.checkpoints.architectures import ARCHITECTURES, Architecture
 from saten_edge.training.objectives import TRAININGS
 from saten_exporters.bundles.card import USES
@@ -27,6 +31,7 @@ from saten_exporters.tracing.samples import KINDS
 from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.bench.plan import Plan, Size
 from saten_runtime.run.predict import PREDICTORS
+from saten_runtime.vocabulary import files
 from saten_runtime.vocabulary.tasks import (
     CLASSES,
     HUB_TASKS,
@@ -247,3 +252,21 @@ def test_one_label_makes_a_regression_of_texts_alone() -> None:
 
 def test_a_picture_is_timed_as_one_token() -> None:
     assert Plan(batches=(1, 2), tokens=(16, 32)).sizes(IMAGES) == [Size(1, 1), Size(2, 1)]
+
+
+# --- names of files ----------------------------------------------------------------------------------------------
+
+
+def repeated(source: str) -> set[str]:
+    """Names of `vocabulary.files` that a module spells out itself."""
+    names = {getattr(files, constant) for constant in files.__all__}
+    found = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
+    return names & {value for value in found if isinstance(value, str)}
+
+
+def test_a_files_name_stands_once() -> None:
+    folders = [Path(package.__path__[0]) for package in (saten_edge, saten_exporters, saten_runtime)]
+    modules = [path for folder in folders for path in folder.rglob("*.py") if path != Path(files.__file__)]
+    assert len(modules) > 200
+    assert {str(path): names for path in modules if (names := repeated(path.read_text("utf-8")))} == {}
+    assert repeated(f"folder / '{files.CONFIG_FILE}'") == {files.CONFIG_FILE}

@@ -23,7 +23,7 @@ from saten_edge.checkpoints.foreign import refuse_adapter, refuse_rounded, with_
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
-from saten_edge.checkpoints.sentences import TRANSFORMER_FILE, Sentences, lower_case, read_sentences
+from saten_edge.checkpoints.sentences import Sentences, lower_case, read_sentences
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
@@ -32,13 +32,20 @@ from saten_runtime.records.files import read_json, sha256_file
 from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.run.pooling import Step, pool
-from saten_runtime.vocabulary.files import CONFIG_FILE
+from saten_runtime.vocabulary.files import (
+    CONFIG_FILE,
+    MODULES_FILE,
+    PREPROCESSOR_CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TRANSFORMER_FILE,
+)
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, PROMPTS, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
 # What a model says of itself, beside what sentence-transformers keeps.
-SETTINGS_FILES = (CONFIG_FILE, "tokenizer_config.json", "tokenizer.json", "preprocessor_config.json")
+SETTINGS_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, PREPROCESSOR_CONFIG_FILE)
 # A config may ask for more outputs, or for a tuple of them; a graph has its task's, by name.
 ONE_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 
@@ -248,7 +255,7 @@ def task_in(folder: Path) -> str:
         CheckpointError: its config is none.
         UsageError: none of ours.
     """
-    if (folder / "modules.json").is_file():  # sentence-transformers' embeddings
+    if (folder / MODULES_FILE).is_file():  # sentence-transformers' embeddings
         return FEATURE_EXTRACTION.hub
     return task_of(list(read_json(folder / CONFIG_FILE, CheckpointError).get("architectures") or ()))
 

@@ -19,13 +19,11 @@ from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import parse_json, read_json
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.run.pooling import ACTIVATIONS, POOLS, Step
+from saten_runtime.vocabulary.files import CONFIG_FILE, MODULES_FILE, PROMPTS_FILE, TRANSFORMER_FILE
 
-__all__ = ["LAYERS", "MODULES_FILE", "PROMPTS_FILE", "TRANSFORMER_FILE", "Sentences", "lower_case", "read_sentences"]
+__all__ = ["LAYERS", "Sentences", "lower_case", "read_sentences"]
 
-MODULES_FILE = "modules.json"
-PROMPTS_FILE = "config_sentence_transformers.json"
-TRANSFORMER_FILE = "sentence_bert_config.json"
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # of a module, in its folder
+WEIGHTS_FILE = "model.safetensors"  # of a module, in its folder
 # Where the pooling is that no `modules.json` points to.
 POOLING_FOLDER = "1_Pooling"
 

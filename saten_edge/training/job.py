@@ -268,7 +268,7 @@ def head_of(model: str | Path) -> Head:
     try:
         return Head(task, len(names), {str(name): int(number) for number, name in names.items()})
     except (AttributeError, ValueError):
-        raise CheckpointError(f"{folder / 'config.json'}: id2label does not name labels by their numbers") from None
+        raise CheckpointError(f"{folder / CONFIG_FILE}: id2label does not name labels by their numbers") from None
 
 
 def _training(model: str | Path, head: Head, taught: Head | None, data: Rows | Examples) -> Training:

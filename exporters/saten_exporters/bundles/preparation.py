@@ -15,6 +15,7 @@ from saten_exporters.tracing.signatures import kind_of
 from saten_runtime.bundle.manifest import CacheEntry, Choice, Generation, Image, Tokenizer
 from saten_runtime.errors import ExportError
 from saten_runtime.records.reader import Reader
+from saten_runtime.vocabulary.files import GENERATION_CONFIG_FILE, PREPROCESSOR_CONFIG_FILE, TOKENIZER_FILE
 
 __all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_steps", "save_tokenizer"]
 
@@ -39,7 +40,7 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
         )
     source.tokenizer.save_pretrained(folder)
     return Tokenizer(
-        "tokenizer.json",
+        TOKENIZER_FILE,
         source.pad_id,
         source.max_length,
         split_special_tokens=bool(source.tokenizer.split_special_tokens),
@@ -60,9 +61,9 @@ def save_steps(source: Exportable, folder: Path) -> None:
 def save_settings(source: Exportable, folder: Path) -> None:
     """Write what transformers and transformers.js read beside a graph of pictures, and of one that generates."""
     if source.processor is not None:
-        source.processor.to_json_file(folder / "preprocessor_config.json")
+        source.processor.to_json_file(folder / PREPROCESSOR_CONFIG_FILE)
     if kind_of(source).cached:
-        source.model.generation_config.to_json_file(folder / "generation_config.json")
+        source.model.generation_config.to_json_file(folder / GENERATION_CONFIG_FILE)
 
 
 def image_of(source: Exportable) -> Image:

@@ -6,13 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saten_exporters.exportable import Exportable
-from saten_exporters.sources.sentence_files import MODULES, PROMPTS
 from saten_exporters.sources.sentence_files import ROWS as SENTENCE_ROWS
 from saten_exporters.sources.setting import REFUSED, REPORTED, Setting
-from saten_exporters.sources.transformers_files import CONFIG, GENERATION
 from saten_exporters.sources.transformers_files import ROWS as TRANSFORMERS_ROWS
 from saten_exporters.tracing.signatures import kind_of
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.files import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
 
 __all__ = ["SETTINGS", "check_settings"]
 
@@ -47,21 +52,24 @@ def check_settings(source: Exportable) -> list[str]:
 
 def _said(source: Exportable) -> Iterator[tuple[str, str, str, Any]]:
     """(file, its name in the table, key, value) of every setting of the model's files."""
-    modules: Mapping[str, str] = source.settings.get(MODULES, {})
+    modules: Mapping[str, str] = source.settings.get(MODULES_FILE, {})
     for file, values in source.settings.items():
-        if file == MODULES:
-            yield from ((file, MODULES, kind, None) for kind in values.values())
+        if file == MODULES_FILE:
+            yield from ((file, MODULES_FILE, kind, None) for kind in values.values())
             continue
         folder, _, _ = file.rpartition("/")
         kind = modules.get(folder, "Pooling").lower() if folder else file
         yield from ((file, kind, key, value) for key, value in values.items() if not _idle(source, file, key, value))
     if kind_of(source).cached:
-        yield from ((GENERATION, GENERATION, *item) for item in source.model.generation_config.to_dict().items())
+        yield from (
+            (GENERATION_CONFIG_FILE, GENERATION_CONFIG_FILE, *item)
+            for item in source.model.generation_config.to_dict().items()
+        )
 
 
 def _idle(source: Exportable, file: str, key: str, value: Any) -> bool:
     """Whether a setting has nothing to act on: prompts that are empty or put before texts, a pooling without them."""
-    if (file, key) == (PROMPTS, "prompts"):
+    if (file, key) == (PROMPTS_FILE, "prompts"):
         return {prompt for prompt in value.values() if prompt} <= {source.prompt}
     return key == "include_prompt" and not source.prompt
 
@@ -70,7 +78,7 @@ def _defaults(source: Exportable) -> dict[str, Mapping[str, Any]]:
     """What the library takes where a file is silent, of the files that decide numbers and are read by its classes."""
     from transformers import GenerationConfig
 
-    return {CONFIG: type(source.model.config)().to_dict(), GENERATION: GenerationConfig().to_dict()}
+    return {CONFIG_FILE: type(source.model.config)().to_dict(), GENERATION_CONFIG_FILE: GenerationConfig().to_dict()}
 
 
 def _neutral(row: Setting, value: Any) -> bool:
@@ -82,7 +90,7 @@ def _refuse_clean_up(source: Exportable) -> None:
     repairs = kind_of(source).cached and source.tokenizer.clean_up_tokenization_spaces
     if repairs and type(source.tokenizer.backend_tokenizer.model).__name__ != "BPE":
         raise _refusal(
-            source, "tokenizer_config.json", "clean_up_tokenization_spaces", True, "generated text is not repaired"
+            source, TOKENIZER_CONFIG_FILE, "clean_up_tokenization_spaces", True, "generated text is not repaired"
         )
 
 

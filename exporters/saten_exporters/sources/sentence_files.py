@@ -16,21 +16,21 @@ from saten_exporters.sources.setting import (
     TRAINING,
     rows,
 )
+from saten_runtime.vocabulary.files import MODULES_FILE, PROMPTS_FILE, TRANSFORMER_FILE
 
-__all__ = ["MODULES", "PROMPTS", "ROWS", "TRANSFORMER"]
+__all__ = ["ROWS"]
 
-MODULES, PROMPTS, TRANSFORMER = "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 ROWS = [
     *rows(
-        MODULES,
+        MODULES_FILE,
         HONOURED,
         "Transformer Pooling Dense LayerNorm Normalize",
         "the manifest's postprocess",
         "test_vectors_are_those_of_sentence_transformers",
     ),
-    *rows(MODULES, HARMLESS, "Dropout", TRAINING, "test_vectors_are_those_of_sentence_transformers"),
+    *rows(MODULES_FILE, HARMLESS, "Dropout", TRAINING, "test_vectors_are_those_of_sentence_transformers"),
     *rows(
-        MODULES,
+        MODULES_FILE,
         REFUSED,
         "BoW CLIPModel CNN LSTM Router Asym StaticEmbedding WeightedLayerPooling WordEmbeddings WordWeights "
         "InputModule Module MultiVectorMask SpladePooling SparseAutoEncoder SparseStaticEmbedding MLMTransformer "
@@ -39,38 +39,40 @@ ROWS = [
         "test_a_module_that_cannot_be_expressed_is_refused",
     ),
     *rows(
-        PROMPTS,
+        PROMPTS_FILE,
         HONOURED,
         "default_prompt_name",
         "the device puts the prompt before every text",
         "test_vectors_are_those_of_sentence_transformers",
     ),
     *rows(
-        PROMPTS,
+        PROMPTS_FILE,
         HONOURED,
         "truncate_dim",
         "the first numbers of a vector are kept",
         "test_the_first_numbers_are_kept_after_normalization",
     ),
-    *rows(PROMPTS, REPORTED, "prompts", "only the default prompt is put before texts; write the others yourself"),
+    *rows(PROMPTS_FILE, REPORTED, "prompts", "only the default prompt is put before texts; write the others yourself"),
     *rows(
-        PROMPTS,
+        PROMPTS_FILE,
         REPORTED,
         "similarity_fn_name",
         "saten-run eval compares vectors by their cosine",
         neutral=("cosine",),
     ),
-    *rows(PROMPTS, HARMLESS, "__version__ model_type requirements", NAMES),
-    *rows(TRANSFORMER, HONOURED, "max_seq_length", "texts are cut to it", "test_a_text_is_cut_where_python_cuts_it"),
+    *rows(PROMPTS_FILE, HARMLESS, "__version__ model_type requirements", NAMES),
     *rows(
-        TRANSFORMER,
+        TRANSFORMER_FILE, HONOURED, "max_seq_length", "texts are cut to it", "test_a_text_is_cut_where_python_cuts_it"
+    ),
+    *rows(
+        TRANSFORMER_FILE,
         HONOURED,
         "do_lower_case",
         "the bundle's tokenizer.json makes texts lower case",
         "test_texts_are_made_lower_case",
     ),
     *rows(
-        TRANSFORMER,
+        TRANSFORMER_FILE,
         REFUSED,
         "transformer_task",
         "a bundle that embeds has the base model",
@@ -78,7 +80,7 @@ ROWS = [
         neutral=("feature-extraction",),
     ),
     *rows(
-        TRANSFORMER,
+        TRANSFORMER_FILE,
         REFUSED,
         "modality_config",
         "a bundle reads texts, by the base model",
@@ -86,7 +88,7 @@ ROWS = [
         neutral=({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
     ),
     *rows(
-        TRANSFORMER,
+        TRANSFORMER_FILE,
         REFUSED,
         "module_output_name",
         "pooling reads the vectors of tokens",
@@ -94,7 +96,7 @@ ROWS = [
         neutral=("token_embeddings",),
     ),
     *rows(
-        TRANSFORMER,
+        TRANSFORMER_FILE,
         REFUSED,
         "processing_kwargs model_args tokenizer_args config_args model_kwargs processor_kwargs config_kwargs "
         "tokenizer_name_or_path query_length document_length query_expansion",
@@ -102,7 +104,7 @@ ROWS = [
         REFUSAL,
         neutral=({},),
     ),
-    *rows(TRANSFORMER, HARMLESS, "unpad_inputs backend", SPEED),
+    *rows(TRANSFORMER_FILE, HARMLESS, "unpad_inputs backend", SPEED),
     *rows(
         "pooling",
         HONOURED,

@@ -9,8 +9,10 @@ __all__ = [
     "MODEL_FILE",
     "MODULES_FILE",
     "PREPROCESSOR_CONFIG_FILE",
+    "PROMPTS_FILE",
     "TOKENIZER_CONFIG_FILE",
     "TOKENIZER_FILE",
+    "TRANSFORMER_FILE",
 ]
 
 CONFIG_FILE = "config.json"
@@ -18,8 +20,10 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 PREPROCESSOR_CONFIG_FILE = "preprocessor_config.json"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# Of sentence-transformers: which modules follow the model.
+# Of sentence-transformers: which modules follow the model, the prompts put before texts, and settings of the model.
 MODULES_FILE = "modules.json"
+PROMPTS_FILE = "config_sentence_transformers.json"
+TRANSFORMER_FILE = "sentence_bert_config.json"
 # Weights lie beside the graph in files whose names begin with the graph's.
 MODEL_FILE = "model.onnx"
 CARD_FILE = "README.md"

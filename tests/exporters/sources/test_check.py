@@ -9,10 +9,9 @@ import pytest
 import transformers
 
 from saten_exporters.sources.check import SETTINGS, check_settings
-from saten_exporters.sources.sentence_files import MODULES
 from saten_exporters.sources.setting import REFUSED, REPORTED
-from saten_exporters.sources.transformers_files import CONFIG, GENERATION
 from saten_runtime.errors import ExportError
+from saten_runtime.vocabulary.files import CONFIG_FILE, GENERATION_CONFIG_FILE, MODULES_FILE
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, TEXT_GENERATION
 
 FOLDERS = {"pooling": "1_Pooling", "dense": "2_Dense", "layernorm": "3_LayerNorm", "normalize": "4_Normalize"}
@@ -42,7 +41,7 @@ def source(files: dict[str, Any], *, task: str = FEATURE_EXTRACTION.hub, prompt:
         task=task,
         processor=None,
         prompt=prompt,
-        settings={MODULES: EVERY_MODULE, **files},
+        settings={MODULES_FILE: EVERY_MODULE, **files},
         source={"model": "m"},
         tokenizer=SimpleNamespace(
             clean_up_tokenization_spaces=False, backend_tokenizer=SimpleNamespace(model=transformers)
@@ -53,17 +52,17 @@ def source(files: dict[str, Any], *, task: str = FEATURE_EXTRACTION.hub, prompt:
 
 def saying(file: str, key: str, value: Any) -> Any:
     """A model one of whose files says one thing."""
-    if file == GENERATION:
+    if file == GENERATION_CONFIG_FILE:
         return source({}, task=TEXT_GENERATION.hub, **{key: value})
-    if file == MODULES:
-        return source({MODULES: {**EVERY_MODULE, "5_Odd": key}})
+    if file == MODULES_FILE:
+        return source({MODULES_FILE: {**EVERY_MODULE, "5_Odd": key}})
     name = f"{FOLDERS[file]}/config.json" if file in FOLDERS else file
     prompt = "query: " if key == "include_prompt" else ""
     return source({name: {key: value}}, prompt=prompt)
 
 
 def rows(treatment: str) -> list[tuple[str, str]]:
-    return [(row.file, row.key) for row in SETTINGS.values() if row.treatment == treatment and row.file != MODULES]
+    return [(row.file, row.key) for row in SETTINGS.values() if row.treatment == treatment and row.file != MODULES_FILE]
 
 
 @pytest.mark.parametrize(("file", "key"), rows(REFUSED))
@@ -110,17 +109,19 @@ def test_a_setting_of_generation_that_nobody_knows_is_reported() -> None:
     assert "generation_config.json: brand_new = 3" in notice
 
 
-@pytest.mark.parametrize(("task", "file"), [(FEATURE_EXTRACTION.hub, CONFIG), (TEXT_GENERATION.hub, GENERATION)])
+@pytest.mark.parametrize(
+    ("task", "file"), [(FEATURE_EXTRACTION.hub, CONFIG_FILE), (TEXT_GENERATION.hub, GENERATION_CONFIG_FILE)]
+)
 def test_a_setting_that_only_the_library_knows_is_refused(
     task: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if a newer transformers had one that this table lacks."""
-    key = {CONFIG: "hidden_act", GENERATION: "repetition_penalty"}[file]
+    key = {CONFIG_FILE: "hidden_act", GENERATION_CONFIG_FILE: "repetition_penalty"}[file]
     monkeypatch.delitem(SETTINGS, (file, key))  # type: ignore[arg-type]
-    files, generation = ({CONFIG: {key: "relu"}}, {}) if file == CONFIG else ({}, {key: 1.5})
+    files, generation = ({CONFIG_FILE: {key: "relu"}}, {}) if file == CONFIG_FILE else ({}, {key: 1.5})
     with pytest.raises(ExportError, match=rf"{key} = .* cannot be honoured; this version does not know the setting"):
         check_settings(source(files, task=task, **generation))
-    default = ({CONFIG: {key: "gelu"}}, {}) if file == CONFIG else ({}, {})
+    default = ({CONFIG_FILE: {key: "gelu"}}, {}) if file == CONFIG_FILE else ({}, {})
     assert all(key in notice for notice in check_settings(source(default[0], task=task, **default[1])))
 
 

@@ -21,10 +21,17 @@ from transformers.processing_utils import ImagesKwargs
 from saten_edge.checkpoints.architectures import ARCHITECTURES
 from saten_edge.checkpoints.sentences import LAYERS, OLD_POOLINGS
 from saten_exporters.sources.check import SETTINGS
-from saten_exporters.sources.sentence_files import MODULES, PROMPTS, TRANSFORMER
 from saten_exporters.sources.setting import REFUSED, TREATMENTS
-from saten_exporters.sources.transformers_files import CONFIG, GENERATION, PICTURES, TOKENIZER
 from saten_runtime.run.pooling import STEPS
+from saten_runtime.vocabulary.files import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    MODULES_FILE,
+    PREPROCESSOR_CONFIG_FILE,
+    PROMPTS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TRANSFORMER_FILE,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,11 +54,11 @@ def taken(function: Any) -> set[str]:
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_the_table_names_every_entry_of_a_familys_config(model_type: str) -> None:
     config = CONFIG_MAPPING[model_type]()
-    assert unlisted(CONFIG, {*config.to_dict(), *vars(config)}) == []
+    assert unlisted(CONFIG_FILE, {*config.to_dict(), *vars(config)}) == []
 
 
 def test_the_table_names_every_setting_of_generation() -> None:
-    assert unlisted(GENERATION, vars(transformers.GenerationConfig())) == []
+    assert unlisted(GENERATION_CONFIG_FILE, vars(transformers.GenerationConfig())) == []
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_the_table_names_every_setting_of_a_tokenizer(model_type: str) -> None:
     tokenizer = getattr(transformers, name)
     keys = set().union(*(taken(each.__init__) for each in tokenizer.__mro__[:-1] if "__init__" in vars(each)))
     assert {"split_special_tokens", "truncation_side", "model_max_length", "pad_token"} <= keys | {"pad_token"}
-    assert unlisted(TOKENIZER, {*keys, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES}) == []
+    assert unlisted(TOKENIZER_CONFIG_FILE, {*keys, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES}) == []
 
 
 def test_the_table_names_every_part_of_a_tokenizer() -> None:
@@ -75,7 +82,7 @@ def test_the_table_names_every_part_of_a_tokenizer() -> None:
 @pytest.mark.parametrize("name", ["ViTImageProcessorPil", "DeiTImageProcessorPil", "CLIPImageProcessorPil"])
 def test_the_table_names_every_setting_of_pictures(name: str) -> None:
     keys = {*getattr(transformers, name)().to_dict(), *ImagesKwargs.__annotations__}
-    assert unlisted(PICTURES, keys) == []
+    assert unlisted(PREPROCESSOR_CONFIG_FILE, keys) == []
 
 
 # --- sentence-transformers ---------------------------------------------------------------------------------------
@@ -99,12 +106,15 @@ def sentence_modules() -> dict[str, type]:
 def test_the_table_names_every_module_of_sentence_transformers() -> None:
     found = sentence_modules()
     assert {"Transformer", "Pooling", "Dense", "Normalize"} <= set(found)
-    assert unlisted(MODULES, found) == []
+    assert unlisted(MODULES_FILE, found) == []
 
 
 @pytest.mark.parametrize(
     ("file", "name"),
-    [(TRANSFORMER, "Transformer"), *((each.lower(), each) for each in ("Pooling", *LAYERS, "Normalize", "Dropout"))],
+    [
+        (TRANSFORMER_FILE, "Transformer"),
+        *((each.lower(), each) for each in ("Pooling", *LAYERS, "Normalize", "Dropout")),
+    ],
 )
 def test_the_table_names_every_setting_of_a_module(file: str, name: str) -> None:
     module = sentence_modules()[name]
@@ -119,7 +129,7 @@ def test_the_table_names_every_setting_of_an_embedding_model() -> None:
     source = "".join(inspect.getsource(each) for each in SentenceTransformer.__mro__[:2])
     read = set(re.findall(r'model_config(?:\.get\(|\[)"(\w+)"', source))
     assert {"prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"} <= read
-    assert unlisted(PROMPTS, read) == []
+    assert unlisted(PROMPTS_FILE, read) == []
 
 
 def test_old_spellings_of_poolings_are_those_of_sentence_transformers() -> None:
@@ -131,13 +141,13 @@ def test_old_spellings_of_poolings_are_those_of_sentence_transformers() -> None:
 
 
 def test_a_setting_that_is_added_is_missed() -> None:
-    assert unlisted(GENERATION, [*vars(transformers.GenerationConfig()), "brand_new"]) == ["brand_new"]
+    assert unlisted(GENERATION_CONFIG_FILE, [*vars(transformers.GenerationConfig()), "brand_new"]) == ["brand_new"]
     assert unlisted("pooling", ["pooling_mode", "attention_pooling"]) == ["attention_pooling"]
 
 
 def test_layers_are_the_same_on_both_sides() -> None:
     assert len(LAYERS) == len(STEPS)
-    assert all((MODULES, name) in SETTINGS for name in LAYERS)
+    assert all((MODULES_FILE, name) in SETTINGS for name in LAYERS)
 
 
 def functions_of_tests() -> set[str]:
