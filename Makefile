@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-calibration kernels kernels-aarch64 test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -26,7 +26,6 @@ help:
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make bench-front DATA=FOLDER  accuracy over bytes, every row trained to the end (benchmarks/front.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
-	@echo "make kernels-aarch64  their wheel for 64-bit ARM boards in dist/ (needs g++-aarch64-linux-gnu, CMake and ninja)"
 	@echo "make wheels  all three distributions in dist/, the kernels for x86-64 and 64-bit ARM (needs CMake and ninja)"
 
 # One install serves every target. It is repeated when a version or a dependency changed, and needs no network otherwise.
@@ -109,10 +108,6 @@ bench-calibration: $(INSTALLED)
 kernels: $(INSTALLED)
 	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)
 	$(BIN)/saten-run doctor | grep kernels
-
-kernels-aarch64: $(INSTALLED)
-	mkdir -p dist
-	PYTHON="$(abspath $(BIN))/python" $(KERNELS)/scripts/aarch64_wheel.sh dist
 
 # Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.
 test-kernels: $(INSTALLED)

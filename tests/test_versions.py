@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import saten_runtime
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -96,3 +98,10 @@ def test_the_three_distributions_and_their_packages_agree_on_their_version():
     (kernels,) = [entry for _, entry in direct_dependencies() if entry.name == "saten-kernels"]
     assert saten_edge.__version__ == saten_runtime.__version__ == pinned_version(runtime) == pinned_version(kernels)
     assert {project(file)["version"] for file in FILES} == {saten_edge.__version__}
+
+
+def test_the_runtime_asks_for_kernels_of_its_own_version():
+    """`--device` looks for a wheel of that version."""
+    runtime, kernels = project("runtime/pyproject.toml"), project("runtime/kernels/pyproject.toml")
+    assert runtime["version"] == kernels["version"] == saten_runtime.__version__
+    assert runtime["optional-dependencies"]["kernels"] == [f"saten-kernels=={runtime['version']}"]

@@ -10,6 +10,7 @@ import typer
 
 from saten_edge.cli.options import Output, Overwrite
 from saten_edge.cli.printing import show, talk
+from saten_edge.devices.kernels import Shipment
 from saten_runtime.errors import SatenError, UsageError
 from saten_runtime.options import Printing
 
@@ -23,6 +24,7 @@ Url = Annotated[str, typer.Argument(metavar="DEVICE", help="ssh://[user@]host[:p
 
 def doctor(
     url: Url,
+    shipment: Shipment,
     printing: Printing,
     bundle: Annotated[Path | None, typer.Argument(help="Bundle to try on the device")] = None,
 ) -> None:
@@ -32,7 +34,7 @@ def doctor(
     from saten_runtime.records.plain_text import align
 
     (device,) = parse_devices([url])
-    checks = examine(device, bundle, talk(printing))
+    checks = examine(device, bundle, talk(printing), shipment)
     rows = [(check["status"], check["name"], check["found"], check["advice"]) for check in checks]
     show(checks, lambda _: align(rows), printing)
     if any(check["status"] == "FAIL" for check in checks):

@@ -12,6 +12,7 @@ from saten_edge.cli.devices import refuse_on_devices, run_on_devices
 from saten_edge.cli.options import Devices
 from saten_edge.cli.printing import show, talk
 from saten_edge.cli.tables import evaluation_table
+from saten_edge.devices.kernels import Shipment
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.options import Printing
 
@@ -20,6 +21,7 @@ def evaluate(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to evaluate")],
     data: Annotated[Path, typer.Option(help="JSON Lines or CSV file; its fields say what is measured")],
     options: EvalOptions,
+    shipment: Shipment,
     printing: Printing,
     device: Devices = None,
 ) -> None:
@@ -29,9 +31,10 @@ def evaluate(
         from saten_edge.devices.printing import eval_table
 
         refuse_on_devices(resume=options.resume, examples=options.examples)
-        job = eval_job(bundles, data, reference=options.reference, threads=options.threads)
+        job = eval_job(bundles, data, reference=options.reference, threads=options.threads, shipment=shipment)
         run_on_devices(device, job, options.output, options.overwrite, eval_table, printing)
         return
+    shipment.refuse_unused([])
     with talk(printing) as said:
         result = saten_edge.evaluate(bundles, data, options, progress=said.progress)
     show(result, evaluation_table, printing)

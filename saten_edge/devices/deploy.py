@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from saten_edge.console import Advance
 from saten_edge.devices.board import Board, Item
 from saten_edge.devices.device import Device
+from saten_edge.devices.kernels import Shipment, find_kernels
 from saten_edge.devices.wheels import fetch_wheels
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -28,6 +30,7 @@ class Cargo:
 
     bundles: Sequence[Bundle]
     data: Path | None = None
+    shipment: Shipment = field(default_factory=Shipment)
 
     @property
     def items(self) -> list[Item]:
@@ -48,15 +51,17 @@ def data_path(data: Path) -> str:
     return f"data/{sha256_file(data)[:_ID]}/{data.name}"
 
 
-def deploy(board: Board, device: Device, cargo: Cargo, advance: Callable[[float, float, str], None]) -> str | None:
+def deploy(board: Board, device: Device, cargo: Cargo, advance: Advance, say: Callable[[str], None]) -> str | None:
     """Send what is missing; the name of the environment, or None where the device brings its own.
+
+    say: told in a line when the board runs without the native kernels for want of a wheel.
 
     Raises:
         DeviceError: too little room on the board, or no wheels for it.
         Disconnected: the connection was lost; calling again on a new board goes on.
     """
     items = cargo.items
-    env, wheels, unpacked_bytes = (None, [], 0) if device.ready else _environment(board)
+    env, wheels, unpacked_bytes = (None, [], 0) if device.ready else _environment(board, cargo.shipment, say)
     there = {item: board.begin(item) for item in [*wheels, *items]}
     missing = {item: offset for item, offset in there.items() if offset is not None}
     needed = sum(item.bytes - offset for item, offset in missing.items()) + unpacked_bytes
@@ -77,10 +82,13 @@ def deploy(board: Board, device: Device, cargo: Cargo, advance: Callable[[float,
     return env
 
 
-def _environment(board: Board) -> tuple[str, list[Item], int]:
+def _environment(board: Board, shipment: Shipment, say: Callable[[str], None]) -> tuple[str, list[Item], int]:
     """The environment a board needs: its name, wheels still to be sent, and the room they take unpacked."""
     board.hello.refuse_unfit(board.label)
-    wheels = [Item.of(path, f"wheels/{path.name}") for path in fetch_wheels(board.hello)]
+    kernels, lack = find_kernels(board.hello, shipment)
+    if lack:
+        say(f"{board.label}: {lack}")
+    wheels = [Item.of(path, f"wheels/{path.name}") for path in [*fetch_wheels(board.hello), *kernels]]
     name = key_of([(item.path, item.sha256) for item in wheels], _ID)
     if board.make_env(name, []):
         return name, [], 0
@@ -88,8 +96,11 @@ def _environment(board: Board) -> tuple[str, list[Item], int]:
 
 
 def _unpacked_bytes(wheel: Path) -> int:
-    with zipfile.ZipFile(wheel) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        raise DeviceError(f"{wheel}: expected a wheel, found no zip archive; remove it and run again") from None
 
 
 def _make_room(board: Board, needed: int, keep: list[str]) -> None:

@@ -14,6 +14,7 @@ from saten_edge.devices.board import Board
 from saten_edge.devices.channel import Disconnected
 from saten_edge.devices.deploy import Cargo, bundle_path, data_path, deploy
 from saten_edge.devices.device import Device
+from saten_edge.devices.kernels import Shipment
 from saten_runtime.accuracy.results import read_evaluation
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bench.results import read_bench
@@ -33,6 +34,7 @@ _MOST_WORDS_BYTES = 1 << 20
 _JOURNAL = "samples.jsonl"
 # From the folder of a run to the one that holds everything.
 _UP = "../../.."
+_USUAL = Shipment()
 _CHECKERS = {"bench": read_bench, "eval": read_evaluation}
 
 
@@ -51,7 +53,7 @@ class Job:
         return f"{self.verb}.json"
 
 
-def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job:
+def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None, shipment: Shipment = _USUAL) -> Job:
     """`saten-run bench` by a plan.
 
     Raises:
@@ -59,7 +61,8 @@ def bench_job(bundles: Sequence[Path], plan: Plan, baseline: Path | None) -> Job
     """
     opened = [Bundle.open(path) for path in bundles]
     other = [] if baseline is None else [Bundle.open(baseline)]
-    cargo = Cargo([*opened, *(bundle for bundle in other if bundle_path(bundle) not in map(bundle_path, opened))])
+    others = [bundle for bundle in other if bundle_path(bundle) not in map(bundle_path, opened)]
+    cargo = Cargo([*opened, *others], shipment=shipment)
     arguments = ["bench", *map(_there, opened), "-o", "out", "--quiet", *arguments_of(plan)]
     arguments += [part for bundle in other for part in ("--baseline", _there(bundle))]
     return Job("bench", cargo, arguments, _journal_lines(plan, cargo.bundles))
@@ -72,7 +75,9 @@ def _journal_lines(plan: Plan, bundles: Sequence[Bundle]) -> int:
     return 1 + plan.floor * len(plan.threads) + len(plan.setups) * (len(bundles) + a_round * plan.rounds)
 
 
-def eval_job(bundles: Sequence[Path], data: Path, *, reference: Path | None, threads: int) -> Job:
+def eval_job(
+    bundles: Sequence[Path], data: Path, *, reference: Path | None, threads: int, shipment: Shipment = _USUAL
+) -> Job:
     """`saten-run eval` on a data file.
 
     Raises:
@@ -83,7 +88,7 @@ def eval_job(bundles: Sequence[Path], data: Path, *, reference: Path | None, thr
     arguments = ["eval", *map(_there, opened), "--data", f"{_UP}/{data_path(data)}", "--threads", str(threads)]
     arguments += ["-o", "out/eval.json", "--quiet"]
     arguments += [part for bundle in other for part in ("--reference", _there(bundle))]
-    return Job("eval", Cargo([*opened, *other], data), arguments, 0)
+    return Job("eval", Cargo([*opened, *other], data, shipment), arguments, 0)
 
 
 def run_jobs(
@@ -94,9 +99,10 @@ def run_jobs(
     A device that fails does not keep the others from their turn.
 
     Raises:
-        UsageError: there is something where a result would be written.
+        UsageError: there is something where a result would be written, or a device that the job does not fit.
         KeyboardInterrupt: Ctrl-C; what was measured until then is written.
     """
+    job.cargo.shipment.refuse_unused(devices)
     folders = {device.label: None if output is None else output / device.label for device in devices}
     for folder in folders.values():
         if folder is not None and not overwrite:
@@ -134,16 +140,16 @@ def run_job(device: Device, job: Job, *, folder: Path | None, talk: Talk) -> dic
             raise DeviceError(f"{lost}, for the second time{journal.kept}") from None
 
 
-def examine(device: Device, bundle: Path | None, talk: Talk) -> list[dict[str, str]]:
+def examine(device: Device, bundle: Path | None, talk: Talk, shipment: Shipment = _USUAL) -> list[dict[str, str]]:
     """The rows of `saten-run doctor` on a device: name, status, found, advice.
 
     Raises:
         DeviceError: the board cannot be used at all.
     """
+    shipment.refuse_unused([device])
     bundles = [] if bundle is None else [Bundle.open(bundle)]
     with Board(device, secrets.token_hex(8)) as board:
-        with talk.stage(f"{device.label}: deploy") as advance:
-            env = deploy(board, device, Cargo(bundles), advance)
+        env = _deploy(board, device, Cargo(bundles, shipment=shipment), talk)
         with talk.stage(f"{device.label}: check"):
             checks = _checks(board, env, "doctor", [_there(bundle) for bundle in bundles])
         board.forget()
@@ -210,8 +216,7 @@ def _connect_again(device: Device, token: str, journal: _Journal) -> Board:
 
 
 def _run(board: Board, device: Device, job: Job, journal: _Journal, talk: Talk) -> dict[str, Any]:
-    with talk.stage(f"{device.label}: deploy") as advance:
-        env = deploy(board, device, job.cargo, advance)
+    env = _deploy(board, device, job.cargo, talk)
     with talk.stage(f"{device.label}: check"):
         warnings = _warnings(board, env, job.cargo.bundles)
     for warning in warnings:
@@ -223,6 +228,11 @@ def _run(board: Board, device: Device, job: Job, journal: _Journal, talk: Talk) 
     if interrupted:
         raise KeyboardInterrupt
     return result
+
+
+def _deploy(board: Board, device: Device, cargo: Cargo, talk: Talk) -> str | None:
+    with talk.stage(f"{device.label}: deploy") as advance:
+        return deploy(board, device, cargo, advance, lambda line: talk.say(printable(line)))
 
 
 def _warnings(board: Board, env: str | None, bundles: Sequence[Bundle]) -> list[str]:

@@ -18,7 +18,7 @@ from saten_runtime.errors import DeviceError
 from saten_runtime.records.files import key_of, write_json
 from saten_runtime.records.folders import new_folder
 
-__all__ = ["fetch_wheels", "runtime_wheel", "wheel_tags"]
+__all__ = ["fetch_wheels", "runtime_wheel", "wheel_cache", "wheel_tags"]
 
 _OLDEST_MANYLINUX = 17
 _PIP_LIMIT_S = 1200
@@ -34,12 +34,12 @@ def fetch_wheels(hello: Hello) -> list[Path]:
     """
     needed = _requirements()
     key = key_of([needed, wheel_tags(hello)])
-    folder = _cache() / f"py{hello.python[0]}{hello.python[1]}-{hello.machine}-{key}"
+    folder = wheel_cache() / f"py{hello.python[0]}{hello.python[1]}-{hello.machine}-{key}"
     if not (folder / _DONE).is_file():
         with new_folder(folder, overwrite=True) as aside:
             _download(needed, hello, aside)
             write_json(aside / _DONE, needed)
-    return [*sorted(folder.glob("*.whl")), runtime_wheel(_cache())]
+    return [*sorted(folder.glob("*.whl")), runtime_wheel(wheel_cache())]
 
 
 def wheel_tags(hello: Hello) -> list[str]:
@@ -90,7 +90,8 @@ def _record(contents: dict[str, bytes], info: str) -> str:
     return "".join(lines())
 
 
-def _cache() -> Path:
+def wheel_cache() -> Path:
+    """Where the wheels for boards are kept, and where those of the kernels are looked for."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saten-edge" / "wheels"
 
 

@@ -25,6 +25,7 @@ from saten_runtime.run.text import Encoder
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("userland.sh")
+WHEELS = REPOSITORY / "runtime" / "kernels" / "scripts" / "wheels.sh"
 CANNOT = 77
 PROCESSOR = "cortex-a76"
 PYTHON = "3.11"  # Debian 12's
@@ -118,6 +119,19 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def kernels_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the native kernels for this machine's arm64 user land, cross-compiled here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [str(WHEELS), str(folder), "aarch64"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
+    if done.returncode == CANNOT:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    (wheel,) = folder.iterdir()
+    return wheel
 
 
 BY_RANK: dict[str, Callable[[np.ndarray], np.ndarray]] = {

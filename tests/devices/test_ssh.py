@@ -22,7 +22,8 @@ import pytest
 from saten_edge.console import Talk
 from saten_edge.devices import deploy, jobs
 from saten_edge.devices.board import Board
-from saten_edge.devices.jobs import bench_job, eval_job, run_job, run_jobs
+from saten_edge.devices.jobs import bench_job, eval_job, examine, run_job, run_jobs
+from saten_edge.devices.kernels import Shipment
 from saten_edge.devices.transports import parse_devices
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import DeviceError, SatenError, UsageError
@@ -191,6 +192,19 @@ def test_a_benchmark_comes_home_marked_as_emulated(url, saten_bundle, tmp_path):
     assert result["device"] == {"label": parse_devices([url])[0].label, "url": url}
     assert [cell["count"] >= 10 for cell in result["cells"]] == [True]
     assert kinds(tmp_path / "out") == LINES
+
+
+def test_the_kernels_are_sent_and_used(url, saten_bundle, kernels_wheel, tmp_path):
+    """And left out when that is asked for, on the same board."""
+    (device,) = parse_devices([url])
+    for shipment, state, isa in (
+        (Shipment(kernels_wheel.parent), "active", "neondot"),
+        (Shipment(kernels=False), "not installed", None),
+    ):
+        checks = {check["name"]: check["found"] for check in examine(device, saten_bundle, Talk(quiet=True), shipment)}
+        assert (isa or state) in checks["kernels"]
+        result = measure(url, bench_job([saten_bundle], QUICK, None, shipment))
+        assert (result["environment"]["kernels"]["state"], result["environment"]["kernels"]["isa"]) == (state, isa)
 
 
 def test_what_is_there_is_not_sent_again(sshd, ssh_setup, saten_bundle):

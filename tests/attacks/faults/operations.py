@@ -141,7 +141,7 @@ def deploy(state: State) -> None:
     from saten_runtime.bundle.folder import Bundle
 
     with Board(_Here(str(state.out)), "token") as board:
-        send(board, _Here(str(state.out)), Cargo([Bundle.open(state.bundle)]), lambda *_: None)
+        send(board, _Here(str(state.out)), Cargo([Bundle.open(state.bundle)]), lambda *_: None, print)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from saten_runtime.arguments import make_parser
 from saten_runtime.options import numbers, option
 
 # What a command has besides, on the workstation only.
-WORKSTATION = {"--device"}
+WORKSTATION = {"--device", "--wheels", "--no-kernels"}
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

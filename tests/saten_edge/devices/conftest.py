@@ -17,7 +17,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from saten_edge.devices import deploy
+from saten_edge.devices import deploy, wheels
 from saten_edge.devices.channel import Channel
 from saten_runtime.bundle.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 
@@ -148,6 +148,8 @@ def make_stand(tmp_path: Path) -> Callable[[str], Stand]:
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """runtime(name=value…): what the pretended `saten-run` on the board does from now on."""
+
+    monkeypatch.setattr(wheels, "wheel_cache", lambda: tmp_path / "cache")  # no wheel of this user's is sent
 
     def use(at_step: str = "def at_step(step): pass", **values: Any) -> None:
         given = {"bench": BENCH, "evaluation": EVALUATION, "checks": CHECKS, "steps": 3, "usage": "", **values}

@@ -211,7 +211,7 @@ class TestRun:
         from saten_edge.devices.deploy import Cargo, deploy
 
         with Board(stand, "token") as board:
-            env = deploy(board, stand, Cargo([]), lambda *_: None)
+            env = deploy(board, stand, Cargo([]), lambda *_: None, print)
             yield board, env
 
     def test_how_it_ended(self, board):
@@ -242,7 +242,7 @@ class TestRun:
         monkeypatch.setenv("PYTHONPATH", str(stand.root.parent))
         runtime("print({key: os.environ[key] for key in sorted(os.environ) if key.startswith(('PYTHON', 'TMP'))})")
         with Board(stand, "token") as board:
-            board.start("eval", deploy(board, stand, Cargo([]), lambda *_: None), ["eval"])
+            board.start("eval", deploy(board, stand, Cargo([]), lambda *_: None, print), ["eval"])
             list(board.follow("eval", 0))
             seen = board.get("eval", "stdout", most=10_000).decode()
         assert seen.strip() == repr({"PYTHONUTF8": "1", "TMPDIR": str(stand.root / "tmp")})
@@ -255,7 +255,7 @@ class TestRun:
         monkeypatch.setattr(channel.inspect, "getsource", lambda module: source)
         runtime("def at_step(step): time.sleep(60)")
         with Board(stand, "token") as board:
-            board.start("bench", deploy(board, stand, Cargo([]), lambda *_: None), ["bench"])
+            board.start("bench", deploy(board, stand, Cargo([]), lambda *_: None, print), ["bench"])
         rc = stand.root / "runs/token/bench/rc"
         wait_until(rc.exists)
         assert rc.read_text() == "130"
@@ -268,7 +268,7 @@ class TestRun:
         runtime("def at_step(step): time.sleep(60)")
         from saten_edge.devices.deploy import Cargo, deploy
 
-        env = deploy(board, stand, Cargo([]), lambda *_: None)
+        env = deploy(board, stand, Cargo([]), lambda *_: None, print)
         board.start("bench", env, ["bench"])
         wait_until((stand.root / "runs/token/bench/out/samples.jsonl").exists)
         board.forget()
