@@ -73,7 +73,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[Row]:
                 raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line")
             yield where, {**row, **({"label": number_in(row["label"])} if "label" in row else {})}
     except csv.Error as cause:
-        raise DataError(f"{path}:{reader.line_num}: no CSV ({cause})") from None
+        raise DataError(f"{path}:{reader.line_num}: not CSV ({cause})") from None
 
 
 def number_in(cell: str) -> int | float | str:

@@ -251,7 +251,9 @@ def _placed(src: Path, model: Any, layers: Mapping[str, ForeignLayer], row: Arch
         if name is not None:
             placed[name] = layer
         elif not _is_head(layer.name, row) and not (row.pooler and "pooler" in layer.name.split(".")):
-            raise CheckpointError(f"{src}: {layer.name!r} is no layer of {type(model).__name__}; is --base its model?")
+            raise CheckpointError(
+                f"{src}: {layer.name!r} is not a layer of {type(model).__name__}; is --base its model?"
+            )
     for head, table in tied_head(model).items():
         if head in placed and not placed[head].factors and table in placed:
             weights = [placed[name].rest.get("weight") for name in (head, table)]
@@ -273,7 +275,7 @@ def _put_dense(module: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into the parameters and buffers of a module."""
     odd = sorted(tensors.keys() - module.state_dict().keys() - {"position_ids"})
     if odd:
-        raise CheckpointError(f"{odd[0]} is nothing that {type(module).__name__} has")
+        raise CheckpointError(f"{odd[0]} is not part of {type(module).__name__}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own = getattr(module, name)

@@ -220,25 +220,25 @@ def verify_folder(folder: Path, tensors: Collection[str]) -> None:
     ours = config.get("quantization_config")
     if not isinstance(ours, dict) or ours.get("quant_method") != "saten":
         if any(".cores." in name for name in tensors):
-            raise CheckpointError(f"{path}: does not describe the compressed layers there are; it is damaged")
+            raise CheckpointError(f"{path}: does not describe the compressed layers in the weight files; it is damaged")
         return
     odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files", "recipe"})
     digests = ours.get("files") or {}
     if odd or not isinstance(digests, dict):
-        raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is nothing of ours")
+        raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is unknown")
     if CONFIG_FILE in digests and digests.pop(CONFIG_FILE) != digest_of(config):
         raise CheckpointError(
-            f"{path}: is not the one that was sealed; it is damaged, or edited: then take {CONFIG_FILE} off the files "
-            "in its quantization_config"
+            f"{path}: does not match its seal; it is damaged or was edited; if you edited it, "
+            f"remove {CONFIG_FILE} from the files in its quantization_config"
         )
     there = {file.relative_to(folder).as_posix(): file for file in files_read(folder) if file.is_file()}
     for name in sorted(digests.keys() - _weight_names(digests)):
         if name not in there:
-            raise CheckpointError(f"{path}: lists {name!r:.80}, which is no file of the folder; download it again")
+            raise CheckpointError(f"{path}: lists {name!r:.80}, which is not a file of the folder; download it again")
         if sha256_file(there[name]) != digests[name]:
             raise CheckpointError(
-                f"{there[name]}: its sha256 is not the one in {CONFIG_FILE}; it is damaged, or edited: then take it "
-                f"and {CONFIG_FILE} off the files in quantization_config"
+                f"{there[name]}: its sha256 is not the one in {CONFIG_FILE}; it is damaged or was edited; if you "
+                f"edited it, remove it and {CONFIG_FILE} from the files in quantization_config"
             )
 
 
@@ -294,7 +294,7 @@ def _name_in(model: Any, saved_name: str) -> str | None:
     if saved_name.startswith((*row.heads, *filter(None, [row.tied_head]))):
         return None
     raise CheckpointError(
-        f"config.json: compressed layer {saved_name!r:.80} is none of {type(model).__name__}'s layers; "
+        f"config.json: compressed layer {saved_name!r:.80} is not a layer of {type(model).__name__}; "
         "was the checkpoint made for another architecture?"
     )
 
@@ -313,7 +313,7 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
             f"expected {kind or type(dense).__name__} as config.json's sizes make it"
         )
     if math.prod(spec.shape) * VALUE_BYTES > MOST_DENSE_BYTES:
-        raise CheckpointError(f"config.json: layer {name!r} stands for a matrix {spec.shape}, more than 16 GiB")
+        raise CheckpointError(f"config.json: layer {name!r} describes a matrix {spec.shape}, more than 16 GiB")
     try:
         with torch.device("meta"):
             module = build_module(name, spec, torch.get_default_dtype())

@@ -61,7 +61,7 @@ class CompressedLayer:
 def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[str, nn.Module]:
     """The word and position tables and the linear layers of `model` that `selection` takes, by name.
 
-    A head that is tied to a table is no layer of its own: it follows the table.
+    A head that is tied to a table is not a layer of its own: it follows the table.
 
     Raises:
         ExportError: there is none, or the model's family is not known.

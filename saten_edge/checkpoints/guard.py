@@ -176,7 +176,7 @@ def _check_index(path: Path, files: Mapping[str, Mapping[str, Entry]]) -> None:
         raise CheckpointError(f"{path}: has no weight_map; {_ADVICE}")
     for name, file in listed.items():
         if not isinstance(file, str) or file not in files:
-            raise CheckpointError(f"{path}: {name!r:.80} is in {file!r:.80}, which is no file of the folder")
+            raise CheckpointError(f"{path}: {name!r:.80} is in {file!r:.80}, which is not a file of the folder")
         if name not in files[file]:
             raise CheckpointError(f"{path}: {name!r:.80} is not in {file}; download the folder again")
 
@@ -190,7 +190,7 @@ def _check_sizes(path: Path, tensors: int) -> None:
             raise CheckpointError(f"{path}: {key} is {layers!r:.40}, and the weight files hold {tensors} tensors")
     for key, value in _numbers({name: value for name, value in config.items() if name != "quantization_config"}):
         if isinstance(value, int) and abs(value) > _MOST_SIZE and key not in _NO_SIZES:
-            raise CheckpointError(f"{path}: {key} is {value!r:.40}, which is no size of a model")
+            raise CheckpointError(f"{path}: {key} is {value!r:.40}, which is not a size of a model")
 
 
 def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:

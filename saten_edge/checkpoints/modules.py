@@ -316,5 +316,5 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def saten_layers(model: nn.Module) -> dict[str, SatenModule]:
-    """The compressed layers of a model by name; a tied head is no layer of its own."""
+    """The compressed layers of a model by name; a tied head is not a layer of its own."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SatenModule)}

@@ -41,14 +41,14 @@ def convert_pickle(file: Path, target: Path) -> None:
     """Write the state dict that torch pickled to `file` as a safetensors file, in another process.
 
     Raises:
-        CheckpointError: it is no state dict of dense tensors, is hostile, or needs more than one of its size does.
+        CheckpointError: it is not a state dict of dense tensors, is hostile, or needs more than one of its size does.
     """
     patience = _PATIENCE * _seconds(file)
     try:
         with Child(_CONVERTER) as child:
             child.ask("convert", timeout_s=patience, source=str(file), target=str(target))
     except DeviceError as cause:
-        raise CheckpointError(f"{file}: the process that read it did not survive it ({cause}); refused") from None
+        raise CheckpointError(f"{file}: the process that read it died ({cause}); refused") from None
     except SatenError as cause:
         raise CheckpointError(str(cause)) from None
 
@@ -66,7 +66,7 @@ def _convert(source: Path, target: Path) -> None:
         with _strict_torch():
             state = torch.load(source, map_location="cpu", weights_only=True)
         if not isinstance(state, Mapping) or not all(_is_plain(key, value) for key, value in state.items()):
-            raise CheckpointError(f"{source}: is no state dict; expected names and dense tensors")
+            raise CheckpointError(f"{source}: is not a state dict; expected names and dense tensors")
         size = sum(tensor.nbytes for tensor in state.values())
         if size > _most_bytes(source):
             raise CheckpointError(f"{source}: its tensors have {size} bytes, more than {_MOST_GROWTH} of such files")

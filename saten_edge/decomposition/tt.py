@@ -94,7 +94,7 @@ class TensorTrain:
 
     @classmethod
     def absent(cls, shape: tuple[int, int], like: Tensor) -> TensorTrain:
-        """The train of bond 0 that stands for a matrix of zeros, in dtype and on device of `like`."""
+        """The train of bond 0 that describes a matrix of zeros, in dtype and on device of `like`."""
         return cls((like.new_empty(1, shape[0], 0), like.new_empty(0, shape[1], 1)), 1)
 
     @property

@@ -56,7 +56,7 @@ def join_evaluations(values: Sequence[Json]) -> Json | None:
         return values[0] if values else None
     measured = {(read_evaluation(value).task, read_evaluation(value).data.sha256) for value in values}
     if len(measured) > 1:
-        raise DataError("eval.json: the devices were given different data, which cannot stand side by side")
+        raise DataError("eval.json: the devices were given different data, so they cannot be compared")
     rows = [_on(row, device) for device, value in _devices(values).items() for row in value["rows"]]
     return {**values[0], "rows": rows}
 

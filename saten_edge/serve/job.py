@@ -124,7 +124,7 @@ def make_job(
     exams = {name: make_exam(bundle, chosen) for name, bundle in named.items()}
     measures = {exam.measure for exam in exams.values()}
     if len(measures) > 1:
-        raise UsageError(f"{', '.join(named)}: are of different tasks; serve them apart")
+        raise UsageError(f"{', '.join(named)}: have different tasks; serve them separately")
     (measure,) = measures
     if target is not None and (measure is None or not TASKS[measure.bundle_task].pooled):
         raise UsageError("--reference: needs --data on which the bundles give embeddings")

@@ -125,7 +125,7 @@ class Run:
         if isinstance(post, End):
             self.close()
             return {"rows": [dataclasses.asdict(row) for row in self.evaluation.rows] if self.evaluation else []}
-        raise TypeError(f"{type(post).__name__}: no post of ours")
+        raise TypeError(f"{type(post).__name__}: not a known post")
 
     def _take_answer(self, post: Answer) -> dict[str, Any]:
         name = self._name(post.bundle)
@@ -185,7 +185,7 @@ class Run:
 
     def _check_served(self, name: str, loaded: dict[str, Any]) -> None:
         if str(self._names.index(name)) not in loaded:
-            raise Mismatch(f"loaded: {name} was measured, but not which files were")
+            raise Mismatch(f"loaded: {name} was measured, but the page did not say which files it loaded")
 
     def _check_round(self, where: str, number: int, expected: int, asked: bool) -> None:
         """Each round of a cell once, none left out: ratios pair them by their place."""

@@ -182,10 +182,10 @@ def parse_post(kind: type[PostType], content: bytes) -> PostType:
     """The body as `kind`.
 
     Raises:
-        DataError: no JSON, a key twice, or a value of another type or out of range; names the field.
+        DataError: not JSON, a key twice, or a value of another type or out of range; names the field.
     """
     try:
         value = parse_json(content)
     except (ValueError, RecursionError) as cause:
-        raise DataError(f"body: no JSON ({str(cause)[:100]})") from None
+        raise DataError(f"body: not JSON ({str(cause)[:100]})") from None
     return _READER.read(kind, value, "body")

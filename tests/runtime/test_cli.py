@@ -224,7 +224,7 @@ def test_what_the_task_does_not_take(
 def test_text_that_is_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "latin.txt"
     file.write_bytes(b"caf\xe9")
-    assert "no UTF-8 text (byte 3)" in refused(capsys, "predict", tiny, "--file", file)
+    assert "not UTF-8 text (byte 3)" in refused(capsys, "predict", tiny, "--file", file)
 
 
 def bench_arguments(tiny: Path, slow: Path) -> list[str]:

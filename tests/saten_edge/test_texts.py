@@ -41,7 +41,7 @@ def test_empty_lines_are_passed_over(tmp_path: Path):
     [
         (b"", "holds no text; expected lines such as"),
         (b'{"label": 1}\n', "holds no text"),
-        (b'{"text": "a"}\n{"text": \n', r"data\.jsonl:2: no JSON"),
+        (b'{"text": "a"}\n{"text": \n', r"data\.jsonl:2: not JSON"),
         (b'["a"]\n', r"data\.jsonl:1: expected a JSON object, found list"),
         (b"\xff\xfe", "cannot be read"),
     ],

@@ -157,7 +157,7 @@ def _save_graph(model: ir.Model, folder: Path, target: Target) -> None:
     """model.onnx and model.onnx.data.
 
     Raises:
-        ExportError: the graph is no valid ONNX, such as two values of one name.
+        ExportError: the graph is not valid ONNX, such as two values of one name.
     """
     model.ir_version = target.ir_version
     model.producer_name, model.producer_version = "saten-edge", version("saten-edge")
@@ -171,7 +171,7 @@ def _save_graph(model: ir.Model, folder: Path, target: Target) -> None:
     try:
         onnx.checker.check_model(str(folder / MODEL_FILE))
     except onnx.checker.ValidationError as cause:
-        raise ExportError(f"the graph is no valid ONNX ({' '.join(str(cause).split())[:200]})") from None
+        raise ExportError(f"the graph is not valid ONNX ({' '.join(str(cause).split())[:200]})") from None
 
 
 def _manifest(

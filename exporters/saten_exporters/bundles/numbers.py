@@ -43,5 +43,5 @@ def refuse_loose_json(folder: Path) -> None:
         except ValueError as cause:
             name = path.relative_to(folder)
             raise ExportError(
-                f"{name}: is no JSON ({cause}); change that setting of the model, then export it"
+                f"{name}: is not JSON ({cause}); change that setting of the model, then export it"
             ) from None

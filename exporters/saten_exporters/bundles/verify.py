@@ -109,7 +109,7 @@ def measured_bound(name: str, precision: str, comparisons: list[Comparison]) -> 
     errors, largest = [row.relative_error for row in comparisons], LARGEST_USUAL[precision]
     if not (np.isfinite(errors).all() and np.median(errors) <= largest):
         raise ParityError(
-            f"{name}: its outputs are {np.median(errors):.2e} from torch's, the worst {max(errors):.2e}; usually more "
-            f"than {largest} is no rounding to {precision}; choose a higher precision"
+            f"{name}: the relative error of its outputs is {np.median(errors):.2e} in the median and {max(errors):.2e} "
+            f"at worst; rounding to {precision} explains a median of {largest} at most; choose a higher precision"
         )
     return MARGIN * max(errors)

@@ -81,7 +81,7 @@ def read_data(path: Path) -> Data:
     In JSON Lines, lines of white space are passed over. In CSV, the items of a list stand between "|".
 
     Raises:
-        DataError: with file and line: no JSON object, fields of no kind, a value of another type.
+        DataError: with file and line: not JSON object, fields of no kind, a value of another type.
     """
     content = read_content(path)
     read = csv_rows if path.suffix.lower() == ".csv" else json_rows
@@ -138,9 +138,9 @@ def csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
                 raise DataError(f"{where}: has other fields than the header, {len(types)} are expected")
             yield where, {name: _CSV_VALUES[types[name]](text) for name, text in row.items()}
     except UnicodeDecodeError as cause:
-        raise DataError(f"{path}: no UTF-8 text (byte {cause.start})") from None
+        raise DataError(f"{path}: not UTF-8 text (byte {cause.start})") from None
     except csv.Error as cause:
-        raise DataError(f"{path}: no CSV ({cause})") from None
+        raise DataError(f"{path}: not CSV ({cause})") from None
 
 
 def _csv_types(names: Sequence[str]) -> dict[str, type]:

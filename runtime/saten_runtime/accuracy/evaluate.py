@@ -58,7 +58,7 @@ def evaluate(
     measures = {name: measure_of(bundle, table) for name, bundle in named.items()}
     measure = next(iter(measures.values()))
     if any(other is not measure for other in measures.values()):
-        raise UsageError(f"{', '.join(named)}: are of different tasks; evaluate them apart")
+        raise UsageError(f"{', '.join(named)}: have different tasks; evaluate them separately")
     with _Examples(examples, resume=resume, overwrite=overwrite, notice=notice) as store:
         scorer = _Scorer(measure, table, threads, store)
         if reference is not None:
@@ -85,7 +85,7 @@ class _Scorer:
         (bundle,) = open_bundles([reference]).values()
         if bundle.manifest.task != self._measure.bundle_task:
             wanted = self._measure.bundle_task
-            raise UsageError(f"--reference: {bundle.name} is of the task {bundle.manifest.task}, not {wanted}")
+            raise UsageError(f"--reference: {bundle.name} has the task {bundle.manifest.task}, not {wanted}")
         self._reference = bundle
         examined = self._measure.examine(Runner.load(bundle, threads=self._threads), self._data)
         self._columns, self._vectors = examined.columns, examined.vectors

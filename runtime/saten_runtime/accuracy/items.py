@@ -73,7 +73,7 @@ def _read(file: Path) -> tuple[list[tuple[str, Row]], list[str]]:
     try:
         text = without_mark(content).decode()
     except UnicodeDecodeError as cause:
-        raise DataError(f"{file}: no UTF-8 text (byte {cause.start})") from None
+        raise DataError(f"{file}: not UTF-8 text (byte {cause.start})") from None
     return [], [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
 
 

@@ -102,7 +102,7 @@ def _classes(runner: Runner, data: Data, items: list[Any]) -> Examined:
     result = runner.predict(items)
     labels = np.array(data.columns["label"], np.float64)
     if not (labels == labels.astype(np.int64)).all():
-        raise DataError(f"{data.path}: a label is no whole number; expected the index of a class")
+        raise DataError(f"{data.path}: a label is not a whole number; expected the index of a class")
     wanted = labels.astype(np.int64)
     return Examined({"label": wanted, "predicted": result.labels, "place": _places(result.probabilities, wanted)})
 

@@ -174,6 +174,6 @@ def _make_folder(folder: Path, *, may_exist: bool) -> None:
     if not may_exist:
         refuse_existing(folder)
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is no folder; choose another output path")
+        raise UsageError(f"{folder}: is not a folder; choose another output path")
     folder.mkdir(parents=True, exist_ok=True)
     sync_folder(folder.parent)

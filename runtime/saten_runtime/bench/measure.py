@@ -115,7 +115,7 @@ def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
     first = next(iter(sizes.values()))
     for name, bundle in named.items():
         if sizes[name] != first:
-            raise UsageError(f"{', '.join(named)}: are of tasks that cannot be compared; measure them apart")
+            raise UsageError(f"{', '.join(named)}: have tasks that cannot be compared; measure them separately")
         longest = max(size.longest for size in first)
         if bundle.manifest.tokenizer is not None and longest > bundle.tokenizer.max_length:
             most = bundle.tokenizer.max_length

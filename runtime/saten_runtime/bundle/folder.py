@@ -115,7 +115,7 @@ class Bundle:
             BundleError: the bundle takes no pictures.
         """
         if self.manifest.image is None:
-            raise BundleError(f"{self.path}: says nothing of images; export it again for the task {self.manifest.task}")
+            raise BundleError(f"{self.path}: has no image settings; export it again for the task {self.manifest.task}")
         return self.manifest.image
 
     @property
@@ -123,10 +123,10 @@ class Bundle:
         """What a decoder hands on from run to run.
 
         Raises:
-            BundleError: the bundle is no decoder.
+            BundleError: the bundle is not a decoder.
         """
         if self.manifest.generation is None:
-            raise BundleError(f"{self.path}: is no decoder; the task {self.manifest.task} generates nothing")
+            raise BundleError(f"{self.path}: is not a decoder; the task {self.manifest.task} generates nothing")
         return self.manifest.generation
 
     @property
@@ -181,7 +181,7 @@ def open_bundles(bundles: Sequence[Bundle | str | Path]) -> dict[str, Bundle]:
 def _check_file(folder: Path, name: str, entry: FileEntry, check_content: bool) -> None:
     parts = Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts:
-        raise BundleError(f"{folder}: the manifest names {name!r}, which is no path inside the bundle")
+        raise BundleError(f"{folder}: the manifest names {name!r}, which is not a path inside the bundle")
     path = folder / name
     with open_regular(path, BundleError) as file:
         size = os.fstat(file.fileno()).st_size

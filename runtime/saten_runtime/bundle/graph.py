@@ -103,7 +103,7 @@ def read_graph(model: Path, listed: Collection[str], domains: Collection[str] = 
     try:
         return _Reader(model, content, listed, domains).read()
     except ValueError as cause:
-        raise BundleError(f"{model}: is no sound ONNX file ({cause}); copy or export the bundle again") from None
+        raise BundleError(f"{model}: is not a sound ONNX file ({cause}); copy or export the bundle again") from None
 
 
 def _read(model: Path) -> bytes:
@@ -143,7 +143,7 @@ class _Reader:
         return Graph(max(_numbers(found, _MODEL["ir_version"]), default=0), opsets, nodes, initializers)
 
     def _refusal(self, what: str) -> BundleError:
-        return BundleError(f"{self._model}: {what}, which no bundle of ours does; do not run it")
+        return BundleError(f"{self._model}: {what}, which no saten-edge bundle does; do not run it")
 
     def _text(self, part: tuple[int, int]) -> str:
         return self._content[part[0] : part[1]].decode()

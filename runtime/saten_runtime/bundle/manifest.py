@@ -312,9 +312,7 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_regular_json(folder / MANIFEST_FILE, BundleError)
     seal = values.pop("seal", None)
     if seal is not None and seal != digest_of(values):
-        raise BundleError(
-            f"{folder}: {MANIFEST_FILE} is not the one that was sealed; it is damaged, copy the bundle again"
-        )
+        raise BundleError(f"{folder}: {MANIFEST_FILE} does not match its seal; it is damaged, copy the bundle again")
     version = values.get("schema_version")
     if type(version) is not int or version not in _ADDED:
         raise BundleError(

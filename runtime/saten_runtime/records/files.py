@@ -122,7 +122,7 @@ def parse_json(content: bytes) -> Any:
     """Parse JSON, refusing duplicate keys, NaN, and numbers that are infinite as float64, such as 1e999.
 
     Raises:
-        ValueError: no JSON, or not strict enough.
+        ValueError: not JSON, or not strict enough.
     """
     return json.loads(
         content, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_finite_number
@@ -140,7 +140,7 @@ def parse_object(content: bytes, where: str, error: Callable[[str], Exception], 
     try:
         value = parse_json(content)
     except (ValueError, RecursionError) as cause:
-        raise error(f"{where}: no JSON ({cause}); {advice}") from None
+        raise error(f"{where}: not JSON ({cause}); {advice}") from None
     if not isinstance(value, dict):
         raise error(f"{where}: expected a JSON object, found {type(value).__name__}; {advice}")
     return value
@@ -163,7 +163,7 @@ def read_regular_json(path: Path, error: Callable[[str], Exception]) -> dict[str
     """Read the JSON object in a file of a folder that comes from elsewhere, as strictly as `parse_json`.
 
     Raises:
-        whatever `error` builds: no JSON object, no regular file, or one above 64 MiB.
+        whatever `error` builds: not JSON object, no regular file, or one above 64 MiB.
     """
     with open_regular(path, error) as file:
         content = file.read(_MOST_JSON_BYTES + 1)

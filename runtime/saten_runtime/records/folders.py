@@ -64,7 +64,7 @@ def _refuse_foreign(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_dir():
-        raise UsageError(f"{path}: is no folder, and --overwrite replaces nothing else; choose another output path")
+        raise UsageError(f"{path}: is not a folder, and --overwrite replaces nothing else; choose another output path")
     there = _files(path)
     written = _written(path) if MARK in there else set()
     for strange in sorted(there - written):
@@ -80,7 +80,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything in a folder that is no folder itself, by its path from there; links are not followed."""
+    """Everything in a folder that is not a folder itself, by its path from there; links are not followed."""
     entries = [(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
     paths = [Path(root, name) for root, name in entries]
     return {path.relative_to(folder).as_posix() for path in paths if path.is_symlink() or not path.is_dir()}

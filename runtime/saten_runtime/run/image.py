@@ -104,7 +104,7 @@ def _read_file(path: Path) -> npt.NDArray[Any]:
     except OSError as cause:
         raise DataError(f"{path}: cannot be read ({cause.strerror or cause})") from None
     except (ValueError, EOFError) as cause:
-        raise DataError(f"{path}: is no picture ({cause})") from None
+        raise DataError(f"{path}: is not a picture ({cause})") from None
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:

@@ -249,7 +249,7 @@ def read_cases(bundle: Bundle) -> dict[str, Arrays]:
             with (bundle.path / file).open("rb") as stream:
                 cases.setdefault(case, {})[name] = np.lib.format.read_array(stream, allow_pickle=False)
         except (ValueError, OSError, MemoryError) as cause:
-            raise BundleError(f"{bundle.path / file}: no array ({cause}); export the bundle again") from None
+            raise BundleError(f"{bundle.path / file}: not an array ({cause}); export the bundle again") from None
     if not cases:
         raise BundleError(f"{bundle.path}: carries no {VALIDATION_FOLDER}/*.npy to compare with; export it again")
     needed = {*bundle.manifest.inputs, *bundle.manifest.outputs}

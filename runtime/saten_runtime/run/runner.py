@@ -83,7 +83,7 @@ class Runner:
         """The continuation of a prompt, piece by piece as it is made.
 
         Raises:
-            BundleError: the bundle is no decoder.
+            BundleError: the bundle is not a decoder.
             UsageError: a prompt longer than the bundle takes.
         """
         ids: list[int] = []
@@ -109,7 +109,7 @@ class Runner:
         A text longer than the context is read up to its end.
 
         Raises:
-            BundleError: the bundle is no decoder.
+            BundleError: the bundle is not a decoder.
         """
         (row,) = self.encoder.encode([text])
         return negative_log_likelihood(self._decoder(), self.encoder.shortened(row).ids.tolist())

@@ -60,7 +60,7 @@ class Encoder:
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle.path / entry.file))
         except Exception as cause:  # `tokenizers` raises plain Exception
-            raise BundleError(f"{bundle.path / entry.file}: no tokenizer ({one_line(cause)})") from None
+            raise BundleError(f"{bundle.path / entry.file}: not a tokenizer ({one_line(cause)})") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = entry.split_special_tokens

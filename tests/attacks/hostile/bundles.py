@@ -194,9 +194,9 @@ def nested(depth: int) -> bytes:
 CALL = node("f", ["table"], "t", domain="saten")
 CHAIN = b"".join(function(f"f{k}", *[node(f"f{k + 1}", ["x"], "y", domain="saten")] * 10) for k in range(9))
 GRAPHS = [
-    refused("R1", "empty graph file", onnx(b""), "is no sound ONNX file .it is empty"),
-    refused("R1", "random bytes", onnx(bytes(range(7, 256)) * 4), r"model\.onnx: is no sound ONNX file"),
-    refused("R1", "half a graph", onnx(model()[: len(model()) // 2]), r"model\.onnx: is no sound ONNX file"),
+    refused("R1", "empty graph file", onnx(b""), "is not a sound ONNX file .it is empty"),
+    refused("R1", "random bytes", onnx(bytes(range(7, 256)) * 4), r"model\.onnx: is not a sound ONNX file"),
+    refused("R1", "half a graph", onnx(model()[: len(model()) // 2]), r"model\.onnx: is not a sound ONNX file"),
     refused(
         "R1", "a graph cut off, not sealed", file("model.onnx", lambda whole: whole[:-1]), r"model\.onnx: \d+ bytes"
     ),
@@ -217,7 +217,7 @@ GRAPHS = [
         file("saten_edge.json", lambda w: b'{"name": "a", ' + w[1:]),
         "occurs twice",
     ),
-    refused("R1", "a nested manifest", file("saten_edge.json", lambda w: b'{"a":' * 100_000), "no JSON"),
+    refused("R1", "a nested manifest", file("saten_edge.json", lambda w: b'{"a":' * 100_000), "not JSON"),
     refused(
         "R1",
         "a manifest of 65 MiB",
@@ -229,7 +229,7 @@ GRAPHS = [
         "R1",
         "an edited manifest",
         file("saten_edge.json", lambda w: w.replace(b"cls", b"clS").replace(b"mean", b"none")),
-        "is not the one that was sealed",
+        "does not match its seal",
     ),
     refused("R1", "the next schema", manifest(schema_version=99), "schema version 99, this saten-runtime reads"),
     refused("R1", "an unknown field", manifest(hook="x"), r"saten_edge\.json: found the unknown 'hook'"),
@@ -247,7 +247,7 @@ GRAPHS = [
         "R1", "another opset than the graph's", manifest(opset=18), "opset 20, IR version 10; the manifest says 18"
     ),
     *(
-        refused("R2", f"a file at {label}", listed(name), f"names {name!r}, which is no path inside the bundle")
+        refused("R2", f"a file at {label}", listed(name), f"names {name!r}, which is not a path inside the bundle")
         for label, name in {
             "../x": "../x",
             "/etc/passwd": "/etc/passwd",
@@ -373,7 +373,7 @@ GRAPHS = [
         "R6",
         "a dim of four million bytes",
         onnx(model(graph(initializers=[bytes_field(1, b"\xff" * (4 * MEBIBYTE)) + bytes_field(8, "table")]))),
-        r"model\.onnx: is no sound ONNX file \(a number .* is longer than 10 bytes\)",
+        r"model\.onnx: is not a sound ONNX file \(a number .* is longer than 10 bytes\)",
     ),
     refused("R6", "training", onnx(model(rest=bytes_field(20, b""))), "holds training information"),
     Case(
@@ -559,9 +559,9 @@ RESULTS = [
         "DataError",
         r"samples\.jsonl:1: is of version 99",
     ),
-    Case("N2", "a journal of nonsense", journal("nonsense\n"), resume, "DataError", r"samples\.jsonl:1: no JSON"),
+    Case("N2", "a journal of nonsense", journal("nonsense\n"), resume, "DataError", r"samples\.jsonl:1: not JSON"),
     Case("N2", "a journal of a list", journal("[]\n"), resume, "DataError", r"samples\.jsonl:1: expected a JSON"),
-    unread("a result of no JSON", result(raw="{"), r"bench\.json: no JSON"),
+    unread("a result of no JSON", result(raw="{"), r"bench\.json: not JSON"),
     unread("a result of NaN", result(raw=json.dumps(RESULT).replace("1.0", "NaN")), "NaN is not JSON"),
     unread(
         "a result of 1e999", result(raw=json.dumps(RESULT).replace("1.0", "1e999")), "the number 1e999 is too large"
@@ -571,7 +571,7 @@ RESULTS = [
     unread("a latency of a string", cell(p50_ms="1"), r"cells\[0\]\.p50_ms: found '1'"),
     unread("a cell without a latency", cell(p50_ms=None), r"cells\[0\]: found neither p50_ms nor failed"),
     unread("cells of another kind", result(lambda data: data.update(cells={})), r"bench\.json\.cells: found \{\}"),
-    unread("a result nested without end", result(raw='{"a":' * 100_000), r"bench\.json: no JSON"),
+    unread("a result nested without end", result(raw='{"a":' * 100_000), r"bench\.json: not JSON"),
     Case(
         "N4",
         "a name with a terminal escape",

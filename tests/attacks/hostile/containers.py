@@ -59,7 +59,7 @@ CASES = [
         header({"__metadata__": {"a": "b" * (17 * MEBIBYTE)}}),
         r"model\.safetensors: \d+ bytes with a header of",
     ),
-    refused("K1", "header of zeros", header({}, raw=struct.pack("<Q", 64) + bytes(64)), "no JSON"),
+    refused("K1", "header of zeros", header({}, raw=struct.pack("<Q", 64) + bytes(64)), "not JSON"),
     refused("K1", "header that is a list", header({}, raw=struct.pack("<Q", 2) + b"[]"), "JSON object"),
     refused("K2", "half of the file", content(lambda whole: whole[: len(whole) // 2]), "it is cut off"),
     refused("K2", "one byte less", content(lambda whole: whole[:-1]), "it is cut off or damaged"),
@@ -94,7 +94,7 @@ CASES = [
             )(b'{"__metadata__":{"format":"pt"},' + whole[8 : 8 + struct.unpack("<Q", whole[:8])[0]].lstrip(b"{")),
             "bert",
         ),
-        r"model\.safetensors: its header: no JSON \(a key occurs twice\)",
+        r"model\.safetensors: its header: not JSON \(a key occurs twice\)",
     ),
     refused(
         "K4",
@@ -162,7 +162,7 @@ CASES = [
         "K7",
         "a header nested a hundred thousand times",
         header({}, raw=(lambda h: struct.pack("<Q", len(h)) + h)(b'{"a":' * 100_000)),
-        "its header: no JSON",
+        "its header: not JSON",
     ),
     *(
         refused(
@@ -208,7 +208,7 @@ CASES = [
         "K9",
         "one value that claims a trillion",
         state("state.pt", lambda path: torch.save({"a.weight": torch.zeros(1).expand(1 << 40)}, path)),
-        r"state\.pt: is no state dict",
+        r"state\.pt: is not a state dict",
         run=bring_in,
     ),
     refused("K9", "a zip bomb", state("state.pt", zipped), r"state\.pt: unpacks to \d+ bytes", run=bring_in),
@@ -232,7 +232,7 @@ CASES = [
         "K9",
         "a pickle that takes its reader down",
         state("state.pt", lambda path: torch.save({"a.weight": torch.ones(1)}, path)),
-        r"state\.pt: the process that read it did not survive it \(worker killed by SIGSEGV\)",
+        r"state\.pt: the process that read it died \(worker killed by SIGSEGV\)",
         run=crash,
     ),
     refused(
@@ -282,7 +282,7 @@ CASES = [
         "K10",
         "an edited config",
         config_text('"layer_norm_eps"', '"layer_norm_epS"', "saten"),
-        r"config\.json: is not the one that was sealed",
+        r"config\.json: does not match its seal",
     ),
     refused(
         "K10",
@@ -294,7 +294,7 @@ CASES = [
         "K10",
         "a hash for a file outside",
         config(lambda data: data["quantization_config"]["files"].update({"../bert/vocab.txt": "0" * 64})),
-        r"config\.json: lists '\.\./bert/vocab\.txt', which is no file of the folder",
+        r"config\.json: lists '\.\./bert/vocab\.txt', which is not a file of the folder",
     ),
     *(
         refused("K10", f"a recipe with {label}", config(saten(recipe=recipe)), f"config.json: recipe{words}")
@@ -312,7 +312,7 @@ CASES = [
         "K11",
         "a shard that is missing",
         sharded(lambda folder, files: (folder / "b.safetensors").unlink()),
-        r"index\.json: .* is in 'b\.safetensors', which is no file",
+        r"index\.json: .* is in 'b\.safetensors', which is not a file",
     ),
     refused(
         "K11",
@@ -346,9 +346,9 @@ CASES = [
         "K12",
         "a number of 5000 digits",
         config_text('"hidden_size": 64', f'"hidden_size": {"9" * 5000}'),
-        "no JSON .*digits",
+        "not JSON .*digits",
     ),
-    refused("K12", "nested", config_text("{", '{"a": ' + "[" * 100_000), r"config\.json: no JSON"),
+    refused("K12", "nested", config_text("{", '{"a": ' + "[" * 100_000), r"config\.json: not JSON"),
     refused(
         "K12",
         "a billion layers",

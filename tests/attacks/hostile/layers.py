@@ -95,7 +95,7 @@ TRAINS = [
         "T3",
         "a table of terabytes from small cores",
         _reconstruction_bomb,
-        rf"layer '{TABLE}' stands for a matrix \(16777216, 4096\), more than 16 GiB",
+        rf"layer '{TABLE}' describes a matrix \(16777216, 4096\), more than 16 GiB",
     ),
     refused(
         "T4",

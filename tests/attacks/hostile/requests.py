@@ -50,15 +50,15 @@ def changed(old: str, new: str) -> str:
 
 POSTS = [
     Case("H4", "a sound post, which is taken", nothing, post(json.dumps(BENCH).encode()), None, "", code=0),
-    refused("nothing", b"", "body: no JSON"),
-    refused("half a post", json.dumps(BENCH)[:-1], "body: no JSON"),
+    refused("nothing", b"", "body: not JSON"),
+    refused("half a post", json.dumps(BENCH)[:-1], "body: not JSON"),
     refused("a list", b"[]", "body: "),
-    refused("lists in lists", b"[" * 400_000, "body: no JSON"),
-    refused("no UTF-8", b"\xff\xfe\x00", "body: no JSON"),
-    refused("NaN", changed("9.0", "NaN"), "body: no JSON"),
-    refused("1e999", changed("9.0", "1e999"), "body: no JSON"),
+    refused("lists in lists", b"[" * 400_000, "body: not JSON"),
+    refused("no UTF-8", b"\xff\xfe\x00", "body: not JSON"),
+    refused("NaN", changed("9.0", "NaN"), "body: not JSON"),
+    refused("1e999", changed("9.0", "1e999"), "body: not JSON"),
     refused("a key twice", changed('"hidden": false', '"hidden": false, "hidden": true'), "a key occurs twice"),
-    refused("a number of 5000 digits", changed("1000", "9" * 5000), "body: no JSON"),
+    refused("a number of 5000 digits", changed("1000", "9" * 5000), "body: not JSON"),
     refused("a latency below zero", changed("9.0", "-1.0"), r"starts\[0\]\.cold_load_ms"),
     refused("a latency of a string", changed("9.0", '"9"'), r"starts\[0\]\.cold_load_ms"),
     refused("a sample of a fraction", changed("[1000]", "[1.5]"), r"turns\[0\]\.samples_ns\[0\]"),
@@ -96,7 +96,7 @@ WORDS = {
     "silence": "board: no answer in time",
     "an end without a word": "board: the connection ended",
     "an answer of a gigabyte": "board: an answer of 1000000000 bytes",
-    "an answer of nonsense": "board: an answer: no JSON",
+    "an answer of nonsense": "board: an answer: not JSON",
     "an answer of escapes": "board: ",
 }
 KINDS = {"silence": "Disconnected", "an end without a word": "Disconnected"}

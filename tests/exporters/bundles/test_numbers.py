@@ -147,5 +147,5 @@ def test_settings_that_json_cannot_hold_are_refused(value: float, tmp_path: Path
     path.write_text(json.dumps({"clip": [1.0, 1e300]}))
     refuse_loose_json(tmp_path)  # the twin
     path.write_text(json.dumps({"clip": [1.0, value]}))
-    with pytest.raises(ExportError, match=r"^variants/config\.json: is no JSON \(.*\); change that setting"):
+    with pytest.raises(ExportError, match=r"^variants/config\.json: is not JSON \(.*\); change that setting"):
         refuse_loose_json(tmp_path)

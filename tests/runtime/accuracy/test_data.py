@@ -34,16 +34,16 @@ def test_every_kind_is_known_by_its_fields(write_lines: WriteLines) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        pytest.param("{", ":2: no JSON", id="half an object"),
+        pytest.param("{", ":2: not JSON", id="half an object"),
         pytest.param("[1]", ":2: expected a JSON object, found list", id="a list"),
-        pytest.param('{"text": "a", "text": "b", "label": 1}', ":2: no JSON (a key occurs twice)", id="a key twice"),
-        pytest.param('{"text": "a", "label": NaN}', ":2: no JSON (NaN is not JSON)", id="NaN"),
-        pytest.param('{"text": "a", "label": 1e999}', ":2: no JSON (the number 1e999 is too large)", id="overflow"),
+        pytest.param('{"text": "a", "text": "b", "label": 1}', ":2: not JSON (a key occurs twice)", id="a key twice"),
+        pytest.param('{"text": "a", "label": NaN}', ":2: not JSON (NaN is not JSON)", id="NaN"),
+        pytest.param('{"text": "a", "label": 1e999}', ":2: not JSON (the number 1e999 is too large)", id="overflow"),
         pytest.param({"text": "a", "label": True}, ":2: 'label' is True, expected a finite number", id="boolean"),
         pytest.param({"text": "a", "label": "x"}, ":2: 'label' is 'x', expected a finite number", id="text as label"),
         pytest.param({"text": 5, "label": 1}, ":2: 'text' is 5, expected a text", id="number as text"),
         pytest.param({"query": "a", "answer": "b"}, ":2: has no field 'text'", id="another kind"),
-        pytest.param("[" * 100_000, ":2: no JSON", id="deep nesting"),
+        pytest.param("[" * 100_000, ":2: not JSON", id="deep nesting"),
     ],
 )
 def test_bad_line_is_named(write_lines: WriteLines, row: Any, words: str) -> None:
@@ -62,7 +62,7 @@ def test_fields_of_no_kind(write_lines: WriteLines) -> None:
 def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "latin.jsonl"
     path.write_bytes(b'{"text": "\xe9", "label": 1}\n')
-    with pytest.raises(DataError, match=r"latin\.jsonl:1: no JSON"):
+    with pytest.raises(DataError, match=r"latin\.jsonl:1: not JSON"):
         read_data(path)
 
 

@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_refused(
     pairs = write_lines([{"text_a": "w1", "text_b": "w2", "label": 1}], "pairs.jsonl")
     with pytest.raises(UsageError, match="different tasks"):
         evaluate([tiny, classifier], pairs)
-    with pytest.raises(UsageError, match="of the task feature-extraction"):
+    with pytest.raises(UsageError, match="has the task feature-extraction"):
         evaluate([classifier], pairs, reference=tiny)
-    with pytest.raises(UsageError, match="of the task text-classification"):
+    with pytest.raises(UsageError, match="has the task text-classification"):
         evaluate([tiny], pairs, reference=classifier)
     narrow = make_bundle("narrow", matrix=np.ones((8, 3), np.float32))
     with pytest.raises(UsageError, match="3 wide, the reference's 8"):

@@ -355,7 +355,7 @@ def test_refused_before_anything_is_written(tiny: Path, tmp_path: Path) -> None:
         bench([tiny], Plan(tokens=(8, 49)), output=tmp_path / "new")
     file = tmp_path / "file"
     file.write_text("precious")
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         bench([tiny], QUICK, output=file, overwrite=True)
     assert file.read_text() == "precious"
     assert not (tmp_path / "new").exists()

@@ -97,7 +97,7 @@ def test_lines_of_another_version_are_refused(tiny: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="is of version 9, expected 1"):
         bench([tiny], PLAN, output=tmp_path, resume=True)
     (tmp_path / "samples.jsonl").write_text("nonsense\n")
-    with pytest.raises(DataError, match=r"samples\.jsonl:1: no JSON"):
+    with pytest.raises(DataError, match=r"samples\.jsonl:1: not JSON"):
         bench([tiny], PLAN, output=tmp_path, resume=True)
 
 

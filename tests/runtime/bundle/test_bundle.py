@@ -41,15 +41,15 @@ def link(folder: Path) -> None:
 DAMAGES = {
     "a byte": (swap_byte, "sha256 differs"),
     "truncated graph": (lambda f: (f / "model.onnx").write_bytes(b"abc"), "3 bytes, the manifest says"),
-    "truncated manifest": (lambda f: (f / "saten_edge.json").write_text('{"schema_ver'), "no JSON"),
+    "truncated manifest": (lambda f: (f / "saten_edge.json").write_text('{"schema_ver'), "not JSON"),
     "no manifest": (lambda f: (f / "saten_edge.json").unlink(), "has no saten_edge.json"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no regular file"),
     "a link": (link, "no regular file"),
     "newer schema": (edit(schema_version=5), "schema version 5, this saten-runtime reads 1, 2, 3, 4"),
     "unknown field": (edit(colour="red"), "'colour'"),
     "wrong type": (edit(opset="20"), "found '20', expected a whole number"),
-    "path outside": (edit(files={"../x": {"bytes": 1, "sha256": ""}}), "no path inside the bundle"),
-    "absolute path": (edit(files={"/etc/passwd": {"bytes": 1, "sha256": ""}}), "no path inside the bundle"),
+    "path outside": (edit(files={"../x": {"bytes": 1, "sha256": ""}}), "not a path inside the bundle"),
+    "absolute path": (edit(files={"/etc/passwd": {"bytes": 1, "sha256": ""}}), "not a path inside the bundle"),
 }
 
 

@@ -127,7 +127,7 @@ HOSTILE = {
     "deep graphs": (model(nested(40)), "nests graphs"),
     "no graph": (varint_field(1, 10), "no graph"),
     "empty": (b"", "empty"),
-    "random": (os.urandom(64) + b"\xff" * 16, "no sound ONNX|no graph"),
+    "random": (os.urandom(64) + b"\xff" * 16, "not a sound ONNX|no graph"),
 }
 
 

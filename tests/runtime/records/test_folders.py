@@ -67,7 +67,7 @@ def test_links_and_files_are_kept(ours: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(ours)
     (tmp_path / "file").write_text("mine")
     for name in ("link", "file"):
-        with pytest.raises(UsageError, match=f"{name}: is no folder"), new_folder(tmp_path / name, overwrite=True):
+        with pytest.raises(UsageError, match=f"{name}: is not a folder"), new_folder(tmp_path / name, overwrite=True):
             raise AssertionError("it was refused before")
 
 

@@ -318,7 +318,7 @@ def test_a_bundle_without_cases(tiny: Path) -> None:
 def test_a_damaged_array(content: bytes, make_checked: Callable[..., Path]) -> None:
     folder = make_checked()
     (folder / "validation" / "one.input_ids.npy").write_bytes(content)
-    with pytest.raises(BundleError, match=r"one\.input_ids\.npy: no array"):
+    with pytest.raises(BundleError, match=r"one\.input_ids\.npy: not an array"):
         check_parity(Bundle.open(rehash(folder)))
 
 
@@ -326,14 +326,14 @@ def test_a_truncated_array(make_checked: Callable[..., Path]) -> None:
     folder = make_checked()
     file = folder / "validation" / "padded.last_hidden_state.npy"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(BundleError, match="no array"):
+    with pytest.raises(BundleError, match="not an array"):
         check_parity(Bundle.open(rehash(folder)))
 
 
 def test_an_array_that_is_a_pickle(make_checked: Callable[..., Path]) -> None:
     folder = make_checked()
     np.save(folder / "validation" / "one.input_ids.npy", np.array([{"code": 1}], object), allow_pickle=True)
-    with pytest.raises(BundleError, match="no array"):
+    with pytest.raises(BundleError, match="not an array"):
         check_parity(Bundle.open(rehash(folder)))
 
 

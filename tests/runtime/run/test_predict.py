@@ -250,9 +250,9 @@ def test_impossible_sampling(bad: dict[str, float]) -> None:
 
 
 def test_what_a_bundle_lacks_is_said(task_bundle: TaskBundle, tiny: Path) -> None:
-    with pytest.raises(BundleError, match="is no decoder"):
+    with pytest.raises(BundleError, match="is not a decoder"):
         list(Runner.load(tiny).generate("w1"))
-    with pytest.raises(BundleError, match="says nothing of images"):
+    with pytest.raises(BundleError, match="has no image settings"):
         Runner.load(task_bundle("image-classification", image=None)).predict([np.zeros((4, 6, 3), np.uint8)])
     with pytest.raises(BundleError, match="has no output 'logits'"):
         Runner.load(task_bundle("text-generation", outputs=["present.key"])).surprise("w1")

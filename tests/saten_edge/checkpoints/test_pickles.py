@@ -66,7 +66,7 @@ def test_a_reader_that_does_not_survive(code: str, words: str, tmp_path: Path, m
     monkeypatch.setattr(pickles, "_CONVERTER", code)
     monkeypatch.setattr(pickles, "_PATIENCE", 0.4 / 60)
     message = refusal(save(tmp_path / "state.pt", {"a": torch.ones(1)}))
-    assert message.startswith(f"{tmp_path / 'state.pt'}: the process that read it did not survive it")
+    assert message.startswith(f"{tmp_path / 'state.pt'}: the process that read it died")
     assert words in message
 
 

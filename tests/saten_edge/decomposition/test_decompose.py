@@ -241,7 +241,7 @@ class TestSizesGiven:
         assert parts.bytes == stored_bytes(parts, Unstructured())
 
     def test_a_budget_below_them_is_refused(self):
-        with pytest.raises(BudgetError, match=r"1500 bytes .* do not pay for what --eps and --density ask for"):
+        with pytest.raises(BudgetError, match=r"1500 bytes .* are too few for what --eps and --density ask for"):
             decompose(normal(*SHAPE), 1500, Unstructured(), Recipe(eps=0.1, density=0.1))
 
     def test_density_fixes_the_residual_and_the_train_takes_the_rest(self):

@@ -241,7 +241,7 @@ class TestWhatTheBoardSays:
 
     def test_a_result_that_is_no_json(self, stand, runtime, bench, talk):
         runtime("def at_step(step):\n    (out / 'bench.json').write_text('{\"a\": NaN}'); sys.exit(0)")
-        with pytest.raises(DeviceError, match=r"bench\.json: no JSON \(NaN is not JSON\)"):
+        with pytest.raises(DeviceError, match=r"bench\.json: not JSON \(NaN is not JSON\)"):
             run_job(stand, bench, folder=None, talk=talk)
 
     def test_nothing_steers_the_terminal(self, stand, runtime, bench, talk):
