@@ -24,16 +24,17 @@ from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model
 from saten_edge.console import Progress, told
 from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.calibration import output_sensitivities, second_moments
+from saten_edge.images import open_image
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
-from saten_runtime.bundle.recipe import options_of
+from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import DataError, SatenError, UsageError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.options import arguments_of
-from saten_runtime.records.files import digest_of, read_json, refuse_existing
+from saten_runtime.records.files import digest_of, read_json, refuse_existing, sha256_file
 from saten_runtime.records.folders import check_output
 from saten_runtime.records.plain_text import last_line
 
@@ -54,15 +55,15 @@ def compress(
     out: str | Path,
     options: CompressOptions | None = None,
     *,
-    calibration: Sequence[str] = (),
+    calibration: Sequence[str | Path] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compress a dense model into a Saten checkpoint: every matrix W ≈ tensor train + sparse residual.
 
-    model: a folder, or a name on the Hugging Face hub. out: folder to write. calibration: texts by which errors are
-    weighed and layers share the bytes. progress: called with the stage, the steps done, the steps in all, and what
-    comes next.
+    model: a folder, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files of images, by
+    which errors are weighed and layers share the bytes. progress: called with the stage, the steps done, the steps in
+    all, and what comes next.
 
     Returns:
         What `saten_layers.json` in `out` holds. "layers": for each, name, shape (in, out), ranks, nnz of the residual,
@@ -79,18 +80,19 @@ def compress(
     compression.check_options(*sizes, _allocation(options, calibration), options.recipe, calibrated=bool(calibration))
     with _writing(out, overwrite=overwrite, inputs=[model]):
         loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
-        if calibration and loaded.processor is not None:
-            raise UsageError(f"{model}: takes images, and --calibration gives texts; leave it out")
+        if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
+            takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
+            raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
         rows = _compress(loaded, options, calibration, progress)
         return _save_compressed(loaded, rows, out, overwrite=overwrite)
 
 
-def _allocation(options: CompressOptions, calibration: Sequence[str]) -> str:
+def _allocation(options: CompressOptions, calibration: Sequence[str | Path]) -> str:
     return options.allocation or ("sensitivity" if calibration else "uniform")
 
 
 def _compress(
-    loaded: LoadedModel, options: CompressOptions, calibration: Sequence[str], progress: Progress | None
+    loaded: LoadedModel, options: CompressOptions, calibration: Sequence[str | Path], progress: Progress | None
 ) -> list[CompressedLayer]:
     layers = compressible_layers(loaded.model, options.selection)
     count, budget = len(layers), options.share
@@ -353,23 +355,24 @@ def _save_compressed(loaded: LoadedModel, rows: list[CompressedLayer], out: Path
 def _calibrate(
     loaded: LoadedModel,
     layers: dict[str, nn.Module],
-    texts: Sequence[str],
+    items: Sequence[str | Path],
     share: float | None,
     progress: Progress | None,
 ) -> Measured:
-    """Second moments over all texts; where layers share bytes by them, sensitivities over the first batch.
+    """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first batch.
 
     share: of the bytes, at which sensitivities are asked for; None asks for none.
     """
-    ordered = sorted(texts, key=len)
+    images = isinstance(items[0], Path)
+    ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
     starts = range(0, len(ordered), CALIBRATION_BATCH)
     steps = len(starts) + (0 if share is None else len(layers))
-    with told(progress, f"calibrate on {len(texts)} texts") as advance:
+    with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
 
         def batches() -> Iterator[dict[str, Any]]:
             for done, start in enumerate(starts):
                 advance(done, steps, "second moments")
-                yield loaded.encode(ordered[start : start + CALIBRATION_BATCH], CALIBRATION_TOKENS)
+                yield _encoded(loaded, ordered[start : start + CALIBRATION_BATCH])
 
         moments = second_moments(loaded.model, layers, batches(), tied_head(loaded.model).values())
         done = itertools.count(len(starts))
@@ -379,9 +382,20 @@ def _calibrate(
                 loaded.model,
                 matrices(layers),
                 moments,
-                loaded.encode(list(texts[:CALIBRATION_BATCH]), CALIBRATION_TOKENS),
+                _encoded(loaded, items[:CALIBRATION_BATCH]),
                 share,
                 lambda name: advance(next(done), steps, name),
             )
-    read = options_of(sha256=digest_of(list(texts)), texts=len(texts), tokens=CALIBRATION_TOKENS)
-    return Measured(moments, sensitivities, read)
+    return Measured(moments, sensitivities, _described(items))
+
+
+def _encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> dict[str, Any]:
+    opened = [open_image(item) if isinstance(item, Path) else item for item in items]
+    return loaded.encode(opened, CALIBRATION_TOKENS)
+
+
+def _described(items: Sequence[str | Path]) -> dict[str, Option]:
+    """What was calibrated on, for the recipe."""
+    if isinstance(items[0], Path):
+        return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items))
+    return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=CALIBRATION_TOKENS)

@@ -12,7 +12,7 @@ from typing import Any
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object, replace_file
 
-__all__ = ["FORMATS", "Row", "number_in", "read_rows", "read_texts", "write_lines"]
+__all__ = ["FORMATS", "Row", "number_in", "read_items", "read_rows", "read_texts", "write_lines"]
 
 LABEL_COLUMNS = ("label", "labels")
 # Where a row stands, for messages, and its values by column.
@@ -47,6 +47,22 @@ def read_texts(path: str | Path) -> list[str]:
     if not texts:
         raise DataError(f'{path}: holds no text; expected lines such as {{"text": "…"}}')
     return texts
+
+
+def read_items(path: str | Path) -> list[str] | list[Path]:
+    """What to calibrate on: the files that a column `image` names, relative to the data's, or else `read_texts`.
+
+    Raises:
+        DataError: as `read_texts`, or a file that is not there.
+    """
+    rows = read_rows(Path(path))
+    if not rows or "image" not in rows[0][1]:
+        return read_texts(path)
+    images = [(where, Path(path).parent / str(row.get("image", ""))) for where, row in rows]
+    for where, image in images:
+        if not image.is_file():
+            raise DataError(f"{where}: no image at {image}")
+    return [image for _, image in images]
 
 
 def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:

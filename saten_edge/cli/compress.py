@@ -12,7 +12,7 @@ from saten_edge.cli.options import Output, Overwrite
 from saten_edge.cli.printing import show, talk
 from saten_edge.cli.tables import layers_table
 from saten_edge.options import CompressOptions
-from saten_edge.texts import read_texts
+from saten_edge.texts import read_items
 from saten_runtime.options import Printing
 
 
@@ -21,12 +21,14 @@ def compress(
     output: Output,
     options: CompressOptions,
     printing: Printing,
-    calibration: Annotated[Path | None, typer.Option(help="JSON Lines file of texts that weigh the errors")] = None,
-    texts: Annotated[int, typer.Option(min=1, help="Calibration texts to read at most")] = 512,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSON Lines or CSV file of texts or images that weigh the errors")
+    ] = None,
+    texts: Annotated[int, typer.Option(min=1, help="Calibration texts or images to read at most")] = 512,
     overwrite: Overwrite = False,
 ) -> None:
     """Compress a model into a Saten checkpoint."""
-    read = read_texts(calibration)[:texts] if calibration else ()
+    read = read_items(calibration)[:texts] if calibration else ()
     with talk(printing) as said:
         table = saten_edge.compress(
             model, output, options, calibration=read, overwrite=overwrite, progress=said.progress

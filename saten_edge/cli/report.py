@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import saten_edge
-from saten_edge.cli.options import Overwrite
 from saten_runtime.options import Printing
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def report(
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write")] = None,
     form: Annotated[str, typer.Option("--format", help="Format on stdout: table, markdown, csv or json")] = "table",
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page if it exists")] = False,
 ) -> None:
     """Put sizes, latency, memory and accuracy of bundles side by side."""
     from saten_runtime.bench.journal import SUMMARY_FILE

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.images import open_image
 from saten_edge.texts import FORMATS, Row, number_in, read_rows
 from saten_edge.training.columns import EXPECTED, LABEL, label_column, layout_of
 from saten_edge.training.objectives import Training
@@ -340,17 +341,7 @@ def _image(where: str, value: Any, folder: Path) -> Any:
 
 
 def _image_batch(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    images = []
-    for row in rows:
-        image = row["image"]
-        try:
-            # Turned as the EXIF data says, as `datasets` does it and the device where it reads such a file.
-            opened = ImageOps.exif_transpose(Image.open(image)) if isinstance(image, Path) else image
-            images.append(opened.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as cause:
-            raise DataError(f"{image}: cannot be read as an image ({cause})") from None
+    images = [open_image(row["image"]) for row in rows]
     batch = dict(processor(images=images, return_tensors="pt"))
     return {**batch, **({"labels": torch.tensor([row["labels"] for row in rows])} if "labels" in rows[0] else {})}
 

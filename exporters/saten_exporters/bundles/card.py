@@ -45,7 +45,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"IR {manifest.ir_version}, for ONNX Runtime ≥ {manifest.smallest_onnxruntime}.",
             "",
             "```sh",
-            "pip install saten-runtime",
+            "pip install saten-runtime  # from a clone of saten-edge: pip install ./runtime",
             f"saten-run {command} . {item}",
             "```",
             "",
