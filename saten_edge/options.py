@@ -35,7 +35,7 @@ class CompressOptions:
 
     budget: float | None = option(
         None,
-        "Share of the dense fp32 bytes to keep, indices included; 0.25 by default, unless --eps and --density say it",
+        "Share of the dense fp32 bytes to keep, indices included; 0.25 by default, unless --eps and --density set it",
     )
     pattern: str = option("grouped", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
     group: int = option(32, "Outputs per block of a grouped residual", low=1)
