@@ -62,7 +62,9 @@ class TestNewHeads:
         assert loaded.model.config.problem_type == "regression"
 
     def test_without_a_number_of_labels_none_is_drawn(self, make_tiny):
-        with pytest.raises(CheckpointError, match=r"classifier\.bias and 1 more weights are missing .* --num-labels"):
+        with pytest.raises(
+            CheckpointError, match=r"classifier\.bias and 1 more weights are missing .* fine-tune it on labels"
+        ):
             load_model(make_tiny("roberta", "feature-extraction", vocab_size=1201), "token-classification")
 
     def test_the_body_is_never_drawn(self, make_tiny, tmp_path):
