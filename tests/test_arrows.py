@@ -43,7 +43,17 @@ ROOMS = {
     ),
     "saten_exporters": ("exportable", "quantize", "forms", "choice", "tracing", "passes", "sources", "bundles"),
     "saten_edge": (
-        *("console", "corpus", "texts", "decomposition", "checkpoints", "registration", "training", "reports"),
+        *(
+            "console",
+            "corpus",
+            "texts",
+            "images",
+            "decomposition",
+            "checkpoints",
+            "registration",
+            "training",
+            "reports",
+        ),
         *("devices", "serve", "options", "stages", "demo", "cli", "__main__"),
     ),
 }
