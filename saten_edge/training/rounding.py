@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from saten_edge.checkpoints.modules import ResidualPart, SatenEmbedding, SatenHead, SatenLinear, SatenModule
 from saten_edge.decomposition.residual import scatter
+from saten_exporters.choice.mixed import round_to_bytes
 from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
 from saten_runtime.errors import UsageError
 
@@ -88,14 +89,7 @@ def round_activations(x: Tensor) -> Tensor:
     """
     if not x.numel():
         return x
-    with torch.no_grad():
-        lines = x.detach().float().flatten(1) if x.ndim > 1 else x.detach().float()[None]
-        low, high = lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0)
-        scale = _scales(high - low, 255)
-        zero = (-low / scale).round()
-        codes = ((lines / scale).round() + zero).clamp(0, 255)
-        found = ((codes - zero) * scale).to(x.dtype).reshape(x.shape)
-    return _straight(x, found)
+    return _straight(x, round_to_bytes(x))
 
 
 def _straight(value: Tensor, found: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from saten_exporters.choice.mixed import BLOCKS
 from saten_runtime.bundle.manifest import Manifest
 from saten_runtime.bundle.recipe import recipe_lines
 from saten_runtime.run.parity import Comparison
@@ -71,7 +72,10 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
 def _cost(manifest: Manifest) -> list[str]:
     """What the precision costs, where that was measured."""
     found = manifest.judgement
-    return [] if found is None else [f"Against fp32, {manifest.precision} costs: {found.text()}.", ""]
+    if found is None:
+        return []
+    mixed = f" {len(manifest.mixed)} layers are stored at {BLOCKS}." if manifest.mixed else ""
+    return [f"Against fp32, {manifest.precision} costs: {found.text()}.{mixed}", ""]
 
 
 def _machines(manifest: Manifest) -> list[str]:

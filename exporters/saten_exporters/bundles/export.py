@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
-from saten_exporters.bundles.judge import Judge, answers_of, judge_of, judged, refuse_loss
+from saten_exporters.bundles.judge import Judge, answers_of, cases_of, judge_of, judged, refuse_loss
 from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
 from saten_exporters.bundles.preparation import (
     generation_of,
@@ -25,6 +25,7 @@ from saten_exporters.bundles.preparation import (
 )
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
+from saten_exporters.choice.mixed import ALIKE, BLOCKS, Mixed, mixed_layers
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
@@ -113,8 +114,9 @@ def _write_model(
     _refuse_half(source)
     judge = judge_of(source, file)
     refuse_unstorable(source, settings.precision)
+    mixed = _mixed(source, settings)
     exported = trace(source, target)
-    layers = run_passes(exported.program, source.layer_parts(), settings)
+    layers = run_passes(exported.program, source.layer_parts(), settings, mixed)
     check_operators(exported.program, target)
     _save_configs(exported, folder)
     _save_graph(exported.program, folder, target)
@@ -122,7 +124,7 @@ def _write_model(
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
     save_steps(source, folder)
-    manifest = replace(_manifest(source, folder, name, settings, target, graph, layers), notices=notices)
+    manifest = replace(_manifest(source, folder, name, settings, target, graph, layers, mixed), notices=notices)
     judging = settings.precision != "fp32"
     return manifest, (judge, answers_of(source, judge, task_of(source).outputs) if judging else [])
 
@@ -182,6 +184,7 @@ def _manifest(
     target: Target,
     graph: ir.Graph,
     layers: list[Layer],
+    mixed: Mixed,
 ) -> Manifest:
     packages = ("saten-edge", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
     task, kind = task_of(source), kind_of(source)
@@ -203,12 +206,21 @@ def _manifest(
         postprocess=source.postprocess if task.pooled else Postprocess(),
         tolerance={"relative": rounding_bound(graph, settings.precision)} if settings.precision in DERIVED else {},
         layers=layers,
+        mixed=dict.fromkeys(mixed.layers, BLOCKS),
         labels=labels_of(source) if task.labels else [],
         image=image_of(source) if kind.pictures else None,
         generation=generation_of(source, graph) if kind.cached else None,
         session_entries=dict(quantize.PRECISIONS[settings.precision].session_entries),
         recipe=source.recipe.then(_stage(source, settings)),
     )
+
+
+def _mixed(source: Exportable, settings: ExportSettings) -> Mixed:
+    """Layers to store more exactly, by the built-in text; none of a model that takes pictures."""
+    if kind_of(source).pictures:
+        return ALIKE
+    texts = (case.inputs for case in cases_of(source, judge_of(source, None)))
+    return mixed_layers(source, settings.precision, texts)
 
 
 def _stage(source: Exportable, settings: ExportSettings) -> Stage:

@@ -28,7 +28,7 @@ from saten_runtime.run.pooling import pool, read_steps
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.vocabulary.tasks import PAIRS, VALUES
 
-__all__ = ["Judge", "answers_of", "judge_of", "judged", "refuse_loss"]
+__all__ = ["Judge", "answers_of", "cases_of", "judge_of", "judged", "refuse_loss"]
 
 BUILT_IN, SAMPLES = "built-in text", "random pictures"
 # Text is read up to so many items, while torch's answers take no more than 256 MiB: 1,365 tokens of a vocabulary of
@@ -103,7 +103,7 @@ def answers_of(source: Exportable, judge: Judge, outputs: Sequence[str]) -> list
     """The inputs of every item, each alone, and what torch computes of them; at least one item."""
     answers: list[Arrays] = []
     numbers = 0
-    for case in _cases(source, judge):
+    for case in cases_of(source, judge):
         if answers and numbers >= MOST_NUMBERS:
             break
         answers.append(answered(source, case, outputs))
@@ -111,7 +111,8 @@ def answers_of(source: Exportable, judge: Judge, outputs: Sequence[str]) -> list
     return answers
 
 
-def _cases(source: Exportable, judge: Judge) -> Iterator[Case]:
+def cases_of(source: Exportable, judge: Judge) -> Iterator[Case]:
+    """The inputs of every item, each alone."""
     kind = kind_of(source)
     if kind.pictures:
         yield from kind.cases(source).values()

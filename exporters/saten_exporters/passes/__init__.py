@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
@@ -36,9 +37,14 @@ __all__ = [
 ]
 
 
-def run_passes(model: ir.Model, parts: dict[str, LayerParts], settings: ExportSettings) -> list[Layer]:
-    """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer."""
-    lower = LowerPass(parts, settings)
+def run_passes(
+    model: ir.Model, parts: dict[str, LayerParts], settings: ExportSettings, mixed: Mixed = ALIKE
+) -> list[Layer]:
+    """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer.
+
+    mixed: layers stored at another precision than the settings say.
+    """
+    lower = LowerPass(parts, settings, mixed)
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
@@ -49,7 +55,7 @@ def run_passes(model: ir.Model, parts: dict[str, LayerParts], settings: ExportSe
         KeepAxesPass(),
         CancelLayoutsPass(),
         lower,
-        QuantizeDensePass(settings),
+        QuantizeDensePass(settings, mixed),
         common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
         UsedOpsetsPass(),

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from saten_exporters.choice.cost import Candidate, choose
 from saten_exporters.choice.lowerings import lowerings_of
+from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
@@ -35,9 +36,9 @@ class LowerPass(ir.passes.InPlacePass):
             the lowering asked for cannot write it.
     """
 
-    def __init__(self, parts: dict[str, LayerParts], settings: ExportSettings) -> None:
+    def __init__(self, parts: dict[str, LayerParts], settings: ExportSettings, mixed: Mixed = ALIKE) -> None:
         super().__init__()
-        self.parts, self.settings = parts, settings
+        self.parts, self.settings, self.mixed = parts, settings, mixed
         self.layers: list[Layer] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -85,7 +86,9 @@ class LowerPass(ir.passes.InPlacePass):
         self, model: ir.Model, parts: LayerParts, asked: str | None, *, with_head: bool
     ) -> tuple[Candidate, list[ir.Value]]:
         """Choose a layer's form, put its weights into the model, and note it."""
-        chosen, others = choose(parts, self.settings, asked, with_head=with_head)
+        precision = self.mixed.precision_of(parts.name, self.settings.precision)
+        settings = dataclasses.replace(self.settings, precision=precision)
+        chosen, others = choose(parts, settings, asked, with_head=with_head)
         weights = chosen.weights
         row = _row(chosen, others, parts)
         if with_head:

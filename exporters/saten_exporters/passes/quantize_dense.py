@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
@@ -25,9 +26,9 @@ class QuantizeDensePass(ir.passes.InPlacePass):
     Does nothing to activations times activations, to small weights, to anything already stored so, and at fp32.
     """
 
-    def __init__(self, settings: ExportSettings) -> None:
+    def __init__(self, settings: ExportSettings, mixed: Mixed = ALIKE) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.mixed = settings, mixed
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Store every dense weight of the main graph anew."""
@@ -47,7 +48,10 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         dense = _dense_weight(weight)
         if weight is None or dense is None:
             return False
-        storage, form = STORAGES[self.settings.precision], DENSE_FORMS[kind, self.settings.precision]
+        precision = self.settings.precision
+        if kind == "linear":
+            precision = self.mixed.precision_of_matrix(dense, precision)
+        storage, form = STORAGES[precision], DENSE_FORMS[kind, precision]
         pack = storage.pack_product if kind == "linear" else storage.pack_whole
         with storing(str(weight.name)):
             packed = pack(dense)

@@ -41,7 +41,7 @@ DENSE = "Dense"
 """How the names of forms begin that store a whole matrix: "DenseLinear", "DenseEmbeddingInt8" …"""
 
 # What manifests of a version may lack, with the value that says the same: each what the next lacks, and more.
-_SINCE_4: dict[str, Any] = {"session_entries": {}, "judgement": None, "notices": []}
+_SINCE_4: dict[str, Any] = {"session_entries": {}, "judgement": None, "mixed": {}, "notices": []}
 _SINCE_3 = {**_SINCE_4, "recipe": None}
 _SINCE_2 = {**_SINCE_3, "target": "cpu", "rows": None}
 _SINCE_1 = {**_SINCE_2, "labels": [], "image": None, "generation": None}
@@ -243,8 +243,9 @@ class Manifest:
     bundle; target, rows: what forms were chosen for, rows None where that is not known; labels: names
     of the classes by index, or empty. tokenizer, image, generation: None where the task has none.
     session_entries: what a session of ONNX Runtime must be configured with to be right on every machine; ours
-    always are. judgement: what the precision costs, None where that was not measured. notices: settings of the model
-    that nothing was made of, a sentence for each. recipe: the stages that made it, None where that is not recorded.
+    always are. judgement: what the precision costs, None where that was not measured. mixed: layers stored at another
+    precision, by name. notices: settings of the model that nothing was made of, a sentence for each. recipe: the stages
+    that made it, None where that is not recorded.
     """
 
     schema_version: int
@@ -271,6 +272,7 @@ class Manifest:
     session_entries: dict[str, str] = field(default_factory=dict)
     judgement: Judgement | None = None
     notices: list[str] = field(default_factory=list)
+    mixed: dict[str, str] = field(default_factory=dict)
     recipe: Recipe | None = None
 
     @property
