@@ -323,3 +323,9 @@ def npm_package() -> Callable[[str], Path]:
     """npm_package("name@version") -> a folder with node_modules, kept for the next session."""
     npm = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", "FOLDER")
     return lambda wanted: fetched(wanted, *npm, wanted)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, traced: Callable[..., Any]) -> None:
+    """Exports take the graph traced before."""
+    monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)

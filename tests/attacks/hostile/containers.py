@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import struct
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from hostile.case import MEBIBYTE, Case, Place
+from hostile.case import MEBIBYTE, Case
 from hostile.folders import (
     BIG,
     WEIGHTS,
@@ -28,10 +25,13 @@ from hostile.folders import (
     instead,
     load,
     numpy_objects,
+    point_to_code,
     refused,
+    rewrite_header,
     saten,
     sharded,
     state,
+    swap,
     unchecked,
     weights,
     zipped,
@@ -131,7 +131,7 @@ CASES = [
         "an empty shape of 2^62",
         weights(lambda tensors: None, "bert"),
         r"encoder\.layer\.0\.output\.dense\.bias: 256 bytes, its shape",
-        run=lambda place: _rewrite_header(place, "encoder.layer.0.output.dense.bias", [0, BIG, BIG]),
+        run=lambda place: rewrite_header(place, "encoder.layer.0.output.dense.bias", [0, BIG, BIG]),
     ),
     refused(
         "K6",
@@ -287,7 +287,7 @@ CASES = [
     refused(
         "K10",
         "an edited tokenizer",
-        lambda place: _swap(place.copy("saten") / "tokenizer.json", b'"[PAD]"', b'"[pad]"'),
+        lambda place: swap(place.copy("saten") / "tokenizer.json", b'"[PAD]"', b'"[pad]"'),
         r"tokenizer\.json: its sha256 is not the one in config\.json",
     ),
     refused(
@@ -393,7 +393,7 @@ CASES = [
         Case(
             "K12",
             f"code named by {file}",
-            lambda place, file=file, entry=entry: _point_to_code(place, file, entry),
+            lambda place, file=file, entry=entry: point_to_code(place, file, entry),
             load,
             None,
             "",
@@ -443,28 +443,3 @@ CASES = [
         r"gone\.json: is no regular file",
     ),
 ]
-
-
-def _swap(path: Path, old: bytes, new: bytes) -> None:
-    whole = path.read_bytes()
-    assert old in whole
-    path.write_bytes(whole.replace(old, new))
-
-
-def _rewrite_header(place: Place, name: str, shape: list[int]) -> int:
-    """Another shape for a tensor, its bytes kept."""
-    path = place.folder / "bert" / WEIGHTS
-    whole = path.read_bytes()
-    size = struct.unpack("<Q", whole[:8])[0]
-    head = json.loads(whole[8 : 8 + size])
-    head[name]["shape"] = shape
-    text = json.dumps(head).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + size :])
-    return export(place)
-
-
-def _point_to_code(place: Place, file: str, entry: dict[str, Any]) -> None:
-    folder = place.copy("bert")
-    (folder / "evil.py").write_text("import os\nos.mkdir('ran')\nclass Evil:\n    pass\n")
-    path = folder / file
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **entry}))

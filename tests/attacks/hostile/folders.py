@@ -242,3 +242,28 @@ def unchecked(index: int) -> torch.Tensor:
     """A sparse tensor of shape (3, 3) that names an entry outside of it."""
     with torch.sparse.check_sparse_tensor_invariants(False):
         return torch.sparse_coo_tensor(torch.tensor([[index], [0]]), torch.tensor([1.0]), (3, 3))
+
+
+def swap(path: Path, old: bytes, new: bytes) -> None:
+    whole = path.read_bytes()
+    assert old in whole
+    path.write_bytes(whole.replace(old, new))
+
+
+def rewrite_header(place: Place, name: str, shape: list[int]) -> int:
+    """Another shape for a tensor, its bytes kept."""
+    path = place.folder / "bert" / WEIGHTS
+    whole = path.read_bytes()
+    size = struct.unpack("<Q", whole[:8])[0]
+    head = json.loads(whole[8 : 8 + size])
+    head[name]["shape"] = shape
+    text = json.dumps(head).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + whole[8 + size :])
+    return export(place)
+
+
+def point_to_code(place: Place, file: str, entry: dict[str, Any]) -> None:
+    folder = place.copy("bert")
+    (folder / "evil.py").write_text("import os\nos.mkdir('ran')\nclass Evil:\n    pass\n")
+    path = folder / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **entry}))

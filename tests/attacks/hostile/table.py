@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from hostile import bundles, containers, exports, layers, requests
+from hostile import bundles, containers, exports, layers, libraries, measurements, requests
 from hostile.case import Case
 
 __all__ = ["CASES"]
 
-CASES: list[Case] = [*containers.CASES, *layers.CASES, *exports.CASES, *bundles.CASES, *requests.CASES]
+CASES: list[Case] = [
+    *containers.CASES,
+    *layers.CASES,
+    *exports.CASES,
+    *bundles.CASES,
+    *libraries.CASES,
+    *measurements.CASES,
+    *requests.CASES,
+]
