@@ -78,7 +78,7 @@ def _job(sound: dict[str, Path]) -> Any:
     schedule = Schedule(steps=2, batch_size=2, max_length=8, bf16=False, save_every=1)
     job = prepare(sound["saten"], examples, "feature-extraction", "train", sound["bert"], None, "", schedule, None)
     finetune(
-        job.student, job.task, examples, dataclasses.replace(job.schedule, steps=1), teacher=job.teacher
+        job.student, job.training, examples, dataclasses.replace(job.schedule, steps=1), teacher=job.teacher
     )  # imports
     return dataclasses.replace(job, student=load_model(sound["saten"]))
 
