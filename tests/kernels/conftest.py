@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import form_oracle
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from filelock import FileLock
 
@@ -36,8 +39,8 @@ loaded_tiny, traced, bundle_of = _exporters.loaded_tiny, _exporters.traced, _exp
 
 @pytest.fixture(scope="session")
 def forms() -> ModuleType:
-    """The float64 oracle and the bounds of `tests/exporters/forms/test_forms.py`."""
-    return load(TESTS / "exporters" / "forms" / "test_forms.py")
+    """The float64 oracle and the bounds that the exporter's forms are held to."""
+    return form_oracle
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +109,18 @@ def run_python() -> RunPython:
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd=cwd)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def session(library: Path) -> Callable[..., onnxruntime.InferenceSession]:
+    """session(model, threads=1) -> a session with the kernels registered."""
+
+    def make(model: ir.Model, threads: int = 1) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        options.register_custom_ops_library(str(library))
+        return onnxruntime.InferenceSession(
+            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    return make

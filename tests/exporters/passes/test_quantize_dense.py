@@ -83,7 +83,7 @@ def operators(model: ir.Model) -> Counter[str]:
 
 
 def product_bound(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """Half a step of the weights and half a step of the activations; see test_forms.py."""
+    """Half a step of the weights and half a step of the activations; see tests/support/form_oracle.py."""
     half = 0.5 + 1e-4
     w_moved = half * np.abs(w).max(axis=0) / 127
     x_moved = half * (max(x.max(), 0) - min(x.min(), 0)) / 255
