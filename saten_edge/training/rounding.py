@@ -20,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 
 from saten_edge.checkpoints.modules import ResidualPart, SatenEmbedding, SatenHead, SatenLinear, SatenModule
 from saten_edge.decomposition.residual import scatter
-from saten_exporters.choice.mixed import round_to_bytes
 from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
+from saten_exporters.tracing.mixed import round_to_bytes
 from saten_runtime.errors import UsageError
 
 __all__ = ["check_precision", "round_activations", "round_along", "rounded"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saten_exporters.choice.mixed import BLOCKS
+from saten_exporters.tracing.mixed import BLOCKS
 from saten_runtime.bundle.manifest import Manifest
 from saten_runtime.bundle.recipe import recipe_lines
 from saten_runtime.run.parity import Comparison

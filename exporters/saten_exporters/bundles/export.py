@@ -25,12 +25,12 @@ from saten_exporters.bundles.preparation import (
 )
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
 from saten_exporters.choice.cost import prices_used
-from saten_exporters.choice.mixed import ALIKE, BLOCKS, Mixed, mixed_layers
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
 from saten_exporters.passes import run_passes
 from saten_exporters.sources.check import check_settings
+from saten_exporters.tracing.mixed import ALIKE, BLOCKS, Mixed, mixed_layers
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_exporters.tracing.trace import forget_graphs, trace
 from saten_runtime.bundle.folder import Bundle

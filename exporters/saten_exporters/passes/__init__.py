@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
@@ -19,6 +18,7 @@ from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
 from saten_exporters.passes.used_opsets import UsedOpsetsPass
+from saten_exporters.tracing.mixed import ALIKE, Mixed
 from saten_runtime.bundle.manifest import Layer
 
 __all__ = [

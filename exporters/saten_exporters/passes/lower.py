@@ -9,7 +9,6 @@ import onnx_ir as ir
 
 from saten_exporters.choice.cost import Candidate, choose
 from saten_exporters.choice.lowerings import lowerings_of
-from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
@@ -17,6 +16,7 @@ from saten_exporters.forms import Form, followed_by, head_of
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.epilogues import epilogue_of
 from saten_exporters.passes.initializers import new_initializer
+from saten_exporters.tracing.mixed import ALIKE, Mixed
 from saten_runtime.bundle.manifest import Layer, Rejected
 from saten_runtime.errors import ExportError
 from saten_runtime.vocabulary.operators import DOMAIN, HEAD, LAYER, LAYERS

@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from saten_exporters.choice.mixed import ALIKE, Mixed
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, STORAGES
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import constant
 from saten_exporters.quantize import SMALLEST_WEIGHT, storing
+from saten_exporters.tracing.mixed import ALIKE, Mixed
 
 __all__ = ["QuantizeDensePass"]
 

@@ -12,7 +12,7 @@ import torch
 
 from saten_edge.checkpoints.models import load_model
 from saten_exporters import export
-from saten_exporters.choice.mixed import BLOCKS, LARGEST_NOISE, Mixed, noise_of, round_to_bytes, worst
+from saten_exporters.tracing.mixed import BLOCKS, LARGEST_NOISE, Mixed, noise_of, round_to_bytes, worst
 from saten_runtime.bundle.folder import Bundle
 
 HUGE = 40.0
