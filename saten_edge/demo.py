@@ -46,6 +46,7 @@ def run_demo(out: Path, settings: DemoOptions, talk: Talk, *, model: Path | None
     source = model or _packaged_model()
     task = _read_corpus(talk)
     texts = [text for passage in task.train for text in (passage.query, passage.answer)]
+    _clear(out)
     with _claiming(out):
         _compress(out, source, texts, settings, talk)  # the first to write, after it found model and settings usable
         for stale in ("summary.json", "report.html"):
@@ -56,6 +57,13 @@ def run_demo(out: Path, settings: DemoOptions, talk: Talk, *, model: Path | None
     history = _finetune(out, source, texts, settings, talk)
     bundles = _export_all(out, source, talk)
     return _measure(out, bundles, history, settings, talk)
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier demo, perhaps of an earlier version, left in its folder."""
+    if (out / MARKER_FILE).is_file():
+        for name in ("compressed", "finetuned", "bundles", "bench"):
+            shutil.rmtree(out / name, ignore_errors=True)
 
 
 @contextlib.contextmanager

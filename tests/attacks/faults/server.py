@@ -48,7 +48,7 @@ def main() -> None:
 
 def _state(sound: dict[str, Path], work: Path) -> State:
     import torch
-    from hostile.bundles import RESULT
+    from hostile.measurements import RESULT
 
     import saten_edge.devices.deploy
     import saten_edge.stages  # noqa: F401

@@ -110,13 +110,13 @@ class TestBadInput:
         assert f"{out}: already exists" in shown
         assert list(tmp_path.iterdir()) == [out]
 
-    def test_fine_tuning_a_dense_model(self, run, tiny_bert, tmp_path):
+    def test_a_dense_model_is_fine_tuned_and_never_told_to_be_compressed_first(self, run, tiny_bert, tmp_path):
         write_lines(tmp_path / "data.jsonl", [{"text": "gar men"}])
         before = content(tmp_path)
         options = ["--teacher", tiny_bert, "--data", tmp_path / "data.jsonl", "--quiet"]
         code, out, shown = run("finetune", tiny_bert, "-o", tmp_path / "out", *options)
         assert (code, out) == (2, "")
-        assert "has no compressed layer; run `saten-edge compress` first" in shown
+        assert "1 examples to train on, expected at least one batch of 32" in shown
         assert content(tmp_path) == before
 
     def test_fine_tuning_on_too_few_texts(self, run, tiny_bert, tiny_saten, tmp_path):
@@ -192,11 +192,11 @@ class TestStages:
         assert "\x1b" not in out + shown
 
     def test_overwrite_replaces_the_output(self, run, tiny_bert, tmp_path):
-        (tmp_path / "saten").mkdir()
-        (tmp_path / "saten" / "old.txt").write_text("old")
-        options = ["--rounds", 1, "--share", 0.6, "--group", 8, "--quiet", "--overwrite"]
-        assert run("compress", tiny_bert, "-o", tmp_path / "saten", *options)[0] == 0
-        assert "old.txt" not in content(tmp_path / "saten")
+        options = ["--rounds", 1, "--share", 0.6, "--quiet", "--overwrite"]
+        assert run("compress", tiny_bert, "-o", tmp_path / "saten", "--group", 8, *options)[0] == 0
+        before = content(tmp_path / "saten")
+        assert run("compress", tiny_bert, "-o", tmp_path / "saten", "--group", 16, *options)[0] == 0
+        assert content(tmp_path / "saten") != before
         assert [path.name for path in tmp_path.iterdir()] == ["saten"]
 
     def test_finetune_says_how_the_loss_went_and_keeps_the_table(self, run, tiny_bert, tiny_saten, texts, tmp_path):

@@ -21,6 +21,7 @@ from saten_edge.devices.transports import parse_devices
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, DeviceError, ParityError, UsageError
+from saten_runtime.records.folders import MARK
 
 # `adb -s SERIAL shell -T -x LINE`: the line goes to a shell "there", with the phone's PATH and no home.
 ADB = """#!{python}
@@ -134,10 +135,10 @@ class TestFilesForAndroid:
     def test_everything_that_the_readme_speaks_of_is_there(self, files):
         names = {path.name for path in files.iterdir()}
         config = "required_operators_and_types.config"
-        assert names == {"model.ort", config, "tokenizer.json", "test_data_set_0", "README.md"}
+        assert names == {"model.ort", config, "tokenizer.json", "test_data_set_0", "README.md", MARK}
         readme = (files / "README.md").read_text()
         assert "$" not in readme
-        for name in names - {"README.md"}:
+        for name in names - {"README.md", MARK}:
             assert name in readme
 
     def test_the_graph_computes_the_same(self, files, exported):
