@@ -11,7 +11,7 @@ SOURCES := saten_edge exporters runtime tests benchmarks tools
 KERNELS := runtime/kernels
 
 help:
-	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 8 minutes)"
+	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 10 minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, test"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"

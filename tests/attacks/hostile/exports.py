@@ -35,7 +35,7 @@ def _corrupt_export(place: Place) -> int:
     real = bundle._save_graph
 
     def wrong(exported: Any, *rest: Any) -> None:
-        weights = [value for value in exported.program.graph.initializers.values() if value.const_value.size > 4000]
+        weights = [value for value in exported.graph.initializers.values() if value.const_value.size > 4000]
         array = weights[0].const_value.numpy().copy()
         array.flat[::7] += 0.5
         import onnx_ir as ir
