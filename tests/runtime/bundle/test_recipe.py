@@ -61,7 +61,7 @@ def test_options_of_dataclasses() -> None:
 
 
 def test_versions() -> None:
-    assert {"onnxruntime", "saten-edge"} <= versions_here().keys()
+    assert "onnxruntime" in versions_here()  # on a board none of the others is installed
     assert all(version[0].isdigit() for version in versions_here().values())
 
 
