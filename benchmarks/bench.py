@@ -61,6 +61,7 @@ TABLES = (
     Table("layers", "layers.py"),
     Table("toolchain", "toolchain.py", WORK),
     Table("solvers", "solvers.py"),
+    Table("shapes", "shapes.py"),
     Table("cost_model", "cost_model.py", ("--write",), quick=False, calibration=True),
     Table(
         "precision",

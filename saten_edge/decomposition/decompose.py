@@ -21,9 +21,10 @@ from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual
+from saten_edge.decomposition.shapes import smallest_full_dims
 from saten_edge.decomposition.solvers import SOLVERS
 from saten_edge.decomposition.trains import TRAINS
-from saten_edge.decomposition.tt import full_train_numel, tensor_train
+from saten_edge.decomposition.tt import tensor_train
 from saten_runtime.errors import CheckpointError, UsageError
 
 __all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_sizes", "decompose"]
@@ -55,7 +56,7 @@ def decompose(
     problem = _problem(matrix, budget_bytes, pattern, recipe, moments)
     best = SOLVERS[recipe.solver](problem)
     split = recipe.method == "bond" and best.train.bond
-    train = tensor_train(*best.train.factors(), problem.dims[0]) if split else best.train
+    train = tensor_train(*best.train.factors(), problem.dims) if split else best.train
     residual = Residual(best.residual.values.to(matrix), _moved(best.residual.indices, matrix.device))
     return replace(best, train=replace(train, cores=tuple(core.to(matrix) for core in train.cores)), residual=residual)
 
@@ -79,12 +80,14 @@ def _problem(
     device = torch.device("cuda") if torch.cuda.is_available() else matrix.device
     exact = matrix.to(device, dtype)
     metric = Metric.from_moments(moments).like(exact)
-    dims = recipe.dims((matrix.shape[0], matrix.shape[1]))
-    if recipe.method == "bond":
-        dims = [min(dims, key=lambda each: full_train_numel(each, 1))]
+    sides = recipe.sides((matrix.shape[0], matrix.shape[1]))
     limit = math.inf if budget_bytes is None else budget_bytes
+    if recipe.method == "bond":
+        bond = int(min(*matrix.shape, max(1, limit / VALUE_BYTES / sum(matrix.shape))))
+        ins, outs = smallest_full_dims(sides, bond)
+        sides = (ins,), (outs,)
     how = (recipe.method, recipe.rounds, recipe.share, recipe.density, recipe.eps)
-    return Problem(exact, limit, pattern, metric, dims, metric.norm(exact), *how)
+    return Problem(exact, limit, pattern, metric, sides, metric.norm(exact), *how)
 
 
 def _moved(indices: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

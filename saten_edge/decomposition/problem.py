@@ -10,9 +10,9 @@ from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual, scatter
-from saten_edge.decomposition.shapes import Dims
+from saten_edge.decomposition.shapes import Dims, Sides, full_train_numel, smallest_full_dims
 from saten_edge.decomposition.trains import TRAINS, Trains, affordable_bond
-from saten_edge.decomposition.tt import TensorTrain, full_train_numel
+from saten_edge.decomposition.tt import TensorTrain
 from saten_runtime.errors import BudgetError, SatenError
 
 __all__ = ["Decomposition", "Problem"]
@@ -53,7 +53,7 @@ class Problem:
     budget_bytes: float
     pattern: Pattern
     metric: Metric
-    dims: list[Dims]
+    sides: Sides
     norm: float
     method: str
     rounds: int
@@ -65,6 +65,11 @@ class Problem:
     def shape(self) -> tuple[int, int]:
         """(in, out)."""
         return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def dims(self) -> Dims:
+        """The preferred dims; of the method "bond" the only ones."""
+        return self.sides[0][0], self.sides[1][0]
 
     def first_round(self) -> Decomposition:
         """The best of one round at each of the possible splits of the bytes; they share the train's SVD.
@@ -96,8 +101,8 @@ class Problem:
     def sizes(self, share: float | None) -> tuple[int, int]:
         """Bond of a train of the method "bond" and entries of the residual at a split; 0 where nothing is paid for."""
         room = self._room(share)
-        bond = affordable_bond(self.dims[0], _whole(room) // VALUE_BYTES) if room >= 0 else 0
-        train_bytes = full_train_numel(self.dims[0], bond) * VALUE_BYTES if bond else 0
+        bond = affordable_bond(self.dims, _whole(room) // VALUE_BYTES) if room >= 0 else 0
+        train_bytes = full_train_numel(self.dims, bond) * VALUE_BYTES if bond else 0
         return bond, self._entries(0 if share == 1 else self.budget_bytes - train_bytes)
 
     def full_share(self) -> float:
@@ -153,11 +158,11 @@ class Problem:
     def _train_values(self, train: TensorTrain) -> int:
         """Values of a train as it will be stored, in cores."""
         if self.method == "bond" and train.bond:
-            return full_train_numel(self.dims[0], train.bond)
+            return full_train_numel(self.dims, train.bond)
         return train.numel()
 
     def _trains(self, target: Tensor) -> Trains:
-        return TRAINS[self.method](target, self.metric, self.dims, self.eps)
+        return TRAINS[self.method](target, self.metric, self.sides, self.eps)
 
     def _without(self, residual: Residual) -> Tensor:
         """M − S."""
@@ -204,7 +209,7 @@ class Problem:
             return BudgetError(
                 f"{where} are too few for what --eps and --density ask for; raise --budget or change them"
             )
-        smallest = min(full_train_numel(dims, 1) for dims in self.dims) * VALUE_BYTES
+        smallest = full_train_numel(smallest_full_dims(self.sides, 1), 1) * VALUE_BYTES
         share = "" if self.share is None else f" of a share of {self.share:g}"
         return BudgetError(f"{where} are too few for a train of bond 1 ({smallest} bytes{share}); raise --budget")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from saten_edge.decomposition.shapes import Dims, all_dims, balanced_dims, mode_dims
+from saten_edge.decomposition.shapes import Sides, balanced_sides, mode_dims, searched_sides
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
@@ -24,7 +24,7 @@ class Recipe:
     share: the train's share of the bytes, 0 (no train) … 1 (no residual), or None to measure it.
     density: stored residual entries per entry of the matrix; the train has the rest of the bytes.
     eps: the train is the TT-SVD of this relative error; the residual has the rest of the bytes.
-    train: a row of `TRAINS`; None is "tt-svd" with eps, else "bond". shapes: "balanced" dims, or a "search" of all.
+    train: a row of `TRAINS`; None is "tt-svd" with eps, else "bond". shapes: "balanced" dims, or a "search" of many.
     solver: a row of `SOLVERS`; "admm" is "alternate" where there are no full second moments or nothing to divide.
 
     Raises:
@@ -45,7 +45,7 @@ class Recipe:
     )
     shapes: str = option(
         "balanced",
-        "Try every factorization of the dimensions instead of the balanced one",
+        "Search for the factorizations of the dimensions, padded ones too, instead of the balanced one",
         "--shape-search",
         const="search",
     )
@@ -76,8 +76,11 @@ class Recipe:
         """Whether eps and density fix every size, so that no budget is needed."""
         return self.eps is not None and self.density is not None
 
-    def dims(self, shape: tuple[int, int]) -> list[Dims]:
-        """The dims that the train may have, the first of them preferred."""
+    def sides(self, shape: tuple[int, int]) -> Sides:
+        """The dims that the train may have on either side, the first of them preferred."""
         if self.shapes == "search":
-            return all_dims(shape, self.order)
-        return [mode_dims(shape, self.order)] if self.method == "bond" else balanced_dims(shape, self.order)
+            return searched_sides(shape, self.order)
+        if self.method != "bond":
+            return balanced_sides(shape, self.order)
+        ins, outs = mode_dims(shape, self.order)
+        return (ins,), (outs,)

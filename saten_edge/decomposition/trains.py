@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.shapes import Dims
-from saten_edge.decomposition.tt import Spectrum, TensorTrain, TtSvd, balanced_pair, full_train_numel
+from saten_edge.decomposition.shapes import Dims, Sides, full_train_numel
+from saten_edge.decomposition.tt import Spectrum, TensorTrain, TtSvd, balanced_pair
 
 __all__ = ["TRAINS", "Trains", "affordable_bond"]
 
@@ -27,8 +26,8 @@ class Trains(Protocol):
 class _BondTrains:
     """Factors (A, B) of the bond that a size pays for once they are split over the dims, every inner rank kept."""
 
-    def __init__(self, target: Tensor, metric: Metric, dims: Sequence[Dims], eps: float | None) -> None:
-        self.dims, self.spectrum = dims[0], Spectrum.of(target, metric)
+    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None) -> None:
+        self.dims, self.spectrum = (sides[0][0], sides[1][0]), Spectrum.of(target, metric)
 
     def within(self, values: int) -> TensorTrain | None:
         bond = affordable_bond(self.dims, values)
@@ -41,18 +40,18 @@ class _BondTrains:
 class _TtSvdTrains:
     """TT-SVDs, of one eps for all splits; the best of several dims."""
 
-    def __init__(self, target: Tensor, metric: Metric, dims: Sequence[Dims], eps: float | None) -> None:
-        self.dims, self.eps, self.svd = dims, eps, TtSvd(target)
+    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None) -> None:
+        self.sides, self.eps, self.svd = sides, eps, TtSvd(target)
 
     def within(self, values: int) -> TensorTrain | None:
         if self.eps is not None:
-            train = self.svd.best(self.dims, eps=self.eps)
+            train = self.svd.best(self.sides, eps=self.eps)
             return train if train.numel() <= values else None
-        possible = [dims for dims in self.dims if sum(map(sum, dims)) <= values]
-        return self.svd.best(possible, values=values) if possible else None
+        smallest = sum(min(map(sum, side)) for side in self.sides)
+        return self.svd.best(self.sides, values=values) if smallest <= values else None
 
 
-# How the train is found: (target, metric, dims, eps) → its trains of any size
+# How the train is found: (target, metric, sides, eps) → its trains of any size
 TRAINS: dict[str, type[_BondTrains] | type[_TtSvdTrains]] = {"bond": _BondTrains, "tt-svd": _TtSvdTrains}
 
 

@@ -22,8 +22,8 @@ a split discards is what M loses, whatever the order of the splits.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from saten_edge.decomposition.linalg import gram
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.shapes import Dims
+from saten_edge.decomposition.shapes import Dims, Sides, outwards
 from saten_runtime.errors import BudgetError, ShapeError
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
     "TensorTrain",
     "TtSvd",
     "contraction_peak",
-    "full_train_numel",
     "rounded",
     "tensor_train",
     "truncated_factors",
@@ -216,24 +215,6 @@ def balanced_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a / scale, b * scale[:, None]
 
 
-def full_train_numel(dims: Dims, bond: int) -> int:
-    """`TensorTrain.numel` of a train over `dims` with this bond and every other rank as large as it can be.
-
-    Never less than the bond · (in + out) of its folded factors, which such a train can all represent.
-    """
-    in_dims, out_dims = dims
-    return _full_half_numel(in_dims, bond) + _full_half_numel(tuple(reversed(out_dims)), bond)
-
-
-def _full_half_numel(dims: tuple[int, ...], bond: int) -> int:
-    left, total = 1, 0
-    for k, n in enumerate(dims):
-        right = min(left * n, math.prod(dims[k + 1 :]) * bond) if k + 1 < len(dims) else bond
-        total += left * n * right
-        left = right
-    return total
-
-
 def tensor_train(a: Tensor, b: Tensor, dims: Dims) -> TensorTrain:
     """Split A (in, r) and B (r, out) into cores over `dims`, outwards from the bond, keeping A B."""
     u, s, vh = _product_svd(a, b)
@@ -263,18 +244,27 @@ class TtSvd:
     def train(self, dims: Dims, eps: float) -> TensorTrain:
         """The train over `dims` with a relative Frobenius error of `eps` at most."""
         allowed = self._allowed(dims, eps)
-        left, right = (self._split(side, one, allowed) for side, one in enumerate(_outwards(dims)))
+        left, right = (self._split(side, one, allowed) for side, one in enumerate(outwards(dims)))
         return _join(left, right, self.singular[: left[-1].shape[2]].to(self.matrix), self.shape)
 
     def numel(self, dims: Dims, eps: float) -> int:
         """Values of `train(dims, eps)`."""
-        allowed, total = self._allowed(dims, eps), 0
-        for side, one in enumerate(_outwards(dims)):
-            key = (side, one, allowed)
-            if key not in self._sizes:
-                self._sizes[key] = sum(core.numel() for core in self._split(side, one, allowed))
-            total += self._sizes[key]
-        return total
+        allowed = self._allowed(dims, eps)
+        return sum(self._numel(side, one, allowed) for side, one in enumerate(outwards(dims)))
+
+    def smallest(self, sides: Sides, eps: float) -> Dims:
+        """The dims of the fewest values at `eps`, of equal ones the first: either side is minimised on its own.
+
+        A split's share of eps depends on the number of cores, so dims of each number compete among themselves first.
+        """
+        found = []
+        for lengths in itertools.product(*({len(dims) for dims in side} for side in sides)):
+            ins, outs = ([dims for dims in side if len(dims) == n] for side, n in zip(sides, lengths, strict=True))
+            allowed = self._allowed((ins[0], outs[0]), eps)
+            values = [[self._numel(0, dims, allowed) for dims in ins]]
+            values.append([self._numel(1, tuple(reversed(dims)), allowed) for dims in outs])
+            found.append((ins[values[0].index(min(values[0]))], outs[values[1].index(min(values[1]))]))
+        return min(found, key=lambda dims: self.numel(dims, eps))
 
     def eps_within(self, dims: Dims, values: int) -> float:
         """The smallest eps, to a thousandth of itself, whose train over `dims` holds at most `values` values.
@@ -296,18 +286,37 @@ class TtSvd:
         a, b = train.factors()
         return float(torch.addmm(self.matrix, a, b, alpha=-1).norm())
 
-    def best(self, candidates: Sequence[Dims], *, eps: float | None = None, values: int | None = None) -> TensorTrain:
-        """Of several dims those of fewest bytes at `eps`, or of least error within `values` values.
+    def best(self, sides: Sides, *, eps: float | None = None, values: int | None = None) -> TensorTrain:
+        """Of the dims of `sides` those of fewest values at `eps`, or of the least eps within `values` values.
+
+        For a size, dims and eps take turns: the fewest values at the eps that the last dims need leave room for a
+        smaller one. Where they stop, no other dims meet the size with less. The first dims of each side are never
+        worse: the train of least error is returned.
 
         Raises:
             BudgetError: `values` is below ranks of 1 for all of them.
         """
         if eps is not None:
-            return self.train(min(candidates, key=lambda dims: self.numel(dims, eps)), eps)
+            return self.train(self.smallest(sides, eps), eps)
         assert values is not None  # noqa: S101 - one of the two is given
-        possible = [dims for dims in candidates if sum(map(sum, dims)) <= values] or list(candidates[:1])
-        trains = (self.train(dims, self.eps_within(dims, values)) for dims in possible)
-        return min(trains, key=self.error)
+        first = sides[0][0], sides[1][0]
+        if sum(map(sum, first)) > values:
+            first = min(sides[0], key=sum), min(sides[1], key=sum)
+        found = {first: self.eps_within(first, values)}
+        while True:
+            last, reached = next(reversed(found.items()))
+            dims = self.smallest(sides, reached)
+            if dims in found or self.numel(dims, reached) >= self.numel(last, reached):
+                break
+            found[dims] = self.eps_within(dims, values)
+        return min((self.train(*each) for each in (next(iter(found.items())), (last, reached))), key=self.error)
+
+    def _numel(self, side: int, outwards: tuple[int, ...], allowed: float) -> int:
+        """Values of one half; `outwards`: its dims from the free end to the bond."""
+        key = (side, outwards, allowed)
+        if key not in self._sizes:
+            self._sizes[key] = sum(core.numel() for core in self._split(side, outwards, allowed))
+        return self._sizes[key]
 
     def _allowed(self, dims: Dims, eps: float) -> float:
         return eps * self.norm / math.sqrt(_cores(dims) - 1)
@@ -325,7 +334,7 @@ def tt_svd(matrix: Tensor, dims: Dims, *, eps: float | None = None, values: int 
     Raises:
         BudgetError: `values` is below ranks of 1.
     """
-    return TtSvd(matrix).best([dims], eps=eps, values=values)
+    return TtSvd(matrix).best(((dims[0],), (dims[1],)), eps=eps, values=values)
 
 
 def rounded(train: TensorTrain, eps: float) -> TensorTrain:
@@ -350,11 +359,6 @@ def rounded(train: TensorTrain, eps: float) -> TensorTrain:
 
 def _cores(dims: Dims) -> int:
     return len(dims[0]) + len(dims[1])
-
-
-def _outwards(dims: Dims) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The dims of each side from its free end to the bond."""
-    return dims[0], tuple(reversed(dims[1]))
 
 
 def _split_half(

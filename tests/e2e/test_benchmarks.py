@@ -345,6 +345,18 @@ def test_solvers_are_compared_at_equal_bytes():
     assert line.startswith(f"| a | 0.40 | {rows[0]['alternate']['error']:.3f} → {rows[0]['admm']['error']:.3f} |")
 
 
+def test_the_shapes_of_a_search_take_the_values_that_their_trains_have():
+    shapes = load("shapes")
+    matrix = torch.randn(35, 24, generator=torch.Generator().manual_seed(0))
+    rows = {row["search"]: row for row in shapes.searched("m", matrix, 0.5)}
+    assert rows["search"]["values"] <= rows["balanced"]["values"]
+    for row in rows.values():
+        train = shapes.TtSvd(matrix).train(tuple(map(tuple, row["dims"])), 0.5)
+        assert row["values"] == train.numel()
+        assert row["ratio"] == pytest.approx(matrix.numel() / row["values"])
+    assert shapes.table_text([*rows.values()]).splitlines()[2].startswith("| 35 × 24 | 0.5 | 1.")
+
+
 def test_the_stages_of_an_export_are_functions_that_there_are():
     from saten_exporters.bundles import export as bundle
 

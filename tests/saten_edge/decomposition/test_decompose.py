@@ -23,8 +23,7 @@ from saten_edge.decomposition.residual import (
     WholeRows,
     scatter,
 )
-from saten_edge.decomposition.shapes import mode_dims
-from saten_edge.decomposition.tt import full_train_numel
+from saten_edge.decomposition.shapes import full_train_numel, mode_dims
 from saten_runtime.errors import BudgetError, CheckpointError, ShapeError, UsageError
 
 PATTERNS = {
@@ -294,9 +293,11 @@ class TestSearch:
         assert searched.error <= balanced.error * (1 + 1e-9)
         assert searched.train.shape == SHAPE
 
-    def test_a_prime_side_is_refused(self):
-        with pytest.raises(ShapeError, match="31 inputs have no 2 factors above 1"):
-            decompose(normal(31, 24), 1500, Grouped(4), Recipe(shapes="search"))
+    @pytest.mark.parametrize("train", ["bond", "tt-svd"])
+    def test_a_prime_side_is_padded(self, train):
+        parts = decompose(normal(31, 24), 1500, Grouped(4), Recipe(train=train, shapes="search", share=1))
+        assert parts.train.shape == (31, 24)
+        assert parts.bytes <= 1500
 
 
 @pytest.mark.parametrize("name", PATTERNS)

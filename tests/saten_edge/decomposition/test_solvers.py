@@ -17,8 +17,7 @@ from saten_edge.decomposition.calibration import second_moments
 from saten_edge.decomposition.decompose import Decomposition, decompose
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Grouped, NOfM, NoResidual, Pattern, Unstructured, scatter
-from saten_edge.decomposition.shapes import mode_dims
-from saten_edge.decomposition.tt import full_train_numel
+from saten_edge.decomposition.shapes import full_train_numel, mode_dims
 from saten_runtime.errors import UsageError
 
 SHAPE = (64, 48)

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.shapes import all_dims, balanced_dims, mode_dims
+from saten_edge.decomposition.shapes import balanced_sides, full_train_numel, mode_dims, searched_sides
 from saten_edge.decomposition.tt import (
     TensorTrain,
     TtSvd,
-    full_train_numel,
     rounded,
     tensor_train,
     truncated_factors,
@@ -253,7 +252,7 @@ class TestTtSvd:
     @pytest.mark.parametrize("order", [2, 3, 4, 5, 6])
     def test_awkward_sizes_work_at_every_order(self, shape, order):
         matrix = normal(*shape)
-        for dims in balanced_dims(shape, order):
+        for dims in itertools.product(*balanced_sides(shape, order)):
             train = tt_svd(matrix, dims, eps=1e-4)
             assert train.shape == shape
             assert same(train.dense(), matrix.numpy(), 1e-4 * float(matrix.norm()))
@@ -273,20 +272,56 @@ class TestTtSvd:
 
 
 class TestSearch:
-    @pytest.mark.parametrize("objective", [{"eps": 0.3}, {"values": 120}], ids=str)
-    def test_the_best_dims_are_those_of_brute_force(self, objective):
-        """Every candidate decomposed on its own, nothing shared."""
-        matrix = torch.kron(decaying(3, 4, seed=1), decaying(4, 6, seed=2)) + 0.05 * normal(12, 24)
-        candidates = all_dims((12, 24), 4)
-        best = TtSvd(matrix).best(candidates, **objective)
-        alone = {dims: tt_svd(matrix, dims, **objective) for dims in candidates}
-        if "eps" in objective:
-            assert best.numel() == min(train.numel() for train in alone.values())
-            assert best.numel() < max(train.numel() for train in alone.values())
-        else:
-            errors = {dims: float((train.dense() - matrix).norm()) for dims, train in alone.items()}
-            assert float((best.dense() - matrix).norm()) == pytest.approx(min(errors.values()), rel=1e-9)
-            assert min(errors.values()) < 0.99 * max(errors.values())
+    SIDES = searched_sides((12, 24), 4)
+
+    @staticmethod
+    def matrix() -> torch.Tensor:
+        return torch.kron(decaying(3, 4, seed=1), decaying(4, 6, seed=2)) + 0.05 * normal(12, 24)
+
+    @pytest.mark.parametrize("eps", [0.1, 0.3, 0.6])
+    def test_sides_minimised_apart_give_the_smallest_of_all_products(self, eps):
+        """Every pair of dims decomposed on its own, nothing shared."""
+        best = TtSvd(self.matrix()).best(self.SIDES, eps=eps)
+        alone = [tt_svd(self.matrix(), dims, eps=eps).numel() for dims in itertools.product(*self.SIDES)]
+        assert best.numel() == min(alone)
+        assert best.numel() < max(alone)
+
+    @pytest.mark.parametrize("values", [60, 120, 200])
+    def test_within_a_size_no_product_needs_a_smaller_eps(self, values):
+        matrix = self.matrix()
+        best, svd = TtSvd(matrix).best(self.SIDES, values=values), TtSvd(matrix)
+        assert best.numel() <= values
+        needed = {dims: svd.eps_within(dims, values) for dims in itertools.product(*self.SIDES)}
+        first = tt_svd(matrix, (self.SIDES[0][0], self.SIDES[1][0]), values=values)
+        found = (float((train.dense() - matrix).norm()) for train in (best, first))
+        assert next(found) <= next(found) * (1 + 1e-9)
+        if best.dims != first.dims:
+            assert needed[best.dims] <= min(needed.values()) * 1.001
+        assert min(needed.values()) < 0.99 * max(needed.values())
+
+    def test_a_planted_train_is_found(self):
+        planted = ((5, 7), (13, 11))
+        shapes = [(1, 5, 7), (7, 7, 6), (6, 13, 6), (6, 11, 1)]
+        train = TensorTrain(tuple(normal(a, n * b, seed=9 + a).reshape(a, n, b) for a, n, b in shapes), 2)
+        svd, sides = TtSvd(train.dense()), searched_sides((35, 143), 4)
+        assert svd.smallest(sides, 1e-6) == planted
+        others = (tuple(dims for dims in sides[0] if dims != planted[0]), sides[1])  # without it none is as small
+        assert svd.numel(svd.smallest(others, 1e-6), 1e-6) > svd.numel(planted, 1e-6)
+
+    @pytest.mark.parametrize("shape", [(97, 24), (31, 13), (101, 64)], ids=str)
+    @pytest.mark.parametrize("eps", [0.2, 0.5])
+    def test_primes_are_padded_and_never_worse_than_balanced(self, shape, eps):
+        svd = TtSvd(decaying(*shape))
+        searched, balanced = (svd.best(make(shape, 4), eps=eps) for make in (searched_sides, balanced_sides))
+        assert searched.shape == shape
+        assert searched.numel() <= balanced.numel()
+        assert svd.error(searched) <= eps * svd.norm * (1 + 1e-9)
+
+    def test_a_larger_eps_takes_no_more_values(self):
+        svd = TtSvd(self.matrix())
+        sizes = [svd.numel(svd.smallest(self.SIDES, eps), eps) for eps in (0.05, 0.1, 0.2, 0.4, 0.8)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] > sizes[-1]
 
 
 class TestRounding:
