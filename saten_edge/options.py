@@ -74,7 +74,7 @@ class FinetuneOptions:
         read=parse_columns,
         metavar="LIST",
     )
-    teacher: str | None = option(None, "Dense model to learn from: folder or hub name")
+    teacher: str | None = option(None, "Dense model to learn from: folder, GGUF file or hub name")
     judge: str | None = option(None, "Data that only judges the result, in the form of --data")
     judge_split: str = option("validation", "Split of a data set to judge on")
     schedule: Schedule = field(default_factory=Schedule)

@@ -61,9 +61,9 @@ def compress(
 ) -> dict[str, Any]:
     """Compress a dense model into a Saten checkpoint: every matrix W ≈ tensor train + sparse residual.
 
-    model: a folder, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files of images, by
-    which errors are weighed and layers share the bytes. progress: called with the stage, the steps done, the steps in
-    all, and what comes next.
+    model: a folder, a GGUF file, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files
+    of images, by which errors are weighed and layers share the bytes. progress: called with the stage, the steps done,
+    the steps in all, and what comes next.
 
     Returns:
         What `saten_layers.json` in `out` holds. "layers": for each, name, shape (in, out), ranks, nnz of the residual,

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from saten_edge.checkpoints.gguf_header import is_gguf
+from saten_edge.checkpoints.gguf_models import unpacked_gguf
 from saten_edge.checkpoints.pickles import convert_pickle
 from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import read_json
@@ -23,11 +25,16 @@ WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx", "*.ot")
 
 @contextlib.contextmanager
 def with_safetensors(folder: Path) -> Iterator[Path]:
-    """A folder with the same model whose weights are safetensors: itself, or a copy of what torch pickled.
+    """A folder with the same model whose weights are safetensors: itself, a copy of what torch pickled, or a GGUF's.
 
     Raises:
-        CheckpointError: the pickle is no state dict, see `convert_pickle`.
+        CheckpointError: the pickle is no state dict, see `convert_pickle`; the GGUF is damaged, see `unpacked_gguf`.
+        ExportError, UsageError: as `unpacked_gguf`.
     """
+    if is_gguf(folder):
+        with unpacked_gguf(folder) as unpacked:
+            yield unpacked
+        return
     pickled = folder / PICKLE_FILE
     if not pickled.is_file() or any(folder.glob("*.safetensors")):
         yield folder

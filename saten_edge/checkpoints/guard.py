@@ -28,7 +28,16 @@ from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import open_regular, parse_object, read_regular_json
 from saten_runtime.vocabulary.files import CONFIG_FILE
 
-__all__ = ["TENSOR_NAME", "Entry", "files_read", "read_header", "read_headers", "refuse_bomb", "refuse_odd_files"]
+__all__ = [
+    "TENSOR_NAME",
+    "Entry",
+    "check_sizes",
+    "files_read",
+    "read_header",
+    "read_headers",
+    "refuse_bomb",
+    "refuse_odd_files",
+]
 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 INDEX_FILE = "model.safetensors.index.json"
@@ -83,7 +92,7 @@ def read_headers(folder: Path) -> dict[str, Entry]:
         if twice:
             raise CheckpointError(f"{folder / name}: holds {twice[0]!r}, which another file of the folder holds too")
         found |= entries
-    _check_sizes(folder / CONFIG_FILE, len(found))
+    check_sizes(folder / CONFIG_FILE, len(found))
     return found
 
 
@@ -181,8 +190,14 @@ def _check_index(path: Path, files: Mapping[str, Mapping[str, Entry]]) -> None:
             raise CheckpointError(f"{path}: {name!r:.80} is not in {file}; download the folder again")
 
 
-def _check_sizes(path: Path, tensors: int) -> None:
-    """Refuse what would keep the making of an empty model busy for hours; a layer has at least one tensor."""
+def check_sizes(path: Path, tensors: int) -> None:
+    """Refuse a config.json that would keep the making of an empty model busy for hours.
+
+    tensors: that there are; a layer has at least one.
+
+    Raises:
+        CheckpointError: naming the entry.
+    """
     config = read_regular_json(path.resolve(), CheckpointError)
     for key in _LAYER_COUNTS:
         layers = config.get(key, 0)

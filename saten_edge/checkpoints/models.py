@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
     verify_folder,
 )
 from saten_edge.checkpoints.foreign import refuse_adapter, refuse_rounded, with_safetensors
+from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
@@ -40,7 +41,7 @@ from saten_runtime.vocabulary.files import (
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
 )
-from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, PROMPTS, VALUES, device_task
+from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, PROMPTS, TEXT_GENERATION, VALUES, device_task
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
@@ -55,7 +56,8 @@ class LoadedModel:
     """A model in evaluation mode, what prepares its inputs, and what stands around it to make an embedding.
 
     task: a name in `HUB_TASKS`. tokenizer: None for a vision model. processor: of images, None for a model of texts.
-    pad_id: what fills up short rows of ids.
+    pad_id: what fills up short rows of ids. folder: what was loaded, a GGUF file among others. files: what
+    `SETTINGS_FILES` said, by their names.
     """
 
     model: Any
@@ -67,6 +69,7 @@ class LoadedModel:
     task: str = FEATURE_EXTRACTION.hub
     processor: Any = None
     pad_id: int = 0
+    files: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
@@ -96,9 +99,7 @@ class LoadedModel:
     @property
     def settings(self) -> dict[str, Any]:
         """What its files say, by their path in the folder."""
-        there = (name for name in SETTINGS_FILES if (self.folder / name).is_file())
-        files = {name: read_json(self.folder / name, CheckpointError) for name in there}
-        return {**files, **self.sentences.settings}
+        return {**self.files, **self.sentences.settings}
 
     def encode(self, items: Sequence[Any], max_length: int | None = None) -> dict[str, torch.Tensor]:
         """The model's inputs for texts, for pairs of texts, or for images.
@@ -144,7 +145,7 @@ def load_model(
     seed: int = 0,
     dtype: torch.dtype | str = torch.float32,
 ) -> LoadedModel:
-    """A dense or Saten model from a folder, or by name from the Hugging Face hub.
+    """A dense or Saten model from a folder, from a GGUF file, or by name from the Hugging Face hub.
 
     task: a name in `HUB_TASKS`; None reads it from the config, and a sentence-transformers folder is one for
     feature-extraction. num_labels: size of a classifier; where the files hold none of that size, a new one is
@@ -194,11 +195,12 @@ def _load(
         tokenizer,
         sentences,
         _max_length(folder, model, task, tokenizer),
-        _source(name, folder, model),
+        _source(name, origin if is_gguf(origin) else folder, model),
         origin,
         task,
         processor,
         pad_id,
+        _settings(folder),
     )
 
 
@@ -228,7 +230,9 @@ def save_model(
 
 
 def resolve_model(name: str) -> Path:
-    """The folder of a model: as given, or downloaded from the hub."""
+    """The folder of a model, as given or downloaded from the hub, or its GGUF file."""
+    if is_gguf(Path(name)) and Path(name).exists():
+        return Path(name)
     if Path(name).is_dir():
         if not (Path(name) / CONFIG_FILE).is_file():
             refuse_adapter(Path(name))
@@ -255,6 +259,8 @@ def task_in(folder: Path) -> str:
         CheckpointError: its config is none.
         UsageError: none of ours.
     """
+    if is_gguf(folder):
+        return TEXT_GENERATION.hub
     if (folder / MODULES_FILE).is_file():  # sentence-transformers' embeddings
         return FEATURE_EXTRACTION.hub
     return task_of(list(read_json(folder / CONFIG_FILE, CheckpointError).get("architectures") or ()))
@@ -352,7 +358,7 @@ def silent_transformers() -> Iterator[None]:
 
 def _source(name: str, folder: Path, model: Any) -> dict[str, str]:
     """Where the weights come from; of a Saten checkpoint, which model was compressed."""
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = [folder] if is_gguf(folder) else sorted(folder.glob("*.safetensors"))
     own = {
         "model": Path(name).name if Path(name).exists() else name,
         "architecture": type(model).__name__,
@@ -380,6 +386,10 @@ def _max_length(folder: Path, model: Any, task: str, tokenizer: Any) -> int:
     if said is None and tokenizer is not None and PROMPTS not in HUB_TASKS[task].takes:
         said = tokenizer.model_max_length
     return min(positions, int(said or positions))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return {name: _config_of(folder, name) for name in SETTINGS_FILES if (folder / name).is_file()}
 
 
 def _config_of(folder: Path, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from saten_runtime.options import Printing
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="Model folder, or a name on the Hugging Face hub")],
+    model: Annotated[str, typer.Argument(help="Model folder, GGUF file, or a name on the Hugging Face hub")],
     output: Output,
     options: CompressOptions,
     printing: Printing,

@@ -17,7 +17,7 @@ from saten_runtime.records.plain_text import printable
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder or hub name")],
+    model: Annotated[str, typer.Argument(help="Dense model or Saten checkpoint: folder, GGUF file or hub name")],
     output: Output,
     options: ExportOptions,
     printing: Printing,

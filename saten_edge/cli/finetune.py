@@ -17,7 +17,7 @@ from saten_runtime.options import Printing
 
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="Saten checkpoint or dense model: folder or hub name")],
+    model: Annotated[str, typer.Argument(help="Saten checkpoint or dense model: folder, GGUF file or hub name")],
     output: Output,
     data: Annotated[str, typer.Option(help="JSON Lines or CSV file, or NAME[:CONFIG] of a data set on the hub")],
     options: FinetuneOptions,

@@ -261,9 +261,10 @@ def head_of(model: str | Path) -> Head:
         CheckpointError: there is no such model, or its config is none.
     """
     folder = resolve_model(str(model))
-    config, task = read_json(folder / CONFIG_FILE, CheckpointError), task_in(folder)
+    task = task_in(folder)
     if HUB_TASKS[task].labels is None:
         return Head(task)
+    config = read_json(folder / CONFIG_FILE, CheckpointError)
     names = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
         return Head(task, len(names), {str(name): int(number) for number, name in names.items()})

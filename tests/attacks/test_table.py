@@ -18,7 +18,7 @@ ROWS = {
     for cells in [line.split("|")]
 }
 THREATS = {
-    **{"K": 13, "T": 7, "S": 7, "E": 7, "R": 8},
+    **{"K": 14, "T": 7, "S": 7, "E": 7, "R": 8},
     **{"O": 6, "N": 4, "H": 7, "D": 6},
 }
 IDS = [f"{letter}{number}" for letter, count in THREATS.items() for number in range(1, count + 1)]

@@ -18,6 +18,7 @@ import atheris
 
 with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_exporters"]):
     from saten_edge.checkpoints.checkpoint import verify_folder
+    from saten_edge.checkpoints.gguf_header import read_gguf_header
     from saten_edge.checkpoints.guard import read_headers
     from saten_edge.serve.schema import Answer, Bench, End, parse_post
     from saten_runtime.accuracy.results import read_evaluation
@@ -43,6 +44,13 @@ def checkpoint(content: bytes) -> None:
     if content[:1] == b"i":
         index.write_bytes(content[1:])
     verify_folder(FOLDER, read_headers(FOLDER))
+
+
+def gguf(content: bytes) -> None:
+    """A GGUF file; what it says of its tensors must be in it."""
+    (FOLDER / "model.gguf").write_bytes(content)
+    found = read_gguf_header(FOLDER / "model.gguf")
+    assert all(tensor.offset + tensor.size_bytes <= len(content) for tensor in found.tensors.values())
 
 
 def bundle(content: bytes) -> None:
@@ -71,7 +79,7 @@ def http_body(content: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (checkpoint, bundle, result, http_body)
+    target.__name__: target for target in (checkpoint, gguf, bundle, result, http_body)
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,19 @@ from hostile.wire import bytes_field, packed, varint_field
 from saten_runtime.bundle.manifest import FileEntry, Manifest, Postprocess, Tokenizer
 from saten_runtime.records.files import digest_of, sha256_file
 
-__all__ = ["WIDTH", "WORDS", "graph", "model", "node", "safetensors", "save_bundle", "seal_bundle", "tensor"]
+__all__ = [
+    "WIDTH",
+    "WORDS",
+    "gguf_bytes",
+    "gguf_text",
+    "graph",
+    "model",
+    "node",
+    "safetensors",
+    "save_bundle",
+    "seal_bundle",
+    "tensor",
+]
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"w{index}" for index in range(12))]
 WIDTH = 4
@@ -34,6 +46,29 @@ def safetensors(tensors: dict[str, Any], body: bytes | None = None) -> bytes:
             header[name] = {"dtype": entry[0], "shape": list(entry[1]), "data_offsets": [start, position]}
     content = json.dumps(header).encode()
     return struct.pack("<Q", len(content)) + content + (bytes(position) if body is None else body)
+
+
+def gguf_text(value: str | bytes, length: int | None = None) -> bytes:
+    """A text as the format has it: its length, true or not, and its bytes."""
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(data) if length is None else length) + data
+
+
+def gguf_bytes(
+    entries: Mapping[str, tuple[int, bytes]],
+    tensors: Mapping[str, tuple[int, tuple[int, ...], int]],
+    body: bytes = b"",
+    *,
+    head: bytes = b"GGUF" + struct.pack("<I", 3),
+    counts: tuple[int, int] | None = None,
+) -> bytes:
+    """A file of {key: (type, value)} and {name: (type, axes, offset)}; counts: of tensors and entries, true or not."""
+    parts = [head, struct.pack("<QQ", *(counts or (len(tensors), len(entries))))]
+    parts += [gguf_text(key) + struct.pack("<I", kind) + value for key, (kind, value) in entries.items()]
+    for name, (kind, axes, offset) in tensors.items():
+        parts.append(gguf_text(name) + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, kind, offset))
+    content = b"".join(parts)
+    return content + bytes(-len(content) % 32) + body
 
 
 def tensor(name: str, array: np.ndarray, *more: bytes, raw: bool = True) -> bytes:
