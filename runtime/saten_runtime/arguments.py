@@ -78,13 +78,29 @@ def _predict(parser: argparse.ArgumentParser) -> None:
 def _generate(parser: argparse.ArgumentParser) -> None:
     _one_bundle(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="Text to continue")
-    parser.add_argument("-n", "--max-tokens", type=int, default=64, help="Tokens to generate at most (default: 64)")
+    parser.add_argument("--chat", action="store_true", help="Answer the prompt as a user's message")
+    _sampling(parser, tokens=64)
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    _one_bundle(parser)
+    _sampling(parser, tokens=512)
+
+
+def _sampling(parser: argparse.ArgumentParser, *, tokens: int) -> None:
+    said = "(default: as the model says)"
     parser.add_argument(
-        "--temperature", type=float, help="Temperature; 0 takes the likeliest token (default: as the model says)"
+        "-n", "--max-tokens", type=int, default=tokens, help=f"Tokens to generate at most (default: {tokens})"
     )
+    parser.add_argument("--system", metavar="TEXT", help="System message of a chat (default: as the model says)")
+    parser.add_argument("--temperature", type=float, help=f"Temperature; 0 takes the likeliest token {said}")
+    parser.add_argument("--top-p", type=float, help=f"Probability that the drawn tokens share {said}")
+    parser.add_argument("--top-k", type=int, help=f"Likeliest tokens to draw from; 0 is all {said}")
+    parser.add_argument("--min-p", type=float, help=f"Least part of the likeliest token's probability {said}")
     parser.add_argument(
-        "--top-p", type=float, help="Probability that the drawn tokens share (default: as the model says)"
+        "--repetition-penalty", type=float, help=f"What tokens that were there before lose by; 1 is nothing {said}"
     )
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="Text that ends the answer")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the draw (default: 0)")
     _setup(parser)
 
@@ -144,6 +160,7 @@ def _setup(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
     "predict": ("Print what a bundle says about texts or pictures, one JSON object per line.", _predict),
     "generate": ("Print the continuation of a prompt as it is made.", _generate),
+    "chat": ("Answer messages, one per line of the input, as a conversation.", _chat),
     "bench": ("Measure latency, start and memory of bundles, taking turns.", _bench),
     "eval": ("Measure the accuracy of bundles on a data file.", _eval),
     "profile": ("Print where the time of a run goes, by layer.", _profile),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.arguments import PROGRAM, make_parser
@@ -18,6 +19,10 @@ from saten_runtime.options import values_of
 from saten_runtime.records.files import refuse_existing, write_json
 from saten_runtime.records.plain_text import align, printable
 from saten_runtime.start import INTERRUPTED
+
+if TYPE_CHECKING:
+    from saten_runtime.run.generation import Sampling
+    from saten_runtime.run.runner import Runner
 
 __all__ = ["main"]
 
@@ -63,23 +68,62 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from saten_runtime.run.generation import Sampling
-    from saten_runtime.run.runner import Runner
+    from saten_runtime.bundle.chat import SYSTEM, USER
 
-    how = Sampling(arguments.max_tokens, arguments.temperature, arguments.top_p, arguments.seed)
-    runner = Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
-    pieces = runner.generate(arguments.prompt, how)
+    if arguments.system is not None and not arguments.chat:
+        raise UsageError("--system: a text to continue has no system message; pass --chat")
+    runner, how = _runner(arguments), _sampling(arguments)
+    roles = {SYSTEM: arguments.system, USER: arguments.prompt}
+    messages = [{"role": role, "content": text} for role, text in roles.items() if text is not None]
+    pieces = runner.generate(messages if arguments.chat else arguments.prompt, how)
     if arguments.as_json:
-        print(
-            json.dumps(
-                {"prompt": arguments.prompt, "text": "".join(pieces)}, indent=2, ensure_ascii=False, allow_nan=False
-            )
-        )
+        found = {"prompt": arguments.prompt, "text": "".join(pieces)}
+        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         return 0
+    _stream(pieces)
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from saten_runtime.run.conversation import Conversation
+
+    talk = Conversation(_runner(arguments), _sampling(arguments), arguments.system)
+    shown = sys.stdin.isatty() and not arguments.quiet
+    for line in iter(lambda: _line("> " if shown else ""), None):
+        pieces = talk.say(line)
+        if arguments.as_json:
+            found = {"role": "assistant", "content": "".join(pieces)}
+            print(json.dumps(found, ensure_ascii=False, allow_nan=False), flush=True)
+        else:
+            _stream(pieces)
+    return 0
+
+
+def _line(prompt: str) -> str | None:
+    """A line of the input; None at its end."""
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+def _stream(pieces: Iterable[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
-    return 0
+
+
+def _runner(arguments: argparse.Namespace) -> Runner:
+    from saten_runtime.run.runner import Runner
+
+    return Runner.load(arguments.bundle, threads=arguments.threads, memory=arguments.memory)
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    from saten_runtime.run.generation import Sampling
+
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Sampling)}
+    return Sampling(**{**given, "stop": tuple(arguments.stop)})
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -172,6 +216,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 _COMMANDS = {
     "predict": _predict,
     "generate": _generate,
+    "chat": _chat,
     "bench": _bench,
     "eval": _eval,
     "profile": _profile,

@@ -17,7 +17,7 @@ from saten_runtime import Runner, __version__
 from saten_runtime.cli import main
 
 SatenRun = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("predict", "generate", "bench", "eval", "profile", "validate", "floor", "doctor")
+COMMANDS = ("predict", "generate", "chat", "bench", "eval", "profile", "validate", "floor", "doctor")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

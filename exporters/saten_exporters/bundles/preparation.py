@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from saten_exporters.exportable import Exportable
+from saten_exporters.sources.chat import chat_of
 from saten_exporters.tracing.signatures import kind_of
 from saten_runtime.bundle.manifest import CacheEntry, Choice, Generation, Image, Tokenizer
 from saten_runtime.errors import ExportError
@@ -109,7 +110,7 @@ def labels_of(source: Exportable) -> list[str]:
 
 
 def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
-    """The graph's cache, and the ids that end a text.
+    """The graph's cache, the ids that end a text, and how messages become one.
 
     Raises:
         ExportError: cache inputs and outputs do not pair up.
@@ -127,7 +128,7 @@ def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
     stops = source.model.generation_config.eos_token_id
     stops = source.model.config.eos_token_id if stops is None else stops
     stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    return Generation(entries, stop_ids, _choice(source))
+    return Generation(entries, stop_ids, _choice(source), chat_of(source.tokenizer)[0])
 
 
 def _choice(source: Exportable) -> Choice:

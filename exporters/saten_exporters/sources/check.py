@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saten_exporters.exportable import Exportable
+from saten_exporters.sources.chat import chat_of
 from saten_exporters.sources.sentence_files import ROWS as SENTENCE_ROWS
 from saten_exporters.sources.setting import REFUSED, REPORTED, Setting
 from saten_exporters.sources.transformers_files import ROWS as TRANSFORMERS_ROWS
@@ -35,7 +36,7 @@ def check_settings(source: Exportable) -> list[str]:
     """
     _refuse_clean_up(source)
     defaults = _defaults(source)
-    notices = []
+    notices = _chat_notices(source)
     for file, kind, key, value in _said(source):
         row = SETTINGS.get((kind, key))
         if row is None and value != defaults.get(kind, {}).get(key, value):
@@ -83,6 +84,12 @@ def _defaults(source: Exportable) -> dict[str, Mapping[str, Any]]:
 
 def _neutral(row: Setting, value: Any) -> bool:
     return value is None or value in row.neutral
+
+
+def _chat_notices(source: Exportable) -> list[str]:
+    """Why a decoder's chat template is not in the bundle; none where it is, or where there never was one."""
+    why = chat_of(source.tokenizer)[1] if kind_of(source).cached else ""
+    return [f"chat_template: {why}, which no bundle expresses; `saten-run chat` refuses this one"] if why else []
 
 
 def _refuse_clean_up(source: Exportable) -> None:

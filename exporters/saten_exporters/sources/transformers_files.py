@@ -182,9 +182,15 @@ _TOKENIZER = [
     ),
     *rows(
         TOKENIZER_CONFIG_FILE,
+        HONOURED,
+        "chat_template",
+        "the manifest's generation.chat, where texts around the messages are all of it",
+        "test_a_common_template_is_rendered_as_transformers_renders_it",
+    ),
+    *rows(
+        TOKENIZER_CONFIG_FILE,
         HARMLESS,
-        "chat_template chat_control_tokens response_schema response_template save_jinja_files "
-        "use_default_system_prompt",
+        "chat_control_tokens response_schema response_template save_jinja_files use_default_system_prompt",
         "a prompt is taken as it is given, as by the tokenizer itself",
     ),
     *rows(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from saten_runtime.bundle.chat import Chat
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import BundleError
 from saten_runtime.records.files import digest_of, read_regular_json
@@ -202,11 +203,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a decoder needs beside its graph. stop_ids: generation ends with any of them."""
+    """What a decoder needs beside its graph. stop_ids: generation ends with any of them.
+
+    chat: how messages become a prompt; None where the model has no template, or one that `Chat` cannot say.
+    """
 
     cache: list[CacheEntry]
     stop_ids: list[int]
     choice: Choice = field(default_factory=Choice)
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,7 @@ class Manifest:
 _MAY_LACK: dict[str, dict[str, Any]] = {
     "tokenizer": {"split_special_tokens": False, "truncation_side": "right", "prompt": ""},
     "postprocess": {"modules": [], "dimensions": None},
-    "generation": {"choice": dataclasses.asdict(Choice())},
+    "generation": {"choice": dataclasses.asdict(Choice()), "chat": None},
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.run.rules import ruled, warped
 from saten_runtime.run.session import ort_errors
 
-__all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "stream"]
+__all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "stream", "until"]
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -26,8 +26,9 @@ class Sampling:
     """How the next token is chosen: the likeliest at temperature 0, else drawn.
 
     Drawn among the top_k likeliest tokens (0: among all), of these the likeliest whose probabilities at this
-    temperature first reach top_p, of these such as are at least min_p times as likely as the likeliest. None: as the
-    model's generation_config.json says.
+    temperature first reach top_p, of these such as are at least min_p times as likely as the likeliest. A token that
+    was there before loses by repetition_penalty. None: as the model's generation_config.json says. stop: texts, any of
+    which ends the answer before itself.
 
     Raises:
         UsageError: a value out of range.
@@ -39,6 +40,8 @@ class Sampling:
     seed: int = 0
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -51,12 +54,16 @@ class Sampling:
             raise UsageError(f"top-k {self.top_k}: must be 0 or more")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise UsageError(f"min-p {self.min_p}: must be from 0 to 1")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < np.inf:
+            raise UsageError(f"repetition penalty {self.repetition_penalty}: must be above 0")
+        if "" in self.stop:
+            raise UsageError("stop: an empty text is in every text; expected at least one character")
 
     def following(self, choice: Choice) -> Choice:
         """What a model wants, with what is said here in its place."""
-        said = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         drawn = choice.do_sample if self.temperature is None else self.temperature > 0
-        given: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(choice, **given, do_sample=drawn)
 
 
@@ -78,6 +85,18 @@ class Decoder:
     def reset(self) -> None:
         """Forget every token."""
         self.rewind((0, {}))
+        self._read: list[int] = []
+
+    def resume(self, prompt: Sequence[int]) -> list[int]:
+        """Forget every token, unless `prompt` goes on where reading stopped; the tokens of it that are still to read.
+
+        Only what `step` read of a single sequence counts.
+        """
+        known = len(self._read)
+        if not 0 < known < len(prompt) or known != self.past or list(prompt[:known]) != self._read:
+            self.reset()
+            known = 0
+        return list(prompt[known:])
 
     def mark(self) -> tuple[int, dict[str, Any]]:
         """The state now, to come back to."""
@@ -96,6 +115,7 @@ class Decoder:
         logits = self.forward(ids)
         if not np.isfinite(logits).all():
             raise InvalidRun(f"{self._name}: a logit is NaN or infinite; export the model again")
+        self._read += ids[0].tolist()
         return logits
 
     def forward(self, ids: Ids) -> Array:
@@ -140,12 +160,14 @@ class Decoder:
 
 
 def stream(decoder: Decoder, prompt: Sequence[int], model: Generation, how: Sampling) -> Iterator[int]:
-    """Tokens that continue `prompt`, one by one, to a stop id (not given), the limit, or the end of the context."""
+    """Tokens that continue `prompt`, one by one, to a stop id (not given), the limit, or the end of the context.
+
+    What the decoder has read is not read again where the prompt begins with it, as that of a chat's next turn does.
+    """
     if not len(prompt):
         raise UsageError("the prompt has no token; a decoder needs at least one to continue")
-    decoder.reset()
     chance, choice, ids = np.random.default_rng(how.seed), how.following(model.choice), list(prompt)
-    logits = decoder.step(np.asarray([prompt], np.int64))
+    logits = decoder.step(np.asarray([decoder.resume(prompt)], np.int64))
     for made in range(1, how.max_tokens + 1):
         token = choose(ruled(logits[0, -1], ids, len(prompt), model.stop_ids, choice), choice, chance)
         if token in model.stop_ids:
@@ -155,6 +177,24 @@ def stream(decoder: Decoder, prompt: Sequence[int], model: Generation, how: Samp
         if made == how.max_tokens or decoder.past == decoder.longest:
             return
         logits = decoder.step(np.array([[token]], np.int64))
+
+
+def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text up to the first of `stops` in it; what may be the beginning of one is held back."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for place in (held.find(stop) for stop in stops) if place >= 0]
+        if found:
+            if held[: min(found)]:
+                yield held[: min(found)]
+            return
+        keep = max((size for stop in stops for size in range(1, len(stop)) if held.endswith(stop[:size])), default=0)
+        ready, held = held[: len(held) - keep], held[len(held) - keep :]
+        if ready:
+            yield ready
+    if held:
+        yield held
 
 
 def choose(logits: Array, choice: Choice, chance: np.random.Generator) -> int:

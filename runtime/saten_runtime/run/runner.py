@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from saten_runtime.bundle.chat import Message
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.machine.memory import check_room
-from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream
+from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream, until
 from saten_runtime.run.pooling import Step, read_steps
 from saten_runtime.run.predict import PREDICTORS, Outputs
 from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.run.text import Encoder, Feeds, Ids
 
-__all__ = ["Runner"]
+__all__ = ["Prompt", "Runner"]
+
+Prompt = str | Sequence[Message]
+"""A text to continue, or messages to answer; see `saten_runtime.bundle.chat`."""
 
 
 class Runner:
@@ -79,16 +83,22 @@ class Runner:
             raise UsageError(f"batch_size {batch_size}: must be at least 1")
         return self.predictor.predict(self, items, batch_size)
 
-    def generate(self, prompt: str, how: Sampling | None = None) -> Iterator[str]:
-        """The continuation of a prompt, piece by piece as it is made.
+    def generate(self, prompt: Prompt, how: Sampling | None = None, *, decoder: Decoder | None = None) -> Iterator[str]:
+        """The continuation of a prompt, or the answer to messages, piece by piece as it is made.
+
+        decoder: one that goes on where it stopped, see `stream`; a new one by default.
 
         Raises:
-            BundleError: the bundle is not a decoder.
-            UsageError: a prompt longer than the bundle takes.
+            BundleError: the bundle is not a decoder, or has no chat template for messages.
+            UsageError: a prompt longer than the bundle takes, or messages that are no conversation.
         """
+        how = how or Sampling()
+        return until(how.stop, self._pieces(self.generate_ids(prompt, how, decoder=decoder)))
+
+    def _pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         ids: list[int] = []
         given = ""
-        for token in self.generate_ids(prompt, how or Sampling()):
+        for token in tokens:
             ids.append(token)
             text = self.encoder.decode(ids)
             # A character of several tokens is not complete before its last one.
@@ -98,10 +108,27 @@ class Runner:
         if rest := self.encoder.decode(ids)[len(given) :]:
             yield rest
 
-    def generate_ids(self, prompt: str, how: Sampling) -> Iterator[int]:
-        """As `generate`, the ids of the tokens."""
-        (row,) = self.encoder.encode([prompt])
-        return stream(self._decoder(), row.ids.tolist(), self.bundle.generation, how)
+    def generate_ids(self, prompt: Prompt, how: Sampling, *, decoder: Decoder | None = None) -> Iterator[int]:
+        """As `generate`, the ids of the tokens; texts that stop do not count."""
+        return stream(decoder or self.decoder(), self.prompt_ids(prompt), self.bundle.generation, how)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt, or of messages as the model's chat template writes them.
+
+        Raises:
+            BundleError: the bundle has no chat template for messages.
+            UsageError: messages that are no conversation.
+        """
+        if isinstance(prompt, str):
+            ids: list[int] = self.encoder.encode([prompt])[0].ids.tolist()
+            return ids
+        chat = self.bundle.generation.chat
+        if chat is None:
+            raise BundleError(
+                f"{self.bundle.name}: has no chat template that a bundle expresses; give a prompt as one text"
+            )
+        ids = self.encoder.spelled(chat.render(prompt)).ids.tolist()
+        return ids
 
     def surprise(self, text: str) -> tuple[float, int]:
         """Negative log-likelihood in nats of a text's tokens but the first, and their number.
@@ -112,7 +139,7 @@ class Runner:
             BundleError: the bundle is not a decoder.
         """
         (row,) = self.encoder.encode([text])
-        return negative_log_likelihood(self._decoder(), self.encoder.shortened(row).ids.tolist())
+        return negative_log_likelihood(self.decoder(), self.encoder.shortened(row).ids.tolist())
 
     def run(self, feeds: Feeds) -> Outputs:
         """The raw outputs by name, for inputs by name.
@@ -150,5 +177,10 @@ class Runner:
                 results[index] = result
         return results
 
-    def _decoder(self) -> Decoder:
+    def decoder(self) -> Decoder:
+        """A new cache of one sequence; not to be shared between threads.
+
+        Raises:
+            BundleError: the bundle is not a decoder.
+        """
         return Decoder(self.bundle, self._session)

@@ -91,6 +91,11 @@ class Encoder:
             for encoding in self._watched(self._tokenizer.encode_batch(part))
         ]
 
+    def spelled(self, text: str) -> Ids:
+        """Tokenize a text that spells its special tokens itself, as a rendered conversation does; nothing is added."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return Ids(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
+
     def windows(self, texts: Sequence[Text | list[str]]) -> list[list[Spans]]:
         """Tokenize, keeping where tokens stand; a list of strings is a text that was split into words before.
 
