@@ -38,6 +38,7 @@ ROOMS = {
             *("runner", "generation", "parity"),
             "bench",
             "accuracy",
+            "serve",
         ),
         *("doctor", "arguments", "cli", "__main__"),
     ),

@@ -12,6 +12,7 @@ from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.errors import UsageError
 from saten_runtime.options import Printing, add_options
+from saten_runtime.serve.options import ServeOptions
 
 __all__ = ["PROGRAM", "make_parser"]
 
@@ -133,6 +134,11 @@ def _profile(parser: argparse.ArgumentParser) -> None:
     _setup(parser)
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    _bundles(parser, "Bundles to serve: such as embed texts, and decoders")
+    add_options(parser, ServeOptions)
+
+
 def _floor(parser: argparse.ArgumentParser) -> None:
     _bundles(parser, "Bundles whose floor is computed", nargs="*")
     parser.add_argument("-t", "--threads", type=int, default=1, help="Number of threads (default: 1)")
@@ -165,6 +171,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
     "eval": ("Measure the accuracy of bundles on a data file.", _eval),
     "profile": ("Print where the time of a run goes, by layer.", _profile),
     "validate": ("Compare a bundle with the torch outputs it carries; exit code 3 where they differ.", _one_bundle),
+    "serve": ("Serve bundles over HTTP, with the interface that OpenAI's clients speak.", _serve),
     "floor": ("Print the rates of this machine, and the time no program could beat with them.", _floor),
     "doctor": ("Check what could stop a run on this device.", _doctor),
 }

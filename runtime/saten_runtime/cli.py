@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from saten_runtime.errors import InvalidRun, SatenError, UsageError, system_refu
 from saten_runtime.options import values_of
 from saten_runtime.records.files import refuse_existing, write_json
 from saten_runtime.records.plain_text import align, printable
+from saten_runtime.serve.options import ServeOptions
 from saten_runtime.start import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -213,6 +215,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return SatenError.exit_code if any(check.status == "FAIL" for check in checks) else 0
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    needed = ("starlette", "uvicorn")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise UsageError(f"serve needs {' and '.join(missing)}; pip install 'saten-runtime[serve]'")
+    from saten_runtime.serve.server import serve
+
+    def listening(url: str, names: list[str]) -> None:
+        if arguments.as_json:
+            print(json.dumps({"url": url, "models": names}, ensure_ascii=False, allow_nan=False), flush=True)
+        elif not arguments.quiet:
+            _notice(f"{', '.join(names)}: listening on {url}/v1")
+
+    serve(arguments.bundles, values_of(ServeOptions, arguments), listening=listening, notice=_notice)
+    return 0
+
+
 _COMMANDS = {
     "predict": _predict,
     "generate": _generate,
@@ -221,6 +239,7 @@ _COMMANDS = {
     "eval": _eval,
     "profile": _profile,
     "validate": _validate,
+    "serve": _serve,
     "floor": _floor,
     "doctor": _doctor,
 }

@@ -431,3 +431,14 @@ def test_a_machine_has_one_name():
     assert name({"cpu": "AMD EPYC", "machine": "x86_64", "cores": 2}) == "amd-epyc-2-cores"
     assert name({"cpu": "Cortex-A76 + Cortex-A55", "machine": "aarch64", "cores": 8}) == "cortex-a76-cortex-a55-8-cores"
     assert name({"cpu": None, "machine": "armv7l", "cores": None}) == "armv7l-1-cores"
+
+
+def test_a_server_is_measured_beside_the_benchmark(run, tiny_bundle, tmp_path):
+    out = tmp_path / "serving.json"
+    options = ("--clients", "2", "--tokens", "16", "--rounds", "1", "--seconds", "0.3", "-o", out)
+    done = run("serving", tiny_bundle("dense-fp32"), *options)
+    assert done.returncode in (0, 1), done.stderr  # how fast, a busy machine decides
+    found = json.loads(out.read_text())
+    assert found["requests"] > 1
+    assert found["p50, ms"] <= found["p99, ms"]
+    assert found["share"] == pytest.approx(found["server, texts/s"] / found["bench, texts/s"])

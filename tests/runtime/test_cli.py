@@ -17,7 +17,7 @@ from saten_runtime import Runner, __version__
 from saten_runtime.cli import main
 
 SatenRun = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("predict", "generate", "chat", "bench", "eval", "profile", "validate", "floor", "doctor")
+COMMANDS = ("predict", "generate", "chat", "bench", "eval", "profile", "validate", "serve", "floor", "doctor")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -69,6 +69,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "nowhere", "--file", "missing.txt"], "missing.txt: cannot be read (No such file"),
         (["eval", "nowhere"], "--data"),
         (["eval", "nowhere", "--data", "x"], "nowhere: no such folder"),
+        (["serve"], "BUNDLE"),
     ],
 )
 def test_bad_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.run.rules import ruled, warped
 from saten_runtime.run.session import ort_errors
 
-__all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "stream", "until"]
+__all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "spoken", "stream", "until"]
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
@@ -195,6 +195,20 @@ def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
             yield ready
     if held:
         yield held
+
+
+def spoken(tokens: Iterable[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+    """The text that each token completes, and at the end what none did; together the text of all tokens."""
+    ids: list[int] = []
+    given = ""
+    for token in tokens:
+        ids.append(token)
+        text = decode(ids)
+        # A character of several tokens is not complete before its last one.
+        complete = not text.endswith("\N{REPLACEMENT CHARACTER}")
+        yield text[len(given) :] if complete else ""
+        given = text if complete else given
+    yield decode(ids)[len(given) :]
 
 
 def choose(logits: Array, choice: Choice, chance: np.random.Generator) -> int:

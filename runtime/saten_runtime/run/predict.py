@@ -27,7 +27,17 @@ from saten_runtime.vocabulary.tasks import (
     Task,
 )
 
-__all__ = ["PREDICTORS", "Answer", "Classification", "Completion", "Outputs", "Predictor", "Running", "Word"]
+__all__ = [
+    "PREDICTORS",
+    "Answer",
+    "Classification",
+    "Completion",
+    "Outputs",
+    "Predictor",
+    "Running",
+    "Word",
+    "embed_rows",
+]
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, npt.NDArray[Any]]
@@ -115,6 +125,17 @@ class Completion:
 
 def _embed(runner: Running, items: Sequence[Any], batch_size: int) -> FloatArray:
     """Vectors of texts, or of pictures where the bundle takes those."""
+    if runner.bundle.manifest.image is not None:
+        return _over_pictures(runner, items, batch_size, _pooling(runner))
+    return embed_rows(runner, _one_at_least(runner, items), batch_size)[: len(items)]
+
+
+def embed_rows(runner: Running, rows: Sequence[Ids], batch_size: int) -> FloatArray:
+    """Vectors of texts that are tokenized, at least one, (len(rows), width)."""
+    return np.stack(runner.batched(rows, batch_size, _pooling(runner)))
+
+
+def _pooling(runner: Running) -> Callable[[Outputs, Feeds], FloatArray]:
     manifest = runner.bundle.manifest
 
     def rows_of(outputs: Outputs, feeds: Feeds) -> FloatArray:
@@ -122,10 +143,7 @@ def _embed(runner: Running, items: Sequence[Any], batch_size: int) -> FloatArray
         mask = feeds.get("attention_mask", np.ones(hidden.shape[:2], np.int64))
         return pool(hidden, mask, manifest.postprocess, runner.steps)
 
-    if manifest.image is not None:
-        return _over_pictures(runner, items, batch_size, rows_of)
-    texts = items
-    return np.stack(runner.batched(_one_at_least(runner, texts), batch_size, rows_of))[: len(texts)]
+    return rows_of
 
 
 def _classify(runner: Running, texts: Sequence[Text], batch_size: int) -> Classification:

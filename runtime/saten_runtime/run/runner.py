@@ -12,7 +12,7 @@ from saten_runtime.bundle.chat import Message
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.machine.memory import check_room
-from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, stream, until
+from saten_runtime.run.generation import Decoder, Sampling, negative_log_likelihood, spoken, stream, until
 from saten_runtime.run.pooling import Step, read_steps
 from saten_runtime.run.predict import PREDICTORS, Outputs
 from saten_runtime.run.session import make_session, ort_errors
@@ -93,24 +93,16 @@ class Runner:
             UsageError: a prompt longer than the bundle takes, or messages that are no conversation.
         """
         how = how or Sampling()
-        return until(how.stop, self._pieces(self.generate_ids(prompt, how, decoder=decoder)))
-
-    def _pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        ids: list[int] = []
-        given = ""
-        for token in tokens:
-            ids.append(token)
-            text = self.encoder.decode(ids)
-            # A character of several tokens is not complete before its last one.
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield text[len(given) :]
-                given = text
-        if rest := self.encoder.decode(ids)[len(given) :]:
-            yield rest
+        tokens = self.generate_ids(prompt, how, decoder=decoder)
+        return until(how.stop, spoken(tokens, self.encoder.decode))
 
     def generate_ids(self, prompt: Prompt, how: Sampling, *, decoder: Decoder | None = None) -> Iterator[int]:
         """As `generate`, the ids of the tokens; texts that stop do not count."""
-        return stream(decoder or self.decoder(), self.prompt_ids(prompt), self.bundle.generation, how)
+        return self.continue_ids(self.prompt_ids(prompt), how, decoder=decoder)
+
+    def continue_ids(self, ids: Sequence[int], how: Sampling, *, decoder: Decoder | None = None) -> Iterator[int]:
+        """As `generate_ids`, of a prompt that is tokenized."""
+        return stream(decoder or self.decoder(), ids, self.bundle.generation, how)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt, or of messages as the model's chat template writes them.

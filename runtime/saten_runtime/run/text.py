@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,14 @@ _OVERLAP = 4  # windows of a long context share one in so many of their tokens
 
 @dataclass(frozen=True)
 class Ids:
-    """One tokenized text: ids and token types, both (tokens,) int64, no padding."""
+    """One tokenized text: ids and token types, both (tokens,) int64, no padding.
+
+    cut: whether the text went on behind them.
+    """
 
     ids: npt.NDArray[np.int64]
     types: npt.NDArray[np.int64]
+    cut: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,7 +90,11 @@ class Encoder:
         The first cut is logged. What a decoder continues is not cut: it refuses what is too long.
         """
         return [
-            Ids(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
+            Ids(
+                np.array(encoding.ids, np.int64),
+                np.array(encoding.type_ids, np.int64),
+                cut=bool(encoding.overflowing),
+            )
             for part in _parts([_behind(self._prompt, text) for text in texts], _TEXTS_AT_ONCE)
             for encoding in self._watched(self._tokenizer.encode_batch(part))
         ]
@@ -141,7 +149,7 @@ class Encoder:
         if len(row) <= self._longest:
             return row
         self._say_cut()
-        return Ids(row.ids[: self._longest], row.types[: self._longest])
+        return Ids(row.ids[: self._longest], row.types[: self._longest], cut=True)
 
     def _say_cut(self) -> None:
         if not self._said:
