@@ -20,7 +20,7 @@ help:
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
 	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
 	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
-	@echo "make web     fetch onnxruntime-web, which saten-edge serve gives to phones (needs npm)"
+	@echo "make web     fetch onnxruntime-web, which saten-edge phone gives to phones (needs npm)"
 	@echo "make bench [DATA=FOLDER] [MODELS=FOLDER] [QUICK=1]  every table of benchmarks/README.md, within 45 minutes"
 	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"

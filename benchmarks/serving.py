@@ -55,7 +55,7 @@ def measure(asked: argparse.Namespace) -> dict[str, float]:
     text, vector = text_of(asked.bundle, asked.tokens)
     benched, served, latencies = [], [], []
     with server(asked.bundle) as (url, name):
-        body = json.dumps({"model": name, "input": text, "encoding_format": "base64"}).encode()
+        body = json.dumps({"model": name, "input": text, "encoding_format": "base64"}, allow_nan=False).encode()
         crowd(url, body, vector, asked.clients, 0.5)
         for _ in range(asked.rounds):
             benched.append(bench_rate(asked.bundle, asked.clients, asked.tokens, asked.seconds))

@@ -16,7 +16,7 @@ from saten_edge.training.schedule import Schedule
 from saten_exporters.choice.settings import LARGEST_LOSS, ExportSettings
 from saten_runtime.options import check_ranges, option
 
-__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "ServeOptions"]
+__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "PhoneOptions"]
 
 DEFAULT_BUDGET = 0.25
 
@@ -110,8 +110,8 @@ class ExportOptions(ExportSettings):
 
 
 @dataclass(frozen=True)
-class ServeOptions:
-    """What a phone's page compares and asks; the keywords of `saten_edge.serve.make_job`."""
+class PhoneOptions:
+    """What a phone's page compares and asks; the keywords of `saten_edge.phone.make_job`."""
 
     baseline: Path | None = option(None, "Bundle, one of those measured, that the others are compared with")
     data: Path | None = option(None, "JSON Lines file, as for eval; the page gets its token ids")

@@ -55,7 +55,7 @@ ROOMS = {
             "training",
             "reports",
         ),
-        *("devices", "serve", "options", "stages", "demo", "cli", "__main__"),
+        *("devices", "phone", "options", "stages", "demo", "cli", "__main__"),
     ),
 }
 

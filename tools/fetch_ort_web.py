@@ -1,4 +1,4 @@
-"""Fetch the files of onnxruntime-web that the page runs on, as `saten_edge.serve.ort` lists them.
+"""Fetch the files of onnxruntime-web that the page runs on, as `saten_edge.phone.ort` lists them.
 
     python tools/fetch_ort_web.py
 
@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from saten_edge.serve import ort
+from saten_edge.phone import ort
 from saten_runtime.errors import RuntimeMismatch, SatenError
 from saten_runtime.records.files import replace_file
 

@@ -24,9 +24,9 @@ from saten_edge.cli.finetune import finetune
 from saten_edge.cli.import_checkpoint import import_checkpoint
 from saten_edge.cli.layout import layout
 from saten_edge.cli.options import expanded
+from saten_edge.cli.phone import phone
 from saten_edge.cli.push import push
 from saten_edge.cli.report import report
-from saten_edge.cli.serve import serve
 from saten_edge.cli.validate import validate
 from saten_runtime.errors import SatenError, system_refusal
 from saten_runtime.records.plain_text import printable
@@ -47,11 +47,13 @@ COMMANDS: Commands = {
     "validate": validate,
     "bench": bench,
     "eval": evaluate,
-    "serve": serve,
+    "phone": phone,
     "report": report,
     "compare": compare,
     "demo": demo,
 }
+# Names that commands had before, which still work and say so.
+RENAMED = {"serve": "phone"}
 ON_DEVICES: Commands = {"doctor": devices.doctor, "clean": devices.clean, "android": devices.android}
 
 
@@ -87,8 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     arguments: those of the process by default.
     """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in RENAMED:
+        print(f"saten-edge: {given[0]} is now called {RENAMED[given[0]]}", file=sys.stderr)
+        given[0] = RENAMED[given[0]]
     try:
-        app(arguments, prog_name="saten-edge")
+        app(given, prog_name="saten-edge")
     except SatenError as error:
         print(f"saten-edge: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

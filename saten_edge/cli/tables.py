@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from saten_runtime.records.plain_text import align
 
 if TYPE_CHECKING:
-    from saten_edge.serve import Run
+    from saten_edge.phone import Run
 
 __all__ = ["evaluation_table", "layers_table", "metrics_table", "run_tables"]
 

@@ -208,8 +208,8 @@ def exported(tiny_bundle: Callable[[str], Path]) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [random.Random(SEED + k).uniform(0.0, 6.0) for k in range(4)])
 def test_an_interrupted_server_writes_nothing(moment: float, exported: Path, tmp_path: Path) -> None:
-    """Before a page was opened; what came from one is kept, see tests/saten_edge/serve/test_server.py."""
-    arguments = ("serve", exported, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
+    """Before a page was opened; what came from one is kept, see tests/saten_edge/phone/test_server.py."""
+    arguments = ("phone", exported, "-o", tmp_path / "out", "--host", "127.0.0.1", "-s", "8", "--quiet")
     with started("saten_edge", *arguments) as process:
         wait_for(lambda: is_running(process), process)
         with contextlib.suppress(subprocess.TimeoutExpired):

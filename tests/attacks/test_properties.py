@@ -25,7 +25,7 @@ from saten_edge.decomposition import tt
 from saten_edge.decomposition.residual import pattern_named
 from saten_edge.decomposition.tt import TensorTrain, contraction_peak
 from saten_edge.devices.transports import parse_devices
-from saten_edge.serve.schema import Bench, parse_post
+from saten_edge.phone.schema import Bench, parse_post
 from saten_runtime.bundle.graph import read_graph
 from saten_runtime.errors import BundleError, CheckpointError, DataError, SatenError, UsageError
 from saten_runtime.records.files import parse_json, replace_file

@@ -39,7 +39,7 @@ saten-run() {
 RUN = ("compression.md", "exporting.md", "finetuning.md", "lowering.md", "measuring.md", "python.md", "targets.md")
 SLOW = ("python.md", "targets.md")  # all stages, as test_notebook.py runs them too; five exports
 NOT_RUN = {
-    "browser.md": "needs a browser that taps Start; tests/saten_edge/serve/test_browser.py drives one",
+    "browser.md": "needs a browser that taps Start; tests/saten_edge/phone/test_browser.py drives one",
     "bundle.md": "holds no command",
     "glossary.md": "holds no command",
     "devices.md": "needs boards; tests/devices runs them against a board in an emulator",

@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["saten_edge", "saten_runtime", "saten_e
     from saten_edge.checkpoints.checkpoint import verify_folder
     from saten_edge.checkpoints.gguf_header import read_gguf_header
     from saten_edge.checkpoints.guard import read_headers
-    from saten_edge.serve.schema import Answer, Bench, End, parse_post
+    from saten_edge.phone.schema import Answer, Bench, End, parse_post
     from saten_runtime.accuracy.results import read_evaluation
     from saten_runtime.bench.journal import read_journal
     from saten_runtime.bench.profiling import read_profile

@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def embeddings(model: str, vectors: Sequence[Vector], encoding: str, tokens: int
     return {"object": "list", "data": data, "model": model, "usage": usage(tokens)}
 
 
-_ENCODINGS = {
+_ENCODINGS: dict[str, Callable[[Vector], list[float] | str]] = {
     "float": lambda vector: vector.tolist(),
     "base64": lambda vector: base64.b64encode(vector.astype("<f4").tobytes()).decode(),
 }
@@ -71,7 +71,7 @@ class Voice:
             "system_fingerprint": f"saten-runtime-{__version__}",
         }
 
-    def choice(self, index: int, text: str, finish: str) -> Answer:
+    def choice(self, index: int, text: str, finish: str | None) -> Answer:
         """A whole continuation."""
         said: Answer = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
         return {"index": index, **said, "logprobs": None, "finish_reason": finish}

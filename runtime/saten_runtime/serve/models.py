@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from saten_runtime.errors import UsageError
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.predict import embed_rows
 from saten_runtime.run.runner import Runner
+from saten_runtime.run.text import Ids
 from saten_runtime.serve.batches import Batches
 from saten_runtime.serve.options import ServeOptions
 from saten_runtime.serve.schema import Message, SpeechRequest
@@ -35,9 +37,7 @@ class Embedder:
 
     def __init__(self, name: str, runner: Runner, options: ServeOptions, seen: Callable[[int], None]) -> None:
         self.name, self._runner = name, runner
-        self._batches = Batches(
-            lambda rows: embed_rows(runner, rows, len(rows)), most=options.batch, queue=options.queue, seen=seen
-        )
+        self._batches = Batches(self._run, most=options.batch, queue=options.queue, seen=seen)
 
     @property
     def waiting(self) -> int:
@@ -67,12 +67,15 @@ class Embedder:
         """Run nothing more."""
         await self._batches.close()
 
+    def _run(self, rows: list[Ids]) -> list[Vector]:
+        return list(embed_rows(self._runner, rows, len(rows)))
+
     def _shortened(self, vector: Vector, dimensions: int) -> Vector:
         if dimensions > len(vector):
             raise UsageError(f"dimensions {dimensions}: {self.name} has {len(vector)}")
         first = vector[:dimensions]
         is_unit = self._runner.bundle.manifest.postprocess.normalize
-        return np.asarray(first / max(np.linalg.norm(first), 1e-12), np.float32) if is_unit else first
+        return np.asarray(first / max(float(np.linalg.norm(first)), 1e-12), np.float32) if is_unit else first
 
 
 class Writer:
@@ -128,7 +131,7 @@ class Writer:
 Model = Embedder | Writer
 
 
-_KINDS = {FEATURE_EXTRACTION.name: Embedder, TEXT_GENERATION.name: Writer}
+_KINDS: dict[str, type[Embedder] | type[Writer]] = {FEATURE_EXTRACTION.name: Embedder, TEXT_GENERATION.name: Writer}
 
 
 def load_runners(bundles: Sequence[Path], options: ServeOptions) -> dict[str, Runner]:
@@ -151,7 +154,7 @@ def make_models(
 ) -> dict[str, Model]:
     """What serves each of them; seen: gets a name and the texts of a run. Needs a running loop."""
     return {
-        name: _KINDS[runner.bundle.task.name](name, runner, options, lambda texts, name=name: seen(name, texts))
+        name: _KINDS[runner.bundle.task.name](name, runner, options, partial(seen, name))
         for name, runner in runners.items()
     }
 

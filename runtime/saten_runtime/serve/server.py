@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
             self._listening(f"http://{self._host}:{sockets[0].getsockname()[1]}")
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """What it catches, uvicorn raises again, which would end this process as if it had failed."""
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -26,7 +26,7 @@ BENCH = {
 
 def post(body: bytes) -> Callable[[Place], None]:
     def run(place: Place) -> None:
-        from saten_edge.serve.schema import Bench, parse_post
+        from saten_edge.phone.schema import Bench, parse_post
 
         parse_post(Bench, body)
 

@@ -29,7 +29,7 @@ NAMES = [
     "validate",
     "bench",
     "eval",
-    "serve",
+    "phone",
     "report",
     "compare",
 ]
@@ -128,12 +128,12 @@ class TestBadInput:
         assert "1 examples to train on, expected at least one batch of 32" in shown
         assert content(tmp_path) == before
 
-    @pytest.mark.parametrize("command", ["export", "validate", "bench", "eval", "serve", "report"])
+    @pytest.mark.parametrize("command", ["export", "validate", "bench", "eval", "phone", "report"])
     def test_a_model_or_bundle_that_is_not_there(self, command, run, tmp_path):
         write_lines(tmp_path / "data.jsonl", [{"query": "a", "answer": "b"}])
         before = content(tmp_path)
         out = ["-o", tmp_path / "out"]
-        options = {"export": out, "serve": [*out, "--host", "127.0.0.1"], "eval": ["--data", tmp_path / "data.jsonl"]}
+        options = {"export": out, "phone": [*out, "--host", "127.0.0.1"], "eval": ["--data", tmp_path / "data.jsonl"]}
         code, out, shown = run(command, tmp_path / "nowhere", *options.get(command, []))
         assert (code, out) == (2, "")
         errors = [line for line in shown.splitlines() if line.startswith("saten-edge: error: ")]
@@ -256,3 +256,14 @@ def test_the_console_script_is_the_module(saten_edge_command: Command):
         pytest.skip("saten-edge is not installed as a script here")
     done: Any = subprocess.run([script, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, saten_edge_command("--version").stdout)
+
+
+def test_a_command_under_its_old_name_says_its_new_one(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out"), "--host", "127.0.0.1"])
+    stderr = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert stderr.startswith("saten-edge: serve is now called phone\nsaten-edge: error: ")
+    with pytest.raises(SystemExit):
+        cli.main(["phone", str(tmp_path / "nowhere"), "-o", str(tmp_path / "out"), "--host", "127.0.0.1"])
+    assert "now called" not in capsys.readouterr().err

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_edge.serve import ort
-from saten_edge.serve.questions import Exam, first_examples, make_exam
-from saten_edge.serve.schema import MOST_SAMPLES
+from saten_edge.phone import ort
+from saten_edge.phone.questions import Exam, first_examples, make_exam
+from saten_edge.phone.schema import MOST_SAMPLES
 from saten_runtime.bench.plan import Plan, Size, turns
 from saten_runtime.bench.verdict import MIN_SAMPLES
 from saten_runtime.bundle.folder import Bundle, open_bundles

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from saten_edge.console import Talk
-from saten_edge.serve import Address, make_job, serve, server
+from saten_edge.phone import Address, make_job, serve, server
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import DeviceError, UsageError
 
@@ -139,10 +139,10 @@ def test_over_https_the_same_page(job, certificate, tmp_path):
 
 @pytest.fixture
 def command(dense, saten, tmp_path) -> Iterator[subprocess.Popen[str]]:
-    """`saten-edge serve` on 127.0.0.1, writing to `tmp_path`/out."""
+    """`saten-edge phone` on 127.0.0.1, writing to `tmp_path`/out."""
     options = ["-o", tmp_path / "out", "--host", "127.0.0.1", "--tokens", "8,16", "--rounds", "2", "--min-time", "0"]
     with subprocess.Popen(
-        [sys.executable, "-m", "saten_edge", "serve", dense, saten, "--baseline", dense, *options],
+        [sys.executable, "-m", "saten_edge", "phone", dense, saten, "--baseline", dense, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

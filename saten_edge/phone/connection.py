@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from saten_runtime.serve import connection
 
 __all__ = [
     "BURST",
@@ -27,42 +28,20 @@ BURST = 400.0
 _MOST_ADDRESSES = 1024
 
 
-class Connection(H11Protocol):
-    """uvicorn's, dropped when there are too many or when the head of a request takes too long."""
+class Connection(connection.Connection):
+    """One of few; more of one address are dropped, too."""
 
-    _deadline: asyncio.TimerHandle | None = None
+    most_connections = MOST_CONNECTIONS
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count it in, or drop it."""
-        super().connection_made(transport)
-        address = self.client[0] if self.client else ""
+    def is_too_many(self) -> bool:
+        """Whether there is no room for this one, or none for its address."""
+        address = _address(self)
         same = sum(isinstance(other, H11Protocol) and _address(other) == address for other in self.connections)
-        if len(self.connections) > MOST_CONNECTIONS or same > MOST_PER_ADDRESS:
-            transport.abort()
-        else:
-            self._watch()
+        return super().is_too_many() or same > MOST_PER_ADDRESS
 
-    def data_received(self, data: bytes) -> None:
-        """Start the clock with the first byte of a head, stop it with the last."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._stop()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        waiting = self.cycle is None or self.cycle.response_complete
-        if not waiting:
-            self._stop()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(READ_DEADLINE_S, self.transport.abort)
-
-    def _stop(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def read_deadline_s(self) -> float:
+        """Seconds that the head of a request may take."""
+        return READ_DEADLINE_S
 
 
 class Allowance:

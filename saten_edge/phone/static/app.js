@@ -63,7 +63,7 @@ function kept() {
 function explain(error) {
   at("intro").textContent =
     "This page measures how fast and how well language models run on this device. " +
-    "Open it with the code that saten-edge serve shows on your computer.";
+    "Open it with the code that saten-edge phone shows on your computer.";
   problem(error instanceof TypeError ? "The computer cannot be reached. Is this device on the same network?" : error.message);
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from saten_edge.serve.schema import MOST_OUTPUT_BYTES
+from saten_edge.phone.schema import MOST_OUTPUT_BYTES
 from saten_runtime.accuracy.data import Data, read_data
 from saten_runtime.accuracy.evaluate import measure_of
 from saten_runtime.accuracy.measures import Examined, Measure

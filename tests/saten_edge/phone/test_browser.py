@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from saten_edge.phone import make_job
 from saten_edge.reports import build_report, html_page
-from saten_edge.serve import make_job
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
@@ -202,7 +202,7 @@ def test_the_command_ends_after_one_run_and_the_report_takes_its_files(phone, de
     command = [sys.executable, "-m", "saten_edge"]
     options = ["--host", "127.0.0.1", "--once", "--tokens", "8", "--rounds", "2", "--min-time", "0", "--data", pairs]
     with subprocess.Popen(
-        [*command, "serve", dense, saten, "-o", out, "--baseline", dense, *options],
+        [*command, "phone", dense, saten, "-o", out, "--baseline", dense, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from saten_edge.phone import Run, make_job
+from saten_edge.phone.run import AGREEMENT, Mismatch
+from saten_edge.phone.schema import Answer, Bench, End, parse_post
 from saten_edge.reports import build_report
-from saten_edge.serve import Run, make_job
-from saten_edge.serve.run import AGREEMENT, Mismatch
-from saten_edge.serve.schema import Answer, Bench, End, parse_post
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.run.parity import compare
@@ -203,7 +203,7 @@ class TestLife:
         assert (run.folder / "received.jsonl").stat().st_size < 400_000
 
     def test_what_one_run_takes_is_bounded(self, run, bench_of, monkeypatch):
-        monkeypatch.setattr("saten_edge.serve.run._MOST_RECEIVED_BYTES", 5000)
+        monkeypatch.setattr("saten_edge.phone.run._MOST_RECEIVED_BYTES", 5000)
         send(run, Bench, bench_of(run.id))
         send(run, Bench, bench_of(run.id))
         with pytest.raises(Mismatch, match="the most it keeps"):

@@ -1,4 +1,4 @@
-"""`saten-edge serve`."""
+"""`saten-edge phone`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 from saten_edge.cli.options import Only
 from saten_edge.cli.printing import talk
 from saten_edge.cli.tables import run_tables
-from saten_edge.options import ServeOptions
+from saten_edge.options import PhoneOptions
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import InvalidRun
 from saten_runtime.options import Printing
 
 if TYPE_CHECKING:
-    from saten_edge.serve import Run
+    from saten_edge.phone import Run
 
 
-def serve(
+def phone(
     bundles: Annotated[list[Path], typer.Argument(help="Bundles to measure")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder in which every run gets a new one")],
-    options: ServeOptions,
+    options: PhoneOptions,
     plan: Annotated[Plan, Only("threads", "batches", "tokens", "min_time_s", "rounds")],
     printing: Printing,
     host: Annotated[
@@ -35,17 +35,17 @@ def serve(
     once: Annotated[bool, typer.Option("--once", help="End after the first complete run")] = False,
 ) -> None:
     """Measure bundles on a phone or tablet, through its browser."""
-    from saten_edge import serve as server
+    from saten_edge import phone as page
 
-    address = server.Address(host or server.lan_address(), port, certificate, key)
-    job = server.make_job(bundles, plan, **vars(options))
+    address = page.Address(host or page.lan_address(), port, certificate, key)
+    job = page.make_job(bundles, plan, **vars(options))
     runs: list[Run] = []
 
     def done(run: Run) -> None:
         runs.append(run)
         print(json.dumps(run_json(run), indent=2, allow_nan=False) if printing.as_json else run_tables(run), flush=True)
 
-    server.serve(job, output, address, opened=server.show_link, done=done, once=once, talk=talk(printing))
+    page.serve(job, output, address, opened=page.show_link, done=done, once=once, talk=talk(printing))
     reasons = [reason for run in runs if run.bench for reason in run.bench.verdict.reasons]
     if once and reasons:
         raise InvalidRun("; ".join(reasons))

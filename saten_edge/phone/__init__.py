@@ -20,8 +20,8 @@ computed here, by `saten_runtime`, into the same bench.json and eval.json as on 
 
 from __future__ import annotations
 
-from saten_edge.serve.job import Job, make_job
-from saten_edge.serve.run import Run
-from saten_edge.serve.server import Address, lan_address, serve, show_link
+from saten_edge.phone.job import Job, make_job
+from saten_edge.phone.run import Run
+from saten_edge.phone.server import Address, lan_address, serve, show_link
 
 __all__ = ["Address", "Job", "Run", "lan_address", "make_job", "serve", "show_link"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from saten_edge.serve import make_job
-from saten_edge.serve.schema import MOST_OUTPUT_BYTES, MOST_SAMPLES
+from saten_edge.phone import make_job
+from saten_edge.phone.schema import MOST_OUTPUT_BYTES, MOST_SAMPLES
 from saten_runtime.bench.plan import Plan, turns
 from saten_runtime.errors import BundleError, DataError, UsageError
 
@@ -67,7 +67,7 @@ def test_the_number_of_examples_is_kept_to(dense, pairs):
 
 
 def test_a_case_too_long_for_a_post_is_not_asked(dense, monkeypatch):
-    monkeypatch.setattr("saten_edge.serve.questions.MOST_OUTPUT_BYTES", 4 * 64 * 8)
+    monkeypatch.setattr("saten_edge.phone.questions.MOST_OUTPUT_BYTES", 4 * 64 * 8)
     asked = make_job([dense], PLAN).exams["dense-fp32"]
     assert 0 < len(asked.cases) < 4
     assert MOST_OUTPUT_BYTES > 4 * 64 * 8

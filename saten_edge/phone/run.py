@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import saten_edge
-from saten_edge.serve import ort
-from saten_edge.serve.job import Job, graph_files
-from saten_edge.serve.questions import Outputs, validation_sha256
-from saten_edge.serve.schema import Answer, Bench, Device, End, Post
+from saten_edge.phone import ort
+from saten_edge.phone.job import Job, graph_files
+from saten_edge.phone.questions import Outputs, validation_sha256
+from saten_edge.phone.schema import Answer, Bench, Device, End, Post
 from saten_runtime.accuracy.results import SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.journal import Journal
 from saten_runtime.bench.plan import Key, Setup, Size

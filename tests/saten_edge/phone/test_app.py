@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 
-from saten_edge.serve import connection
-from saten_edge.serve.app import HEADERS, PAGE
-from saten_edge.serve.ort import VERSION, WASM
-from saten_edge.serve.schema import MOST_BODY_BYTES, MOST_SAMPLES
+from saten_edge.phone import connection
+from saten_edge.phone.app import HEADERS, PAGE
+from saten_edge.phone.ort import VERSION, WASM
+from saten_edge.phone.schema import MOST_BODY_BYTES, MOST_SAMPLES
 
 POSTS = ["/api/answer", "/api/bench", "/api/end"]
 GUARDED = [("GET", "/api/job"), ("GET", "/api/files/" + 64 * "0"), *(("POST", path) for path in POSTS)]
@@ -44,7 +44,7 @@ def post_head(served, path: str, **headers: str) -> bytes:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> float:
     """Deadlines of a fifth of a second."""
     for module in ("connection", "app"):
-        monkeypatch.setattr(f"saten_edge.serve.{module}.READ_DEADLINE_S", 0.2)
+        monkeypatch.setattr(f"saten_edge.phone.{module}.READ_DEADLINE_S", 0.2)
     return 0.2
 
 
@@ -186,7 +186,7 @@ class TestH2Token:
         assert served.client.request(method, path, b"{}" if method == "POST" else None)[0] == 403
 
     def test_tokens_are_long_and_differ(self, served, job, tmp_path):
-        from saten_edge.serve import Run
+        from saten_edge.phone import Run
 
         tokens = {Run(job, tmp_path).token for _ in range(50)}
         assert len(tokens) == 50

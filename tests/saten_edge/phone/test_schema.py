@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from saten_edge.serve.schema import MOST_BODY_BYTES, MOST_SAMPLES, Answer, Bench, End, Output, parse_post
+from saten_edge.phone.schema import MOST_BODY_BYTES, MOST_SAMPLES, Answer, Bench, End, Output, parse_post
 from saten_runtime.errors import DataError
 
 ANSWER = {"run": "r", "bundle": 0, "question": 0, "loaded": {}, "elapsed_ns": 1, "outputs": {}}

@@ -16,10 +16,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from saten_edge.console import Talk
-from saten_edge.serve.app import make_app
-from saten_edge.serve.connection import Connection
-from saten_edge.serve.job import Job
-from saten_edge.serve.run import Run
+from saten_edge.phone.app import make_app
+from saten_edge.phone.connection import Connection
+from saten_edge.phone.job import Job
+from saten_edge.phone.run import Run
 from saten_runtime.errors import DeviceError, UsageError
 from saten_runtime.records.plain_text import printable
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from saten_edge.serve import ort
-from saten_edge.serve.app import PAGE
+from saten_edge.phone import ort
+from saten_edge.phone.app import PAGE
 from saten_runtime.errors import RuntimeMismatch
 
 

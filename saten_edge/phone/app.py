@@ -20,12 +20,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from saten_edge.serve import ort
-from saten_edge.serve.connection import READ_DEADLINE_S, Allowance
-from saten_edge.serve.job import Job
-from saten_edge.serve.run import Mismatch, Run
-from saten_edge.serve.schema import MOST_BODY_BYTES, Answer, Bench, End, Post, parse_post
+from saten_edge.phone import ort
+from saten_edge.phone.connection import READ_DEADLINE_S, Allowance
+from saten_edge.phone.job import Job
+from saten_edge.phone.run import Mismatch, Run
+from saten_edge.phone.schema import MOST_BODY_BYTES, Answer, Bench, End, Post, parse_post
 from saten_runtime.errors import SatenError
+from saten_runtime.serve.connection import read_body
 
 __all__ = ["HEADERS", "PAGE", "TOKEN_HEADER", "Desk", "make_app"]
 
@@ -128,7 +129,7 @@ class _Api:
 
         async def receive(request: Request) -> Response:
             run = self._admitted(request)
-            body = await _body(request)
+            body = await read_body(request, MOST_BODY_BYTES, READ_DEADLINE_S)
             # The body took time: the run may be over by now.
             self._admitted(request)
             try:
@@ -147,22 +148,6 @@ class _Api:
         if not run.admits(request.headers.get(TOKEN_HEADER, "")):
             raise HTTPException(403, "this link is not valid any more; scan the code the computer shows now")
         return run
-
-
-async def _body(request: Request) -> bytes:
-    """The body, when it says beforehand that it is JSON and not too long, and comes in time."""
-    if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "expected Content-Type application/json")
-    length = request.headers.get("Content-Length", "")
-    if not (length.isascii() and length.isdigit()):
-        raise HTTPException(411, "expected a Content-Length")
-    if len(length) > 9 or int(length) > MOST_BODY_BYTES:
-        raise HTTPException(413, f"{length[:20]} bytes, at most {MOST_BODY_BYTES} are taken")
-    try:
-        with anyio.fail_after(READ_DEADLINE_S):
-            return await request.body()  # h11 gives no more than Content-Length
-    except TimeoutError:
-        raise HTTPException(408, f"the body took longer than {READ_DEADLINE_S:g} s") from None
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from saten_edge.serve import connection
-from saten_edge.serve.connection import Allowance
+from saten_edge.phone import connection
+from saten_edge.phone.connection import Allowance
 
 
 class Clock:

@@ -20,13 +20,13 @@ import onnx
 import pytest
 import uvicorn
 
-import saten_edge.serve
-from saten_edge.serve import Address, Job, Run, make_job, ort
-from saten_edge.serve.app import TOKEN_HEADER, make_app
-from saten_edge.serve.connection import Allowance
-from saten_edge.serve.job import graph_files
-from saten_edge.serve.questions import Question
-from saten_edge.serve.server import uvicorn_config
+import saten_edge.phone
+from saten_edge.phone import Address, Job, Run, make_job, ort
+from saten_edge.phone.app import TOKEN_HEADER, make_app
+from saten_edge.phone.connection import Allowance
+from saten_edge.phone.job import graph_files
+from saten_edge.phone.questions import Question
+from saten_edge.phone.server import uvicorn_config
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -288,4 +288,4 @@ def client_of() -> Callable[[str], Client]:
 @pytest.fixture(scope="session")
 def static() -> Path:
     """The folder of the page."""
-    return Path(saten_edge.serve.__file__).parent / "static"
+    return Path(saten_edge.phone.__file__).parent / "static"
