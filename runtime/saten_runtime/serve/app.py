@@ -123,7 +123,9 @@ class _Api:
         asked = await self._asked(request, ChatRequest)
         writer = self._of(Writer, asked.model)
         most = asked.max_completion_tokens or asked.max_tokens
-        return await self._speak(request, Turn(writer, asked, [writer.rendered(asked.messages)], most, CHAT))
+        return await self._speak(
+            request, Turn(writer, asked, [[message.plain() for message in asked.messages]], most, CHAT)
+        )
 
     async def _speak(self, request: Request, turn: Turn) -> Response:
         if not turn.asked.stream:

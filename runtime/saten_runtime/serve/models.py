@@ -16,11 +16,11 @@ from saten_runtime.bundle.folder import Bundle, open_bundles
 from saten_runtime.errors import UsageError
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.predict import embed_rows
-from saten_runtime.run.runner import Runner
+from saten_runtime.run.runner import Prompt, Runner
 from saten_runtime.run.text import Ids
 from saten_runtime.serve.batches import Batches
 from saten_runtime.serve.options import ServeOptions
-from saten_runtime.serve.schema import Message, SpeechRequest
+from saten_runtime.serve.schema import SpeechRequest
 from saten_runtime.serve.speech import Seats, Speech
 from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, TEXT_GENERATION, TEXTS
 
@@ -92,29 +92,21 @@ class Writer:
         """How many prompts wait."""
         return self._seats.waiting
 
-    async def speak(self, prompt: str, asked: SpeechRequest, most: int | None) -> tuple[Speech, int]:
+    async def speak(self, prompt: Prompt, asked: SpeechRequest, most: int | None) -> tuple[Speech, int]:
         """A continuation that has begun, and how many tokens its prompt has.
 
-        most: tokens that were asked for.
+        prompt: a text, or messages that are answered. most: tokens that were asked for.
 
         Raises:
-            UsageError: more tokens than the server gives, or a value out of range.
+            UsageError: more tokens than the server gives, a value out of range, or messages that are no conversation.
+            BundleError: messages, and the bundle has no chat template.
             Full: too many prompts wait.
         """
         how = self._sampling(asked, most)
-        (row,) = await asyncio.to_thread(self._runner.encoder.encode, [prompt])
-        until = time.monotonic() + self._options.timeout_s
-        speech = Speech(self._runner, row.ids.tolist(), how, asked.stop, until)
+        ids = await asyncio.to_thread(self._runner.prompt_ids, prompt)
+        speech = Speech(self._runner, ids, how, time.monotonic() + self._options.timeout_s)
         await self._seats.start(speech)
-        return speech, len(row)
-
-    def rendered(self, messages: Sequence[Message]) -> str:
-        """The prompt that a conversation makes.
-
-        Raises:
-            UsageError: the bundle does not say how.
-        """
-        raise UsageError(f"{self.name}: its bundle has no chat template; send a prompt to {self.route}")
+        return speech, len(ids)
 
     async def close(self) -> None:
         """End what runs."""
@@ -125,7 +117,7 @@ class Writer:
         if most is not None and most > limit:
             raise UsageError(f"max_tokens {most}: this server gives at most {limit}")
         seed = secrets.randbelow(_MOST_SEED) if asked.seed is None else asked.seed
-        return Sampling(most or limit, asked.temperature, asked.top_p, seed)
+        return Sampling(most or limit, asked.temperature, asked.top_p, seed, stop=tuple(asked.stop))
 
 
 Model = Embedder | Writer

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
+from saten_runtime.bundle.chat import SYSTEM
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object
 from saten_runtime.records.reader import Bound, Count, Natural, Reader
@@ -104,6 +105,10 @@ class Message:
 
     role: _ROLE
     content: Content
+
+    def plain(self) -> dict[str, str]:
+        """As the chat templates take it; what OpenAI calls a developer is the system."""
+        return {"role": SYSTEM if self.role == "developer" else self.role, "content": self.content}
 
 
 @dataclass(frozen=True)

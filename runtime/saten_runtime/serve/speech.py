@@ -8,41 +8,13 @@ import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from saten_runtime.run.generation import Sampling, spoken
+from saten_runtime.run.generation import Sampling, spoken, until
 from saten_runtime.run.runner import Runner
 from saten_runtime.serve.batches import Full
 
-__all__ = ["Cut", "Seats", "Speech"]
+__all__ = ["Seats", "Speech"]
 
 STOP, LENGTH = "stop", "length"
-
-
-class Cut:
-    """Text up to the first of some stop strings; what may begin one is held back until it is known not to."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops, self._held, self.hit = stops, "", False
-
-    def feed(self, text: str) -> str:
-        """What can be said after `text` came; nothing more after a hit."""
-        held = self._held + text
-        places = [place for stop in self._stops if (place := held.find(stop)) >= 0]
-        if places:
-            self.hit, self._held = True, ""
-            return held[: min(places)]
-        kept = max((_overlap(held, stop) for stop in self._stops), default=0)
-        self._held = held[len(held) - kept :]
-        return held[: len(held) - kept]
-
-    def rest(self) -> str:
-        """What was held back, when nothing follows."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
 class Speech:
@@ -51,11 +23,9 @@ class Speech:
     finish: "stop" for a stop id or string, "length" for the limit or the end of the context; None until then.
     """
 
-    def __init__(
-        self, runner: Runner, prompt: Sequence[int], how: Sampling, stops: Sequence[str], until: float
-    ) -> None:
-        self._runner, self._prompt, self._how = runner, prompt, how
-        self._cut, self._until, self._is_cancelled = Cut(stops), until, threading.Event()
+    def __init__(self, runner: Runner, prompt: Sequence[int], how: Sampling, deadline: float) -> None:
+        self._runner, self._prompt, self._how, self._deadline = runner, prompt, how, deadline
+        self._is_cancelled, self._is_exhausted = threading.Event(), False
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
         self.made = 0
@@ -83,14 +53,9 @@ class Speech:
     def run(self) -> None:
         """Make it; in a thread of its own."""
         try:
-            for text in spoken(self._tokens(), self._runner.encoder.decode):
-                if said := self._cut.feed(text):
-                    self._hand(said)
-                if self._cut.hit:
-                    break
-            if rest := self._cut.rest():
-                self._hand(rest)
-            self.finish = LENGTH if self._is_at_limit and not self._cut.hit else STOP
+            for text in until(self._how.stop, spoken(self._tokens(), self._runner.encoder.decode)):
+                self._hand(text)
+            self.finish = LENGTH if self._is_exhausted and self._is_at_limit else STOP
             self._hand(None)
         except BaseException as cause:  # it is raised again where the pieces are taken
             self._hand(cause)
@@ -105,10 +70,11 @@ class Speech:
         for token in self._runner.continue_ids(self._prompt, self._how):
             if self._is_cancelled.is_set():
                 return
-            if time.monotonic() > self._until:
+            if time.monotonic() > self._deadline:
                 raise TimeoutError
             self.made += 1
             yield token
+        self._is_exhausted = True  # not left at a stop text
 
     def _hand(self, piece: str | BaseException | None) -> None:
         self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)

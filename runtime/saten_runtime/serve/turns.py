@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from saten_runtime.run.runner import Prompt
 from saten_runtime.serve import answers
 from saten_runtime.serve.answers import Voice
 from saten_runtime.serve.models import Writer
@@ -22,7 +23,7 @@ class Turn:
     """
 
     def __init__(
-        self, writer: Writer, asked: SpeechRequest, prompts: Sequence[str], most: int | None, voice: Voice
+        self, writer: Writer, asked: SpeechRequest, prompts: Sequence[Prompt], most: int | None, voice: Voice
     ) -> None:
         self.writer, self.asked, self._prompts, self._most, self._voice = writer, asked, prompts, most, voice
         self._speeches: list[Speech] = []
@@ -64,7 +65,7 @@ class Turn:
             yield answers.event({**head, "choices": [], "usage": answers.usage(self.read, self.made)})
         yield answers.DONE
 
-    async def _choices(self, index: int, prompt: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def _choices(self, index: int, prompt: Prompt) -> AsyncGenerator[dict[str, Any], None]:
         speech = await self._begin(prompt)
         is_first = True
         async with aclosing(speech.pieces()) as pieces:
@@ -73,7 +74,7 @@ class Turn:
                 is_first = False
         yield self._voice.piece(index, "", speech.finish, is_first)
 
-    async def _begin(self, prompt: str) -> Speech:
+    async def _begin(self, prompt: Prompt) -> Speech:
         speech, read = await self.writer.speak(prompt, self.asked, self._most)
         self._speeches.append(speech)
         self.read += read

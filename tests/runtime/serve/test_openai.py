@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,42 @@ def test_a_text_that_cannot_be_embedded_whole_is_refused(client: Any, given: Any
     assert words in caught.value.message
 
 
+MESSAGES = [{"role": "developer", "content": "w9"}, {"role": "user", "content": "w1 w2"}]
+
+
 def test_a_bundle_without_a_chat_template_says_so(client: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="no chat template"):
-        client.chat.completions.create(model="writer", messages=[{"role": "user", "content": "w1"}])
+        client.chat.completions.create(model="writer", messages=MESSAGES)
+
+
+@pytest.fixture(scope="module")
+def talker(serving: Any, task_bundle: Callable[..., Path], writer: Path) -> Iterator[tuple[Any, Path]]:
+    """A client, and the decoder behind it, which has a chat template."""
+    chat = {"opening": "", "answer": "w30", "trim": False} | {
+        role: {"before": before, "after": " w50 "}
+        for role, before in (("system", "w20 "), ("user", "w21 "), ("assistant", "w22 "))
+    }
+    generation = {**json.loads((writer / "saten_edge.json").read_text())["generation"], "chat": chat}
+    bundle = task_bundle("text-generation", name="talker", generation=generation)
+    with serving([bundle]) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as made:
+        yield made, bundle
+
+
+def test_messages_are_answered_as_by_the_runner(talker: tuple[Any, Path]) -> None:
+    client, bundle = talker
+    asked = {"model": "talker", "messages": MESSAGES, "temperature": 0, "max_completion_tokens": 6}
+    answer = client.chat.completions.create(**asked)
+    plain = [{**MESSAGES[0], "role": "system"}, MESSAGES[1]]
+    expected = "".join(Runner.load(bundle).generate(plain, Sampling(6, 0.0)))
+    assert (answer.choices[0].message.role, answer.choices[0].message.content) == ("assistant", expected)
+    assert answer.usage.prompt_tokens == len(Runner.load(bundle).prompt_ids(plain))
+    pieces = list(client.chat.completions.create(**asked, stream=True))
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+    assert [piece.choices[0].finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+
+
+def test_messages_that_are_no_conversation_are_refused(talker: tuple[Any, Path]) -> None:
+    client, _ = talker
+    with pytest.raises(openai.BadRequestError, match="the last message is the assistant's"):
+        client.chat.completions.create(model="talker", messages=[MESSAGES[1], {"role": "assistant", "content": "w3"}])

@@ -1,4 +1,4 @@
-"""Stop strings, runs of texts of like length, requests, and Prometheus's format."""
+"""Runs of texts of like length, requests, and Prometheus's format."""
 
 from __future__ import annotations
 
@@ -16,40 +16,6 @@ from saten_runtime.run.text import Ids
 from saten_runtime.serve.batches import _Waiting, alike
 from saten_runtime.serve.metrics import Metrics
 from saten_runtime.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, parse_request
-from saten_runtime.serve.speech import Cut
-
-
-def cut(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
-    maker, said = Cut(stops), ""
-    for piece in pieces:
-        said += maker.feed(piece)
-        if maker.hit:
-            return said, True
-    return said + maker.rest(), False
-
-
-SHORT = st.text("ab", max_size=4)
-
-
-@given(st.lists(SHORT, max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_text_ends_before_the_first_stop_string_however_it_is_split(pieces: list[str], stops: list[str]) -> None:
-    whole = "".join(pieces)
-    seen = [whole[:end] for end in range(len(whole) + 1) if any(stop in whole[:end] for stop in stops)]
-    said, hit = cut(pieces, stops)
-    assert hit == bool(seen)
-    places = [whole.find(stop) for stop in stops if stop in whole]
-    if not hit:
-        assert said == whole
-    else:
-        assert min(places) <= len(said)
-        assert whole.startswith(said)
-        assert not any(stop in said for stop in stops)
-
-
-def test_what_may_begin_a_stop_string_is_held_back_no_longer_than_it_may() -> None:
-    maker = Cut(["END"])
-    assert [maker.feed(piece) for piece in ("one E", "N", "d", " EN", "D x")] == ["one ", "", "ENd", " ", ""]
-    assert maker.hit
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
