@@ -80,6 +80,11 @@ class Exportable(Protocol):
         ...
 
     @property
+    def prompts(self) -> Mapping[str, str]:
+        """What may stand there in its place, by name."""
+        ...
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What the model's files say, by their path in its folder; modules.json as class by folder."""
         ...

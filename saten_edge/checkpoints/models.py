@@ -97,6 +97,11 @@ class LoadedModel:
         return self.sentences.prompt
 
     @property
+    def prompts(self) -> dict[str, str]:
+        """What may stand there in its place, by name."""
+        return dict(self.sentences.prompts)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What its files say, by their path in the folder."""
         return {**self.files, **self.sentences.settings}

@@ -42,7 +42,8 @@ OLD_POOLINGS = {
 class Sentences:
     """What follows a model that embeds, and what stands before it.
 
-    steps: the layers of `postprocess.modules` with their numbers. prompt: put before every text. max_length: tokens
+    steps: the layers of `postprocess.modules` with their numbers. prompt: put before every text; prompts:
+    all of them, by name. max_length: tokens
     that texts are cut to, None where nothing is said. lower: whether texts are made lower case. settings: the files as
     they were read, by their path in the folder. weights: paths of the layers' numbers in the folder.
     """
@@ -50,6 +51,7 @@ class Sentences:
     postprocess: Postprocess
     steps: Sequence[Step] = ()
     prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict)
     max_length: int | None = None
     lower: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -91,9 +93,11 @@ def read_sentences(folder: Path) -> Sentences:
             not (folder / MODULES_FILE).is_file() or "Normalize" in [module.kind for module in found],
             [step.module for step in steps],
             None if cut is None else int(cut),
+            str(prompts.get("similarity_fn_name") or "cosine"),
         ),
         steps,
         _default_prompt(folder, prompts),
+        {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items() if text},
         None if length is None else int(length),
         bool(transformer.get("do_lower_case")),
         {**listed, **files, **configs},

@@ -44,6 +44,7 @@ NOT_RUN = {
     "glossary.md": "holds no command",
     "devices.md": "needs boards; tests/devices runs them against a board in an emulator",
     "security.md": "holds no command",
+    "integrations.md": "needs the libraries that are extras; tests/saten_edge/integrations runs the same",
     "serving.md": "starts a server that runs until Ctrl-C; tests/runtime/serve starts one",
     "settings.md": "holds no command",
     "kernels.md": "holds make targets; `make test-kernels` builds and runs them",

@@ -47,6 +47,7 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
         split_special_tokens=bool(source.tokenizer.split_special_tokens),
         truncation_side=str(source.tokenizer.truncation_side),
         prompt=source.prompt,
+        prompts=dict(source.prompts),
     )
 
 

@@ -52,6 +52,8 @@ _ADDED_TO_LAYERS: dict[int, dict[str, Any]] = {
 } | {3: {}, 4: {}}
 
 _SIDE = Bound('"right" or "left"', lambda value: value in ("right", "left"))
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")  # sentence-transformers' names
+_SIMILARITY = Bound(f"one of {', '.join(_SIMILARITIES)}", lambda value: value in _SIMILARITIES)
 _SHARE = Bound("a number above 0, 1 at most", lambda value: 0 < value <= 1)
 _PART = Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)
 
@@ -107,7 +109,8 @@ class Tokenizer:
     """How text becomes ids: a `tokenizers` file, the padding id, and the length texts are cut to.
 
     split_special_tokens: whether a special token that a text spells is read as text. truncation_side: "right" or
-    "left", where what does not fit is cut off; prompts are never cut. prompt: what stands before every text.
+    "left", where what does not fit is cut off; prompts are never cut. prompt: what stands before every text. prompts:
+    what may stand there in its place, by the names that sentence-transformers has for them.
     """
 
     file: str
@@ -116,6 +119,7 @@ class Tokenizer:
     split_special_tokens: bool = False
     truncation_side: Annotated[str, _SIDE] = "right"
     prompt: str = ""
+    prompts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,13 +143,14 @@ class Postprocess:
 
     pooling: names in `pooling.POOLS`, joined by "+" where several vectors are one after the other, or "none";
     modules: layers; normalize: to unit Euclidean length; dimensions: how many of a vector's first numbers are kept,
-    None for all.
+    None for all. similarity: how two vectors are compared.
     """
 
     pooling: str = "none"
     normalize: bool = False
     modules: list[Module] = field(default_factory=list)
     dimensions: Natural | None = None
+    similarity: Annotated[str, _SIMILARITY] = "cosine"
 
 
 @dataclass(frozen=True)
@@ -293,8 +298,8 @@ class Manifest:
 
 # What the records in a manifest of any version may lack, with the value that says the same.
 _MAY_LACK: dict[str, dict[str, Any]] = {
-    "tokenizer": {"split_special_tokens": False, "truncation_side": "right", "prompt": ""},
-    "postprocess": {"modules": [], "dimensions": None},
+    "tokenizer": {"split_special_tokens": False, "truncation_side": "right", "prompt": "", "prompts": {}},
+    "postprocess": {"modules": [], "dimensions": None, "similarity": "cosine"},
     "generation": {"choice": dataclasses.asdict(Choice()), "chat": None},
 }
 

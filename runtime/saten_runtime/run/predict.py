@@ -37,6 +37,7 @@ __all__ = [
     "Running",
     "Word",
     "embed_rows",
+    "vectors_of",
 ]
 
 FloatArray = npt.NDArray[np.float32]
@@ -126,16 +127,17 @@ class Completion:
 def _embed(runner: Running, items: Sequence[Any], batch_size: int) -> FloatArray:
     """Vectors of texts, or of pictures where the bundle takes those."""
     if runner.bundle.manifest.image is not None:
-        return _over_pictures(runner, items, batch_size, _pooling(runner))
+        return _over_pictures(runner, items, batch_size, vectors_of(runner))
     return embed_rows(runner, _one_at_least(runner, items), batch_size)[: len(items)]
 
 
 def embed_rows(runner: Running, rows: Sequence[Ids], batch_size: int) -> FloatArray:
     """Vectors of texts that are tokenized, at least one, (len(rows), width)."""
-    return np.stack(runner.batched(rows, batch_size, _pooling(runner)))
+    return np.stack(runner.batched(rows, batch_size, vectors_of(runner)))
 
 
-def _pooling(runner: Running) -> Callable[[Outputs, Feeds], FloatArray]:
+def vectors_of(runner: Running) -> Callable[[Outputs, Feeds], FloatArray]:
+    """What makes one vector of each text or picture of a run."""
     manifest = runner.bundle.manifest
 
     def rows_of(outputs: Outputs, feeds: Feeds) -> FloatArray:

@@ -68,34 +68,52 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = entry.split_special_tokens
-        cut: dict[str, Any] = {"direction": entry.truncation_side}
+        self._cut: dict[str, Any] = {"direction": entry.truncation_side}
         self._stride = entry.max_length // _OVERLAP if bundle.items == PAIRS else None
         if self._stride is not None:  # the question must be whole
-            cut |= {"strategy": "only_second", "stride": self._stride}
+            self._cut |= {"strategy": "only_second", "stride": self._stride}
         if bundle.items != PROMPTS:  # a decoder would continue another prompt than the one that was given
-            self._tokenizer.enable_truncation(entry.max_length, **cut)
+            self._tokenizer.enable_truncation(entry.max_length, **self._cut)
         self._prompt = entry.prompt
         self._pad_id = entry.pad_id
         self._inputs = bundle.manifest.inputs
         self._name, self._longest, self._said = bundle.name, entry.max_length, False
+        self._most = entry.max_length
 
     @property
     def vocabulary(self) -> int:
         """Number of ids: valid ones are 0 … vocabulary - 1."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, texts: Sequence[Text]) -> list[Ids]:
-        """Tokenize, behind the bundle's prompt, with the special tokens of the model, cut to its `max_length`.
+    @property
+    def longest(self) -> int:
+        """Tokens that a text is cut to, or that a decoder takes."""
+        return self._longest
+
+    def cut_to(self, tokens: int) -> None:
+        """Cut texts to fewer tokens than the bundle takes.
+
+        Raises:
+            UsageError: more than it takes, or none.
+        """
+        if not 0 < tokens <= self._most:
+            raise UsageError(f"{self._name}: takes texts of 1 to {self._most} tokens, not {tokens}")
+        self._longest = tokens
+        self._tokenizer.enable_truncation(tokens, **self._cut)
+
+    def encode(self, texts: Sequence[Text], prompt: str | None = None) -> list[Ids]:
+        """Tokenize, behind `prompt` or else the bundle's prompt, with special tokens, cut to the bundle's `max_length`.
 
         The first cut is logged. What a decoder continues is not cut: it refuses what is too long.
         """
+        before = self._prompt if prompt is None else prompt
         return [
             Ids(
                 np.array(encoding.ids, np.int64),
                 np.array(encoding.type_ids, np.int64),
                 cut=bool(encoding.overflowing),
             )
-            for part in _parts([_behind(self._prompt, text) for text in texts], _TEXTS_AT_ONCE)
+            for part in _parts([_behind(before, text) for text in texts], _TEXTS_AT_ONCE)
             for encoding in self._watched(self._tokenizer.encode_batch(part))
         ]
 

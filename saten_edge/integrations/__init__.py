@@ -1,0 +1,1 @@
+"""Bundles in other libraries, each of which is an extra."""
