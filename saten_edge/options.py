@@ -5,7 +5,8 @@ Nothing here imports torch, so that a command line that only prints its help ans
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 
 from saten_edge.checkpoints.selection import Selection
@@ -14,23 +15,36 @@ from saten_edge.training.columns import parse_columns
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.schedule import Schedule
 from saten_exporters.choice.settings import LARGEST_LOSS, ExportSettings
+from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
 __all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "PhoneOptions"]
 
 DEFAULT_BUDGET = 0.25
+DEFAULT_KEEP = 0.75
+# The rows of `saten_edge.methods.METHODS`, and the options that they read beside those of the selection.
+METHODS: Mapping[str, frozenset[str]] = {
+    "saten": frozenset({"budget", "pattern", "group", "allocation", "recipe"}),
+    "flat": frozenset({"keep", "head_keep", "ranks"}),
+}
+# Methods that leave a dense model, so that another may follow.
+FIRST = ("flat",)
+RANKS = ("iprs", "uniform")
 
 
 @dataclass(frozen=True)
 class CompressOptions:
     """How a model is compressed.
 
+    method: a row of `METHODS`. then: the one that follows it. keep, head_keep: shares of MLP channels and of values of
+    attention heads that FLAT keeps; None of head_keep is keep, and 1 for a decoder or heads that cannot be narrower.
+    ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
     of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
     `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
 
     Raises:
-        UsageError: a number out of its range.
+        UsageError: a number out of its range, or an option that no method reads.
     """
 
     budget: float | None = option(
@@ -42,11 +56,53 @@ class CompressOptions:
     allocation: str | None = option(
         None, "How layers share the bytes: by sensitivity (the default with --calibration) or uniform"
     )
+    method: str = option(
+        "saten", "Method: saten (tensor train + residual), or flat (fewer MLP channels and narrower heads, dense)"
+    )
+    then: str | None = option(None, "Method that goes on with what --method flat leaves: saten")
+    keep: float = option(
+        DEFAULT_KEEP, "Share of MLP channels and of head values that --method flat keeps, above 0 and below 1"
+    )
+    head_keep: float | None = option(
+        None, "Share of head values that it keeps, up to 1; --keep by default, 1 for decoders"
+    )
+    ranks: str | None = option(None, "How blocks share what it keeps: iprs (the default of decoders) or uniform")
     recipe: Recipe = field(default_factory=Recipe)
     selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        for name, known in (("method", METHODS), ("then", METHODS), ("ranks", RANKS)):
+            given = getattr(self, name)
+            if given is not None and given not in known:
+                raise UsageError(f"--{name} {given}: there is no such one; there are: {', '.join(known)}")
+        if self.then and (self.method not in FIRST or self.then in FIRST):
+            raise UsageError(
+                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second"
+            )
+        if not 0 < self.keep < 1:
+            raise UsageError(f"--keep {self.keep:g}: expected a share above 0 and below 1")
+        if self.head_keep is not None and not 0 < self.head_keep <= 1:
+            raise UsageError(f"--head-keep {self.head_keep:g}: expected a share above 0, and 1 at most")
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Refuse an option of a method that is not asked for."""
+        read = frozenset[str]().union(*(METHODS[name] for name in self.methods))
+        for name in sorted(frozenset[str]().union(*METHODS.values()) - read):
+            field = type(self).__dataclass_fields__[name]
+            usual = field.default if field.default is not MISSING else Recipe()
+            if getattr(self, name) != usual:
+                what = "an option of the recipe" if name == "recipe" else f"--{name.replace('_', '-')}"
+                owner = next(method for method, names in METHODS.items() if name in names)
+                raise UsageError(
+                    f"{what} is for --method {owner}, but this is --method {' --then '.join(self.methods)}"
+                )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """One after the other."""
+        return (self.method, self.then) if self.then else (self.method,)
 
     @property
     def share(self) -> float | None:

@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 import saten_exporters
 import saten_runtime.bench.measure
-from saten_edge.checkpoints import compress as compression
-from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers, dense_layers, matrices, tied_head
+from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
 from saten_edge.console import Progress, told
-from saten_edge.decomposition.allocation import Measured
-from saten_edge.decomposition.calibration import second_moments
-from saten_edge.decomposition.sensitivity import output_sensitivities
-from saten_edge.images import open_image
+from saten_edge.methods import METHODS
+from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
-from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import DataError, SatenError, UsageError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.options import arguments_of
-from saten_runtime.records.files import digest_of, read_json, refuse_existing, sha256_file
+from saten_runtime.records.files import read_json, refuse_existing
 from saten_runtime.records.folders import check_output
 from saten_runtime.records.plain_text import last_line
-from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 if TYPE_CHECKING:
     from saten_edge.reports import Report
@@ -48,12 +41,6 @@ __all__ = ["bench", "compress", "evaluate", "export", "finetune", "import_checkp
 
 LAYERS_FILE = "saten_layers.json"
 METRICS_FILE = "metrics.json"
-CALIBRATION_BATCH = 32
-CALIBRATION_TOKENS = 128
-# Sensitivities are measured on the first texts, so many at a time: a backward pass keeps every layer's activations.
-SENSITIVITY_ITEMS, SENSITIVITY_BATCH = 32, 4
-# Logits that are in memory at once, 128 MiB of them.
-MOST_LOGITS = 2**25
 
 
 def compress(
@@ -65,7 +52,7 @@ def compress(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compress a dense model into a Saten checkpoint: every matrix W ≈ tensor train + sparse residual.
+    """Compress a dense model into a Saten checkpoint by one of `METHODS`, or by two of them in turn.
 
     model: a folder, a GGUF file, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files
     of images, by which errors are weighed and layers share the bytes. progress: called with the stage, the steps done,
@@ -82,43 +69,17 @@ def compress(
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
     options, out = options or CompressOptions(), Path(out)
-    sizes = (options.share, options.pattern, options.group)
-    compression.check_options(*sizes, _allocation(options, calibration), options.recipe, calibrated=bool(calibration))
+    for name in options.methods:
+        METHODS[name].check(options, bool(calibration))
     with _writing(out, overwrite=overwrite, inputs=[model]):
         loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
         if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
             takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
             raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
-        rows = _compress(loaded, options, calibration, progress)
-        return _save_compressed(loaded, rows, out, overwrite=overwrite)
-
-
-def _allocation(options: CompressOptions, calibration: Sequence[str | Path]) -> str:
-    return options.allocation or ("sensitivity" if calibration else "uniform")
-
-
-def _compress(
-    loaded: LoadedModel, options: CompressOptions, calibration: Sequence[str | Path], progress: Progress | None
-) -> list[CompressedLayer]:
-    layers = compressible_layers(loaded.model, options.selection)
-    count, budget = len(layers), options.share
-    allocation = _allocation(options, calibration)
-    weighed = budget if allocation == "sensitivity" else None
-    measured = _calibrate(loaded, layers, calibration, weighed, progress) if calibration else None
-    del layers  # `compression.compress` frees each dense weight in its turn
-    goal = "" if budget is None else f" to {budget:g} of their bytes"
-    with told(progress, f"compress {count} matrices{goal}") as advance:
-        return compression.compress(
-            loaded,
-            budget,
-            pattern=options.pattern,
-            group=options.group,
-            allocation=allocation,
-            recipe=options.recipe,
-            measured=measured,
-            selection=options.selection,
-            progress=lambda name, done, total: advance(done, total, name),
-        )
+        job = Job(loaded, options, calibration, progress)
+        for name in options.methods:
+            job = job.then(METHODS[name].run(job))
+        return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
 
 
 def import_checkpoint(
@@ -356,70 +317,3 @@ def _save_compressed(loaded: LoadedModel, rows: list[CompressedLayer], out: Path
     table = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense_layers(loaded.model)}
     save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)
     return table
-
-
-def _calibrate(
-    loaded: LoadedModel,
-    layers: dict[str, nn.Module],
-    items: Sequence[str | Path],
-    share: float | None,
-    progress: Progress | None,
-) -> Measured:
-    """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first ones.
-
-    share: of the bytes, at which sensitivities are asked for; None asks for none.
-    """
-    images = isinstance(items[0], Path)
-    ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
-    starts = range(0, len(ordered), rows := _rows_at_once(loaded))
-    steps = len(starts) + (0 if share is None else len(layers))
-    with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
-
-        def batches() -> Iterator[dict[str, Any]]:
-            for done, start in enumerate(starts):
-                advance(done, steps, "second moments")
-                yield _encoded(loaded, ordered[start : start + rows])
-
-        heads = tied_head(loaded.model)
-        moments = _singles(second_moments(loaded.model, layers, batches(), heads.values()))
-        done = itertools.count(len(starts))
-        sensitivities = {}
-        if share is not None:
-            sensitivities = output_sensitivities(
-                loaded.model,
-                matrices(layers),
-                moments,
-                (
-                    _encoded(loaded, items[start : start + SENSITIVITY_BATCH])
-                    for start in range(0, min(len(items), SENSITIVITY_ITEMS), SENSITIVITY_BATCH)
-                ),
-                share,
-                lambda name: advance(next(done), steps, name),
-                heads,
-            )
-    return Measured(moments, sensitivities, _described(items))
-
-
-def _rows_at_once(loaded: LoadedModel) -> int:
-    """Texts or images that a forward pass takes: fewer where each token has a logit for every word."""
-    if loaded.task != TEXT_GENERATION.hub:
-        return CALIBRATION_BATCH
-    return max(1, min(CALIBRATION_BATCH, MOST_LOGITS // (CALIBRATION_TOKENS * int(loaded.model.config.vocab_size))))
-
-
-def _singles(moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The moments in single precision, which halves what a large model's take; shared ones stay shared."""
-    single = {id(value): value.float() for value in moments.values()}
-    return {name: single[id(value)] for name, value in moments.items()}
-
-
-def _encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> dict[str, Any]:
-    opened = [open_image(item) if isinstance(item, Path) else item for item in items]
-    return loaded.encode(opened, CALIBRATION_TOKENS)
-
-
-def _described(items: Sequence[str | Path]) -> dict[str, Option]:
-    """What was calibrated on, for the recipe."""
-    if isinstance(items[0], Path):
-        return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items))
-    return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=CALIBRATION_TOKENS)

@@ -55,7 +55,7 @@ ROOMS = {
             "training",
             "reports",
         ),
-        *("devices", "phone", "integrations", "options", "stages", "demo", "cli", "__main__"),
+        *("devices", "phone", "integrations", "options", "methods", "stages", "demo", "cli", "__main__"),
     ),
 }
 

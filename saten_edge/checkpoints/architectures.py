@@ -21,7 +21,7 @@ from saten_runtime.vocabulary.tasks import (
     TOKEN_CLASSIFICATION,
 )
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture", "task_of"]
+__all__ = ["ARCHITECTURES", "Architecture", "Attention", "Mlp", "architecture", "task_of"]
 
 
 ENCODER = tuple(row.hub for row in (FEATURE_EXTRACTION, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, QUESTION_ANSWERING))
@@ -41,6 +41,33 @@ BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
 
 
 @dataclass(frozen=True)
+class Attention:
+    """The layers of a block between which values lie, by path in the block: they can be narrower, as keys are not."""
+
+    value: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """The layers of a block's MLP, by path in the block. ups: they make its channels; packed: matrices in each of them,
+    one behind the other. down: it reads the channels.
+    """
+
+    ups: tuple[str, ...]
+    down: str
+    packed: int = 1
+
+
+FUSED = "queries, keys and values come from one matrix"
+BERT_ATTENTION = Attention("attention.self.value", "attention.output.dense")
+BERT_MLP = Mlp(("intermediate.dense",), "output.dense")
+VIT_ATTENTION, VIT_MLP = Attention("attention.v_proj", "attention.o_proj"), Mlp(("mlp.fc1",), "mlp.fc2")
+LLAMA_ATTENTION = Attention("self_attn.v_proj", "self_attn.o_proj")
+LLAMA_MLP = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One family.
 
@@ -49,8 +76,9 @@ class Architecture:
     blocks: the list of blocks, whose outputs distillation compares. linear: class of the linear layers; Conv1D
     keeps its weight as (in, out). tied_head: the layer that uses the vocabulary table again where
     `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
-    random weights. pooler: the base model takes `add_pooling_layer`. options: entries of the config that must
-    have one of the values listed; a dot leads into a dictionary, and an absent entry passes.
+    random weights. attention, mlp: the layers of a block that FLAT makes smaller; whole_heads: why there is no
+    attention of the kind it needs. pooler: the base model takes `add_pooling_layer`. options: entries of the config
+    that must have one of the values listed; a dot leads into a dictionary, and an absent entry passes.
     """
 
     model_type: str
@@ -61,6 +89,9 @@ class Architecture:
     linear: str = "Linear"
     tied_head: str | None = None
     heads: tuple[str, ...] = ("classifier", "qa_outputs")
+    attention: Attention | None = None
+    mlp: Mlp | None = None
+    whole_heads: str = ""
     pooler: bool = False
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -98,6 +129,8 @@ ARCHITECTURES = {
             "encoder.layer",
             BERT_TABLES,
             heads=("classifier", "qa_outputs", "bert.pooler"),
+            attention=BERT_ATTENTION,
+            mlp=BERT_MLP,
             pooler=True,
             options=ENCODER_OPTIONS,
         ),
@@ -107,6 +140,8 @@ ARCHITECTURES = {
             ENCODER,
             "encoder.layer",
             BERT_TABLES,
+            attention=BERT_ATTENTION,
+            mlp=BERT_MLP,
             pooler=True,
             options=ENCODER_OPTIONS,
         ),
@@ -117,9 +152,29 @@ ARCHITECTURES = {
             "transformer.layer",
             BERT_TABLES,
             heads=("pre_classifier", "classifier", "qa_outputs"),
+            attention=Attention("attention.v_lin", "attention.out_lin"),
+            mlp=Mlp(("ffn.lin1",), "ffn.lin2"),
         ),
-        Architecture("electra", "encoder", ENCODER, "encoder.layer", BERT_TABLES, options=ENCODER_OPTIONS),
-        Architecture("mpnet", "encoder", ENCODER, "encoder.layer", BERT_TABLES, pooler=True),
+        Architecture(
+            "electra",
+            "encoder",
+            ENCODER,
+            "encoder.layer",
+            BERT_TABLES,
+            attention=BERT_ATTENTION,
+            mlp=BERT_MLP,
+            options=ENCODER_OPTIONS,
+        ),
+        Architecture(
+            "mpnet",
+            "encoder",
+            ENCODER,
+            "encoder.layer",
+            BERT_TABLES,
+            mlp=BERT_MLP,
+            whole_heads="its attention views queries, keys and values as heads of one width",
+            pooler=True,
+        ),
         Architecture(
             "modernbert",
             "encoder",
@@ -127,14 +182,18 @@ ARCHITECTURES = {
             "layers",
             ("embeddings.tok_embeddings",),
             heads=("head", "classifier", "qa_outputs"),
+            mlp=Mlp(("mlp.Wi",), "mlp.Wo", packed=2),
+            whole_heads=FUSED,
         ),
-        Architecture("vit", "vision", VISION, "layers", pooler=True),
+        Architecture("vit", "vision", VISION, "layers", attention=VIT_ATTENTION, mlp=VIT_MLP, pooler=True),
         Architecture(
             "deit",
             "vision",
             VISION,
             "layers",
             heads=("classifier", "cls_classifier", "distillation_classifier"),
+            attention=VIT_ATTENTION,
+            mlp=VIT_MLP,
             pooler=True,
         ),
         *(
@@ -146,6 +205,8 @@ ARCHITECTURES = {
                 ("embed_tokens",),
                 tied_head="lm_head",
                 heads=("score",),
+                attention=LLAMA_ATTENTION,
+                mlp=LLAMA_MLP,
                 options=options,
             )
             for name, options in (
@@ -164,6 +225,8 @@ ARCHITECTURES = {
             linear="Conv1D",
             tied_head="lm_head",
             heads=("score",),
+            mlp=Mlp(("mlp.c_fc",), "mlp.c_proj"),
+            whole_heads=FUSED,
             options={"add_cross_attention": (False,)},
         ),
     )

@@ -23,6 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from saten_edge.checkpoints.architectures import architecture
 from saten_edge.checkpoints.guard import files_read, read_header, refuse_bomb
 from saten_edge.checkpoints.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
+from saten_edge.checkpoints.sizes import BlockSizes, apply_sizes, sizes_from
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_edge.decomposition.tt import contraction_peak
 from saten_runtime.bundle.recipe import UNRECORDED, Recipe, Stage
@@ -58,7 +59,8 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     layers: name → `LayerSpec` as JSON. source: what was compressed (model, sha256). heads: output layer → the table
     whose parts it shares. files: weight file → sha256, written by `seal`; a model in memory has none.
-    recipe: a `Recipe` as JSON; None where the version that wrote it had none.
+    recipe: a `Recipe` as JSON; None where the version that wrote it had none. sizes: block → `BlockSizes` as JSON, of
+    those that are smaller than the rest of the config says.
 
     Raises:
         CheckpointError: written by another version, or with a recipe that is none.
@@ -72,6 +74,7 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
         heads: dict[str, str] | None = None,
         files: dict[str, str] | None = None,
         recipe: list[dict[str, Any]] | None = None,
+        sizes: dict[str, dict[str, int]] | None = None,
         **_: Any,
     ) -> None:
         if version != FORMAT_VERSION:
@@ -86,6 +89,7 @@ class SatenConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.heads = heads or {}
         self.files = files or {}
         self.recipe = recipe
+        self.sizes = sizes or {}
         self.stages()
 
     def stages(self) -> Recipe:
@@ -126,6 +130,7 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
         files = [Path(file) for file in checkpoint_files or ()]
         verify_files(config.files, files)
         config.files = {}  # true of those files only; a model saved from here on has others
+        apply_sizes(model, sizes_from(config.sizes, model))
         for saved_name, spec in config.specs().items():
             name = _name_in(model, saved_name)
             if name is not None:
@@ -155,12 +160,21 @@ class SatenQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def attach_config(model: nn.Module, source: dict[str, str], stage: Stage) -> None:
-    """Make `model.save_pretrained` write the Saten layers' specs, and the stage that made them."""
+def attach_config(
+    model: nn.Module, source: dict[str, str], stage: Stage, sizes: Mapping[str, BlockSizes] | None = None
+) -> None:
+    """Make `model.save_pretrained` write the Saten layers' specs, the sizes of blocks, and one more stage.
+
+    sizes: None leaves those that the model has.
+    """
     layers = {name: module.spec.to_json() for name, module in saten_layers(model).items()}
     heads = {name: module.table.layer_name for name, module in model.named_modules() if isinstance(module, SatenHead)}
-    config = SatenConfig(layers, source, heads=heads, recipe=Recipe((stage,)).to_json())
     holder: Any = model
+    before = getattr(holder.config, "quantization_config", None)
+    kept = before.sizes if isinstance(before, SatenConfig) else {}
+    data = kept if sizes is None else {name: own.to_json() for name, own in sizes.items()}
+    recipe = recipe_of(model).then(stage).to_json()
+    config = SatenConfig(layers, source, heads=heads, recipe=recipe, sizes=data)
     holder.config.quantization_config = config
     holder.hf_quantizer = SatenQuantizer(config)
 
@@ -222,7 +236,7 @@ def verify_folder(folder: Path, tensors: Collection[str]) -> None:
         if any(".cores." in name for name in tensors):
             raise CheckpointError(f"{path}: does not describe the compressed layers in the weight files; it is damaged")
         return
-    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files", "recipe"})
+    odd = sorted(ours.keys() - {"quant_method", "version", "source", "layers", "heads", "files", "recipe", "sizes"})
     digests = ours.get("files") or {}
     if odd or not isinstance(digests, dict):
         raise CheckpointError(f"{path}: {odd[0] if odd else 'files'!r:.80} in quantization_config is unknown")

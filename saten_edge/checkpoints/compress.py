@@ -31,6 +31,7 @@ __all__ = [
     "dense_layers",
     "layer_errors",
     "matrices",
+    "refuse_compressed",
     "replace_layer",
     "tied_head",
 ]
@@ -67,8 +68,7 @@ def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[s
         ExportError: there is none, or the model's family is not known.
         UsageError: the model is compressed already.
     """
-    if saten_layers(model):
-        raise UsageError("the model is compressed already; start from the dense one")
+    refuse_compressed(model)
     row = architecture(model.config.model_type)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     tables = {f"{prefix}{table}" for table in row.tables}
@@ -86,6 +86,16 @@ def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[s
             "nothing to compress"
         )
     return dict(sorted(found.items(), key=lambda item: item[0] not in tables))
+
+
+def refuse_compressed(model: Any) -> None:
+    """Refuse a model with layers in parts.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if saten_layers(model):
+        raise UsageError("the model is compressed already; start from the dense one")
 
 
 def tied_head(model: Any) -> dict[str, str]:

@@ -230,7 +230,7 @@ def save_model(
             shutil.copyfile(loaded.folder / name, folder / name)
         for name, data in (extra or {}).items():
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        if saten_layers(loaded.model):
+        if isinstance(getattr(loaded.model.config, "quantization_config", None), SatenConfig):
             seal(folder)
 
 

@@ -22,6 +22,9 @@ from transformers.exporters import ExportedModel
 from saten_edge.checkpoints.compress import compress
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.decomposition.recipe import Recipe
+from saten_edge.methods import METHODS
+from saten_edge.methods.method import Job
+from saten_edge.options import CompressOptions
 from saten_exporters import LayerParts, export
 from saten_exporters.choice.targets import TARGETS, Target
 from saten_exporters.forms import Form
@@ -234,20 +237,38 @@ def bundle_of(
 
 @pytest.fixture(scope="session")
 def export_of(
-    make_tiny: Callable[..., Path], traced: Callable[..., ExportedModel], tmp_path_factory: pytest.TempPathFactory
+    make_tiny: Callable[..., Path],
+    traced: Callable[..., ExportedModel],
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+    images: list[Any],
 ) -> Callable[[str, str, str, str], tuple[LoadedModel, Bundle]]:
     """export_of(model_type, task, form, precision) -> the model and its bundle, made once. Read-only.
 
-    form: "dense", or "saten", perhaps with a pattern that is not grouped, and perhaps "as" a lowering.
+    form: "dense", "flat", or "saten" or "flat saten", perhaps with a pattern that is not grouped, and perhaps "as" a
+    lowering.
     """
     folder = tmp_path_factory.mktemp("battery")
     loaded, made = dict[tuple[str, ...], LoadedModel](), dict[tuple[str, ...], Bundle]()
 
+    def flatten(source: LoadedModel) -> None:
+        whole = source.architecture.whole_heads
+        items: list[Any] = texts[:32]
+        if source.processor is not None:
+            items = [folder / f"{place}.png" for place in range(len(images))]
+            for path, image in zip(items, images, strict=True):
+                image.save(path)
+        METHODS["flat"].run(
+            Job(source, CompressOptions(method="flat", keep=0.5, head_keep=None if whole else 0.5), items)
+        )
+
     def load(model_type: str, task: str, form: str) -> LoadedModel:
         source = load_model(make_tiny(model_type, task), task)
-        if form != "dense":
+        if form.startswith("flat"):
+            flatten(source)
+        if form not in ("dense", "flat"):
             recipe = Recipe(rounds=1, share=0.6)  # every layer has both parts
-            pattern = form.partition(" ")[2] or "grouped"
+            pattern = form.removeprefix("flat ").partition(" ")[2] or "grouped"
             compress(source, 0.5, pattern=pattern, group=8, allocation="uniform", recipe=recipe)
         return source
 
@@ -259,7 +280,7 @@ def export_of(
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("saten_exporters.bundles.export.trace", traced)
                 asked = form.partition(" as ")[2] or "low-rank"  # the tiny layers are cheaper dense
-                lowering = None if form == "dense" else asked
+                lowering = None if form in ("dense", "flat") else asked
                 # Random weights make the most of every rounding: what it costs them says nothing.
                 how = {"precision": precision, "lowering": lowering, "max_loss": float("inf")}
                 made[cell] = export(loaded[model], folder / "-".join(cell), **how)

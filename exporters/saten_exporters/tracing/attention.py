@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from saten_exporters.tracing.narrow import NARROW, whole_heads
 from saten_runtime.vocabulary.operators import ATTENTION, CACHED_ATTENTION, qualified
 
 __all__ = ["placeholders"]
@@ -34,7 +35,7 @@ def placeholders(model: Any, *, cached: bool) -> Iterator[None]:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     before = model.config._attn_implementation
-    if before != "sdpa":
+    if before not in ("sdpa", NARROW):
         yield
         return
     AttentionInterface.register(_NAME, functools.partial(attention, cached))
@@ -73,12 +74,16 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """The placeholder where `mask` made numbers to add and nothing speaks against it; else torch's function.
 
-    query, key, value: (batch, heads or key-value heads, tokens, width); gives (batch, new, heads, width).
+    query, key, value: (batch, heads or key-value heads, tokens, width), of values perhaps as `whole_heads` takes them;
+    gives (batch, new, heads, width).
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    value = whole_heads(key, value)
     if attention_mask is not None and attention_mask.is_floating_point():
-        possible = query.shape[3] % HEAD_MULTIPLE == 0 if cached else key.shape[1] == query.shape[1]
+        possible = key.shape[1] == query.shape[1]
+        if cached:  # ONNX Runtime's operator takes keys and values of one width
+            possible = query.shape[3] % HEAD_MULTIPLE == 0 and value.shape[3] == key.shape[3]
         if possible and all(options.get(name) is None for name in OPTIONS):
             scale = query.shape[3] ** -0.5 if scaling is None else scaling
             return (_cached if cached else _plain)(query, key, value, attention_mask, scale), None

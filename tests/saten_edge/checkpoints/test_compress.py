@@ -292,7 +292,7 @@ def test_sensitivities_that_nothing_reads_are_not_measured(options, tiny_bert, t
     def measure(*_: object) -> None:
         raise Measuring
 
-    monkeypatch.setattr("saten_edge.stages.output_sensitivities", measure)
+    monkeypatch.setattr("saten_edge.methods.calibrate.output_sensitivities", measure)
     usual = {"recipe": Recipe(rounds=1), "group": 8}
     told = saten_edge.CompressOptions(**{**usual, **options})
     assert saten_edge.compress(tiny_bert, tmp_path / "out", told, calibration=texts[:4])["layers"]

@@ -1,0 +1,100 @@
+"""What calibration texts or images tell a method: second moments, and where it asks for them, sensitivities."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from saten_edge.checkpoints.compress import matrices, tied_head
+from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.console import Progress, told
+from saten_edge.decomposition.allocation import Measured
+from saten_edge.decomposition.calibration import second_moments
+from saten_edge.decomposition.sensitivity import output_sensitivities
+from saten_edge.images import open_image
+from saten_runtime.bundle.recipe import Option, options_of
+from saten_runtime.records.files import digest_of, sha256_file
+from saten_runtime.vocabulary.tasks import TEXT_GENERATION
+
+__all__ = ["BATCH", "calibrate", "described", "encoded"]
+
+BATCH, TOKENS = 32, 128
+# Sensitivities are measured on the first texts, so many at a time: a backward pass keeps every layer's activations.
+SENSITIVITY_ITEMS, SENSITIVITY_BATCH = 32, 4
+# Logits that are in memory at once, 128 MiB of them.
+MOST_LOGITS = 2**25
+Batch = dict[str, Any]
+
+
+def calibrate(
+    loaded: LoadedModel,
+    layers: Mapping[str, nn.Module],
+    items: Sequence[str | Path],
+    share: float | None,
+    progress: Progress | None,
+    watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> Measured:
+    """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first ones.
+
+    share: of the bytes, at which sensitivities are asked for; None asks for none. watch: given all batches before the
+    model is, passes them on.
+    """
+    images = isinstance(items[0], Path)
+    ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
+    starts = range(0, len(ordered), rows := _rows_at_once(loaded))
+    steps = len(starts) + (0 if share is None else len(layers))
+    with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
+
+        def batches() -> Iterator[Batch]:
+            for done, start in enumerate(starts):
+                advance(done, steps, "second moments")
+                yield encoded(loaded, ordered[start : start + rows])
+
+        heads = tied_head(loaded.model)
+        moments = _singles(second_moments(loaded.model, layers, watch(batches()), heads.values()))
+        done = itertools.count(len(starts))
+        sensitivities = {}
+        if share is not None:
+            sensitivities = output_sensitivities(
+                loaded.model,
+                matrices(layers),
+                moments,
+                (
+                    encoded(loaded, items[start : start + SENSITIVITY_BATCH])
+                    for start in range(0, min(len(items), SENSITIVITY_ITEMS), SENSITIVITY_BATCH)
+                ),
+                share,
+                lambda name: advance(next(done), steps, name),
+                heads,
+            )
+    return Measured(moments, sensitivities, described(items))
+
+
+def _rows_at_once(loaded: LoadedModel) -> int:
+    """Texts or images that a forward pass takes: fewer where each token has a logit for every word."""
+    if loaded.task != TEXT_GENERATION.hub:
+        return BATCH
+    return max(1, min(BATCH, MOST_LOGITS // (TOKENS * int(loaded.model.config.vocab_size))))
+
+
+def _singles(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The moments in single precision, which halves what a large model's take; shared ones stay shared."""
+    single = {id(value): value.float() for value in moments.values()}
+    return {name: single[id(value)] for name, value in moments.items()}
+
+
+def encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> Batch:
+    """A batch of texts or images as the model's inputs."""
+    opened = [open_image(item) if isinstance(item, Path) else item for item in items]
+    return loaded.encode(opened, TOKENS)
+
+
+def described(items: Sequence[str | Path]) -> dict[str, Option]:
+    """What was calibrated on, for the recipe."""
+    if isinstance(items[0], Path):
+        return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items))
+    return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=TOKENS)

@@ -1,0 +1,46 @@
+"""What a method of compression is: a row of `saten_edge.methods.METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saten_edge.checkpoints.compress import CompressedLayer
+from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.console import Progress
+from saten_edge.options import CompressOptions
+
+__all__ = ["Job", "Method"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model to compress in place. items: texts or files of images to calibrate on; none are there without them.
+
+    before: what an earlier method did to layers.
+    """
+
+    loaded: LoadedModel
+    options: CompressOptions
+    items: Sequence[str | Path]
+    progress: Progress | None = None
+    before: Sequence[CompressedLayer] = ()
+
+    def then(self, rows: Sequence[CompressedLayer]) -> Job:
+        """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""
+        merged = {row.name: row for row in self.before}
+        merged |= {row.name: replace(row, dense_bytes=self.dense_bytes(row.name, row.dense_bytes)) for row in rows}
+        return replace(self, before=tuple(merged.values()))
+
+    def dense_bytes(self, name: str, now: int) -> int:
+        """Of a layer before all methods; `now`: those it has."""
+        return next((row.dense_bytes for row in self.before if row.name == name), now)
+
+
+@dataclass(frozen=True)
+class Method:
+    """check: refuses options, given whether there is calibration, before there is a model. run: rows of what it did."""
+
+    check: Callable[[CompressOptions, bool], None]
+    run: Callable[[Job], list[CompressedLayer]]

@@ -1,0 +1,74 @@
+"""Saten: every matrix becomes tensor train + sparse residual, within a byte budget."""
+
+from __future__ import annotations
+
+from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers, matrices
+from saten_edge.console import told
+from saten_edge.decomposition.residual import VALUE_BYTES
+from saten_edge.methods.calibrate import calibrate
+from saten_edge.methods.method import Job, Method
+from saten_edge.options import CompressOptions
+from saten_runtime.errors import UsageError
+
+__all__ = ["SATEN"]
+
+
+def check(options: CompressOptions, calibrated: bool) -> None:
+    """As `check_options` of the compression."""
+    sizes = (options.share, options.pattern, options.group)
+    compression.check_options(*sizes, _allocation(options, calibrated), options.recipe, calibrated=calibrated)
+
+
+def run(job: Job) -> list[CompressedLayer]:
+    """Decompose every matrix that the options select."""
+    options, layers = job.options, compressible_layers(job.loaded.model, job.options.selection)
+    count, budget = len(layers), _budget(job)
+    allocation = _allocation(options, bool(job.items))
+    weighed = budget if allocation == "sensitivity" else None
+    measured = calibrate(job.loaded, layers, job.items, weighed, job.progress) if job.items else None
+    del layers  # `compression.compress` frees each dense weight in its turn
+    goal = "" if budget is None else f" to {budget:g} of their bytes"
+    with told(job.progress, f"compress {count} matrices{goal}") as advance:
+        return compression.compress(
+            job.loaded,
+            budget,
+            pattern=options.pattern,
+            group=options.group,
+            allocation=allocation,
+            recipe=options.recipe,
+            measured=measured,
+            selection=options.selection,
+            progress=lambda name, done, total: advance(done, total, name),
+        )
+
+
+def _allocation(options: CompressOptions, calibrated: bool) -> str:
+    return options.allocation or ("sensitivity" if calibrated else "uniform")
+
+
+def _budget(job: Job) -> float | None:
+    """The budget as a share of what the matrices have now; it is one of what all changed ones had at first.
+
+    Raises:
+        UsageError: they are within it already, or those that no longer are of a size to be decomposed take all of it.
+    """
+    share = job.options.share
+    if share is None or not job.before:
+        return share
+    found = matrices(compressible_layers(job.loaded.model, job.options.selection))
+    now = {name: matrix.numel() * VALUE_BYTES for name, matrix in found.items()}
+    left = [row for row in job.before if row.name not in now]
+    first = sum(job.dense_bytes(name, size) for name, size in now.items()) + sum(row.dense_bytes for row in left)
+    stays = sum(row.bytes for row in left)
+    scaled = (share * first - stays) / sum(now.values())
+    if not 0 < scaled < 1:
+        alone = (sum(now.values()) + stays) / first
+        raise UsageError(
+            f"--budget {share:g}: --method {job.options.method} alone leaves {alone:.3f} of the bytes, and what the "
+            f"next method does not take {stays / first:.3f}; choose a budget between the two, or leave out --then"
+        )
+    return scaled
+
+
+SATEN = Method(check, run)
