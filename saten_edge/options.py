@@ -22,10 +22,12 @@ __all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions",
 
 DEFAULT_BUDGET = 0.25
 DEFAULT_KEEP = 0.75
+DEFAULT_TOLERANCE = 0.1
 # The rows of `saten_edge.methods.METHODS`, and the options that they read beside those of the selection.
 METHODS: Mapping[str, frozenset[str]] = {
     "saten": frozenset({"budget", "pattern", "group", "allocation", "recipe"}),
     "flat": frozenset({"keep", "head_keep", "ranks"}),
+    "ptnn": frozenset({"tolerance", "pattern", "group", "recipe"}),
 }
 # Methods that leave a dense model, so that another may follow.
 FIRST = ("flat",)
@@ -39,6 +41,7 @@ class CompressOptions:
     method: a row of `METHODS`. then: the one that follows it. keep, head_keep: shares of MLP channels and of values of
     attention heads that FLAT keeps; None of head_keep is keep, and 1 for a decoder or heads that cannot be narrower.
     ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
+    tolerance: relative error of the output that PTNN allows.
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
     of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
     `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
@@ -57,14 +60,21 @@ class CompressOptions:
         None, "How layers share the bytes: by sensitivity (the default with --calibration) or uniform"
     )
     method: str = option(
-        "saten", "Method: saten (tensor train + residual), or flat (fewer MLP channels and narrower heads, dense)"
+        "saten",
+        "Method: saten (tensor train + residual), flat (fewer MLP channels and narrower heads), or ptnn (saten where "
+        "the output stays within --tolerance)",
     )
-    then: str | None = option(None, "Method that goes on with what --method flat leaves: saten")
+    then: str | None = option(None, "Method that goes on with what --method flat leaves: saten or ptnn")
     keep: float = option(
         DEFAULT_KEEP, "Share of MLP channels and of head values that --method flat keeps, above 0 and below 1"
     )
     head_keep: float | None = option(
         None, "Share of head values that it keeps, up to 1; --keep by default, 1 for decoders"
+    )
+    tolerance: float = option(
+        DEFAULT_TOLERANCE,
+        "Relative error of the output, on calibration texts set apart, that --method ptnn allows",
+        low=0,
     )
     ranks: str | None = option(None, "How blocks share what it keeps: iprs (the default of decoders) or uniform")
     recipe: Recipe = field(default_factory=Recipe)

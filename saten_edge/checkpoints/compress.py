@@ -28,10 +28,13 @@ __all__ = [
     "check_options",
     "compress",
     "compressible_layers",
+    "decompose_layer",
     "dense_layers",
+    "kind_of",
     "layer_errors",
     "matrices",
     "refuse_compressed",
+    "refuse_odd_numbers",
     "replace_layer",
     "tied_head",
 ]
@@ -159,7 +162,7 @@ def compress(
     recipe, rows = recipe or Recipe(), []
     check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None)
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
-    _refuse_odd_numbers(loaded.model, layers)
+    refuse_odd_numbers(loaded.model, layers)
     known = measured.moments if measured else {}
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
@@ -167,8 +170,8 @@ def compress(
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
-        how = fitting(pattern, _kind(module), group=group, width=_matrix(module).shape[1])
-        parts = _decompose_layer(name, module, budgets[name], *how, recipe, known.get(name))
+        how = fitting(pattern, kind_of(module), group=group, width=_matrix(module).shape[1])
+        parts = decompose_layer(name, module, budgets[name], *how, recipe, known.get(name))
         rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
@@ -204,14 +207,14 @@ def _matrix(module: Any) -> Tensor:
     return weight.T if isinstance(module, nn.Linear) else weight
 
 
-def _refuse_odd_numbers(model: nn.Module, compressed: Mapping[str, nn.Module]) -> None:
+def refuse_odd_numbers(model: nn.Module, compressed: Mapping[str, nn.Module]) -> None:
     """Refuse what stays dense if it holds NaN or infinity; `decompose` looks at the rest."""
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[0] not in compressed and not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"{name}: holds values that are NaN or infinite; the model is damaged")
 
 
-def _decompose_layer(
+def decompose_layer(
     name: str,
     module: Any,
     budget_bytes: int | None,
@@ -220,9 +223,10 @@ def _decompose_layer(
     recipe: Recipe,
     moments: Tensor | None,
 ) -> Decomposition:
+    """The parts of a layer; errors name it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = _matrix(module).to(device, torch.float32).contiguous()
-    kind = _kind(module)
+    kind = kind_of(module)
     chosen = pattern_named(pattern, kind, group=group, width=matrix.shape[1])
     try:
         return decompose(matrix, budget_bytes, chosen, recipe, None if moments is None else moments.to(device))
@@ -257,7 +261,7 @@ def replace_layer(
 
 def _spec(module: Any, parts: Decomposition, pattern: str, group: int) -> LayerSpec:
     return LayerSpec(
-        kind=_kind(module),
+        kind=kind_of(module),
         shape=parts.train.shape,
         cores=tuple((core.shape[0], core.shape[1], core.shape[2]) for core in parts.train.cores),
         inputs=parts.train.inputs,
@@ -274,5 +278,6 @@ def _spec(module: Any, parts: Decomposition, pattern: str, group: int) -> LayerS
     )
 
 
-def _kind(module: nn.Module) -> str:
+def kind_of(module: nn.Module) -> str:
+    """The kind of a layer."""
     return "embedding" if isinstance(module, nn.Embedding) else "linear"

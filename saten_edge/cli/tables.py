@@ -18,6 +18,8 @@ _SHOWN_SHARE = 0.01
 def layers_table(table: dict[str, Any]) -> str:
     """Every layer of a compression, their sum, and what stayed dense; the content of `saten_layers.json`."""
     rows, dense = table["layers"], table["dense"]
+    if not rows:
+        return "no layer could be compressed within --tolerance: the model is unchanged"
     head = ("layer", "in × out", "ranks", "pattern", "residual", "bytes", "of dense", "error", "solver")
     lines = [
         (
