@@ -26,10 +26,10 @@ from saten_edge.checkpoints.compress import (
     tied_head,
 )
 from saten_edge.console import told
-from saten_edge.decomposition.sensitivity import model_output
 from saten_edge.decomposition.decompose import Decomposition, check_sizes
 from saten_edge.decomposition.fitting import fitting
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named, scatter
+from saten_edge.decomposition.sensitivity import model_output
 from saten_edge.methods.calibrate import BATCH, calibrate, described, encoded
 from saten_edge.methods.method import Job, Method
 from saten_edge.options import CompressOptions

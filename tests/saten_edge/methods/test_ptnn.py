@@ -10,8 +10,8 @@ import torch
 
 import saten_edge
 from saten_edge.checkpoints.models import load_model
-from saten_edge.decomposition.sensitivity import model_output
 from saten_edge.decomposition.recipe import Recipe
+from saten_edge.decomposition.sensitivity import model_output
 from saten_edge.methods import ptnn
 from saten_edge.methods.calibrate import encoded
 from saten_edge.options import CompressOptions
