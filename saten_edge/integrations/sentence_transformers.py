@@ -8,7 +8,6 @@ ONNX Runtime computes, so there is nothing to train. Needs the extra `saten-edge
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 
-from saten_runtime.bundle.manifest import MANIFEST_FILE, Tokenizer
+from saten_edge.integrations.copies import copy_bundle
+from saten_runtime.bundle.manifest import Tokenizer
 from saten_runtime.errors import UsageError
 from saten_runtime.run.predict import vectors_of
 from saten_runtime.run.runner import Runner
@@ -111,11 +111,7 @@ class BundleModule(InputModule):  # type: ignore[misc]
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Copy the bundle into a folder, with the settings of this module."""
-        bundle = self.runner.bundle
-        for name in (MANIFEST_FILE, *bundle.manifest.files):
-            target = Path(output_path) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, target)
+        copy_bundle(self.runner.bundle, Path(output_path))
         self.save_config(output_path)
 
     @classmethod
