@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web site docs test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -19,6 +19,7 @@ help:
 	@echo "make test-arm      the runtime and its kernels in an emulated arm64 user land; needs root, apt and a network"
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
 	@echo "make test-pythons  the runtime's tests on Python 3.10 to 3.13, each in an environment of its own (pyenv, a network)"
+	@echo "make docs    show the documentation site; make site writes it to build/site"
 	@echo "make images  take the pictures of the report in README.md from demo-out/ (needs chromium)"
 	@echo "make web     fetch onnxruntime-web, which saten-edge phone gives to phones (needs npm)"
 	@echo "make bench [DATA=FOLDER] [MODELS=FOLDER] [QUICK=1]  every table of benchmarks/README.md, within 45 minutes"
@@ -57,6 +58,13 @@ test-pythons:
 images: $(INSTALLED)
 	SATEN_REPORT=demo-out/report.html SATEN_IMAGES=docs/images $(BIN)/python -m pytest \
 		tests/saten_edge/reports/test_browser.py -k readme
+
+# The documentation site: README, docs/, the tables, every command and the Python API. `docs` shows it and follows changes.
+site: $(INSTALLED)
+	$(BIN)/python tools/docs_site.py build
+
+docs: $(INSTALLED)
+	$(BIN)/python tools/docs_site.py serve
 
 # New inputs are kept in build/fuzz, findings too; the seeds in the repository stay as they are.
 FUZZ_SECONDS ?= 600
