@@ -24,7 +24,7 @@ __all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_step
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 HARMLESS = ("do_convert_rgb",)  # pictures arrive with the channels that the model takes
 CHANNELS = (1, 3)
-RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
 
 def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:

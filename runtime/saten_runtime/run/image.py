@@ -1,4 +1,4 @@
-"""Pictures as `pixel_values`: numpy alone; Pillow reads PNG and JPEG where it happens to be installed.
+"""Pictures as `pixel_values`: numpy alone; Pillow reads PNG, JPEG and WebP, with the extra `saten-runtime[images]`.
 
 Resizing follows Pillow, which image processors were trained with: a separable kernel, stretched
 when shrinking, rounded to whole numbers after each of the two passes.
@@ -53,10 +53,26 @@ def _cubic(distance: FloatArray) -> FloatArray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
+def _box(distance: FloatArray) -> FloatArray:
+    return np.asarray((distance > -0.5) & (distance <= 0.5), np.float64)
+
+
+def _hamming(distance: FloatArray) -> FloatArray:
+    return np.where(np.abs(distance) < 1, np.sinc(distance) * (0.54 + 0.46 * np.cos(np.pi * distance)), 0)
+
+
+def _lanczos(distance: FloatArray) -> FloatArray:
+    return np.where(np.abs(distance) < _LOBES, np.sinc(distance) * np.sinc(distance / _LOBES), 0)
+
+
+_LOBES = 3
 KERNELS: dict[str, _Kernel | None] = {
     "nearest": None,
+    "box": _Kernel(0.5, _box),
     "bilinear": _Kernel(1, _triangle),
+    "hamming": _Kernel(1, _hamming),
     "bicubic": _Kernel(2, _cubic),
+    "lanczos": _Kernel(_LOBES, _lanczos),
 }
 
 
@@ -81,7 +97,8 @@ def read_picture(picture: Picture, channels: int = 3) -> Pixels:
     """A picture as (height, width, channels), one or three; grey becomes three equal channels.
 
     picture: an array of uint8, grey as (height, width) or (height, width, 1), or (height, width, 3), or a file: .npy
-    of such an array, binary .ppm and .pgm, or, with Pillow, PNG and JPEG, turned as their EXIF says.
+    of such an array, binary .ppm and .pgm, or, with Pillow, PNG, JPEG and WebP, turned as their EXIF says; other
+    colours, such as CMYK or a palette, become red, green and blue, and what is transparent is left out of account.
 
     Raises:
         DataError: anything else.
@@ -95,7 +112,7 @@ def _read_file(path: Path) -> npt.NDArray[Any]:
     suffix = path.suffix.lower()
     readers = {**_READERS, **(_PILLOW_READERS if importlib.util.find_spec("PIL") else {})}
     if suffix not in readers:
-        install = ", or pip install pillow" if suffix in _PILLOW_READERS else ""
+        install = ", or pip install 'saten-runtime[images]'" if suffix in _PILLOW_READERS else ""
         raise DataError(
             f"{path}: expected {', '.join(readers)}; convert it: magick {path.name} {path.stem}.ppm{install}"
         )
@@ -133,7 +150,7 @@ def _read_with_pillow(path: Path) -> npt.NDArray[Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            with pillow.open(path, formats=("PNG", "JPEG")) as picture:
+            with pillow.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
                 if picture.mode in _DEEP_MODES or picture.mode.startswith("I;16"):
                     raise ValueError("more than 8 bits per channel; expected 8")
                 grey = picture.mode in _GREY_MODES
@@ -147,7 +164,7 @@ _READERS: dict[str, Callable[[Path], npt.NDArray[Any]]] = {
     ".ppm": _read_netpbm,
     ".pgm": _read_netpbm,
 }
-_PILLOW_READERS = dict.fromkeys((".png", ".jpg", ".jpeg"), _read_with_pillow)
+_PILLOW_READERS = dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), _read_with_pillow)
 # Modes of Pillow: https://pillow.readthedocs.io/en/stable/handbook/concepts.html#modes
 _GREY_MODES = ("1", "L", "LA", "La")
 _DEEP_MODES = ("I", "F")

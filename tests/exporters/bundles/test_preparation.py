@@ -35,7 +35,12 @@ def source(**fields: Any) -> Any:
     """A loaded model with these entries of its config, and the rest of it given by name."""
     entries = {"image_size": SIDE, "num_channels": 3, "id2label": {0: "no", 1: "yes"}, "problem_type": None}
     config = SimpleNamespace(**entries, eos_token_id=3)
-    known = {"task": "text-classification", "processor": None, "source": {"model": "m", "architecture": "A"}}
+    known = {
+        "task": "text-classification",
+        "processor": None,
+        "tokenizer": None,
+        "source": {"model": "m", "architecture": "A"},
+    }
     given = {name: fields.pop(name) for name in (*known, "generation_config") if name in fields}
     for name, value in fields.items():
         setattr(config, name, value)
@@ -78,7 +83,7 @@ def test_a_graph_of_texts_needs_no_other_settings(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"do_pad": True}, r"do_pad = True cannot be expressed"),
-        ({"resample": 1}, r"resample = .*1.* cannot be expressed; expected 0 \(nearest\)"),
+        ({"resample": 9}, r"resample = .*9.* cannot be expressed; expected 0 \(nearest\)"),
         ({"size": {"longest_edge": 40}}, r"size = \{'longest_edge': 40\} cannot be expressed"),
         ({"size": {"height": 16, "width": 16}}, r"makes \[16, 16\], its model takes \[32, 32\]"),
         ({"do_resize": False}, r"makes \[\], its model takes"),

@@ -110,8 +110,8 @@ def test_arrays_that_are_no_pictures() -> None:
         pixel_values([small], Image([], [3, 3], "bilinear", 1.0, [0.0] * 3, [1.0] * 3))
     with pytest.raises(DataError, match="one size"):
         pixel_values([small, np.zeros((3, 2, 3), np.uint8)], PLAIN)
-    with pytest.raises(BundleError, match="lanczos"):
-        pixel_values([small], Image([2], [], "lanczos", 1.0, [0.0] * 3, [1.0] * 3))
+    with pytest.raises(BundleError, match="gauss"):
+        pixel_values([small], Image([2], [], "gauss", 1.0, [0.0] * 3, [1.0] * 3))
 
 
 # --- PNG and JPEG, where Pillow is installed ------------------------------------------------------------------------
@@ -176,5 +176,7 @@ def test_deep_and_cut_and_huge_pictures(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_device_without_pillow_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), "RGB")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"expected \.npy, \.ppm, \.pgm; convert it: .*, or pip install pillow"):
+    with pytest.raises(
+        DataError, match=r"expected \.npy, \.ppm, \.pgm; convert it: .*, or pip install 'saten-runtime\[images\]'"
+    ):
         read_picture(path)
