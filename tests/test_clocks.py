@@ -12,6 +12,8 @@ import saten_exporters
 import saten_runtime
 
 WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow|today)\(|\bdate\.today\(")
+# Whose dates a client asks for.
+DATES = {"saten_runtime/serve/answers.py"}
 FILES = [
     path for package in (saten_edge, saten_exporters, saten_runtime) for path in Path(package.__path__[0]).rglob("*.py")
 ]
@@ -19,7 +21,8 @@ FILES = [
 
 def test_nothing_reads_the_wall_clock() -> None:
     assert len(FILES) > 100
-    assert [str(path) for path in FILES if WALL_CLOCK.search(path.read_text("utf-8"))] == []
+    reading = [path for path in FILES if WALL_CLOCK.search(path.read_text("utf-8"))]
+    assert {"/".join(path.parts[-3:]) for path in reading} == DATES
 
 
 @pytest.mark.parametrize("line", ["start = time.time()", "t = time.time_ns()", "datetime.now(UTC)", "date.today()"])

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from saten_runtime import __version__
 
-__all__ = ["CHAT", "COMPLETION", "DONE", "Voice", "embeddings", "error", "event", "usage"]
+__all__ = ["CHAT", "COMPLETION", "DONE", "Voice", "created_now", "embeddings", "error", "event", "usage"]
 
 Vector = npt.NDArray[np.float32]
 Answer = dict[str, Any]
@@ -49,6 +49,11 @@ _ENCODINGS: dict[str, Callable[[Vector], list[float] | str]] = {
 }
 
 
+def created_now() -> int:
+    """`created` of an answer or a model: a date for the client to show, in Unix seconds; nothing is timed by it."""
+    return int(time.time())
+
+
 @dataclass(frozen=True)
 class Voice:
     """How one of the two ways to continue names and nests what it says.
@@ -66,7 +71,7 @@ class Voice:
         return {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "object": self.part if is_part else self.whole,
-            "created": int(time.time()),
+            "created": created_now(),
             "model": model,
             "system_fingerprint": f"saten-runtime-{__version__}",
         }

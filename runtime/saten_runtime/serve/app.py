@@ -80,7 +80,7 @@ class _Api:
     def __init__(self, runners: Mapping[str, Runner], options: ServeOptions) -> None:
         self._runners, self._options = runners, options
         self._models: dict[str, Model] = {}
-        self._since = int(time.time())
+        self._since = answers.created_now()
         self.counts = Metrics()
 
     @contextlib.asynccontextmanager
