@@ -77,7 +77,7 @@ TABLES = (
     ),
 )
 # Tables that the README shows and that are made by other targets of the Makefile.
-OTHERS = ("accuracy", "front", "a_versus_a", "kernels")
+OTHERS = ("accuracy", "front", "methods", "a_versus_a", "kernels")
 
 
 def main() -> int:
