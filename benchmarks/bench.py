@@ -75,6 +75,14 @@ TABLES = (
         quick=False,
         calibration=True,
     ),
+    Table(
+        "precision_decoder",
+        "precision.py",
+        ("--smollm2", "--data", "{data}/wikitext2/validation.jsonl", *WORK),
+        needs=("data",),
+        quick=False,
+        calibration=True,
+    ),
 )
 # Tables that the README shows and that are made by other targets of the Makefile.
 OTHERS = ("accuracy", "front", "methods", "a_versus_a", "kernels")
