@@ -11,9 +11,11 @@ from saten_exporters.quantize import (
     PRECISIONS,
     Unstorable,
     as_fp16,
+    has_offsets,
     pack_nibbles,
     quantize_blocks,
     quantize_int8,
+    quantize_offsets,
     storing,
 )
 from saten_runtime.errors import ExportError
@@ -133,6 +135,65 @@ def test_one_code_off_is_seen() -> None:
     codes[2, 0, 3] ^= 1
     moved = np.abs(decoded(codes, scales, 4, 40) - weights)
     assert not (moved <= np.repeat(scales, 32, axis=1)[:, :40] * (0.5 + 16 * EPS)).all()
+
+
+# --- offsets --------------------------------------------------------------------------------------------------------
+
+WHOLE_BLOCKS = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.sampled_from([32, 64, 96])), elements=NUMBERS)
+
+
+def with_offsets(codes: np.ndarray, scales: np.ndarray, width: int) -> np.ndarray:
+    """The weights: those of the inputs themselves, of their sums, and of a sixteenth of these."""
+    wide = ((codes.astype(np.float64) - 8) * scales[..., None]).reshape(len(codes), -1)
+    own, high, low = np.split(wide, [width, width + width // 32], axis=1)
+    return own + np.repeat(high + low[:, : width // 32] / 16, 32, axis=1)
+
+
+def born_in_4_bits(rows: int, width: int) -> np.ndarray:
+    random = np.random.default_rng(5)
+    steps = random.integers(0, 16, (rows, width // 32, 32))
+    steps[..., :2] = 0, 15
+    scale, low = random.uniform(0.5, 1, (2, rows, width // 32, 1))
+    return ((steps - 8 + low) * scale).reshape(rows, width).astype(np.float32)
+
+
+@given(WHOLE_BLOCKS)
+def test_half_a_step_and_half_a_step_of_the_offset(weights: np.ndarray) -> None:
+    codes, scales = quantize_offsets(weights, 32)
+    blocks = weights.reshape(len(weights), -1, 32).astype(np.float64)
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
+    offsets = np.abs(low + 8 * (high - low) / 15).max(axis=1, keepdims=True) / 119
+    moved = np.abs(with_offsets(codes, scales, weights.shape[1]) - weights).reshape(blocks.shape)
+    # A step that float32 has no normal number for is 1, and the block its offset.
+    half = np.where((high - low) / 15 >= np.finfo(np.float32).tiny, (high - low) / 30, high - low)
+    assert codes.dtype == np.uint8
+    assert codes.max() < 16
+    assert (moved <= ((half + offsets / 2)[..., None]) + 64 * EPS * np.abs(blocks).max(axis=2, keepdims=True)).all()
+
+
+def test_weights_that_had_4_bits_are_found_and_kept() -> None:
+    weights = born_in_4_bits(6, 96)
+    assert has_offsets(weights, 32)
+    codes, scales = quantize_offsets(weights, 32)
+    kept = np.linalg.norm(with_offsets(codes, scales, 96) - weights)
+    symmetric = np.linalg.norm(decoded(*quantize_blocks(weights, 4, 32), 4, 96) - weights)
+    assert kept < 0.05 * symmetric
+    codes[2, 0, 3] ^= 1
+    assert np.linalg.norm(with_offsets(codes, scales, 96) - weights) > 5 * kept
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.random.default_rng(3).standard_normal((6, 96)).astype(np.float32),
+        born_in_4_bits(6, 96)[:, :80],
+        np.zeros((6, 96), np.float32),
+        np.full((6, 96), np.inf, np.float32),
+    ],
+    ids=["normal", "no whole blocks", "zeros", "infinite"],
+)
+def test_other_weights_have_no_offsets(weights: np.ndarray) -> None:
+    assert not has_offsets(weights, 32)
 
 
 HALVES = arrays.arrays(np.float32, (3, 4), elements=st.floats(-65504, 65504, width=32))

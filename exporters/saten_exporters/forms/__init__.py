@@ -16,7 +16,7 @@ from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
 from saten_exporters.forms.nofm import nofm_linear
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
-from saten_exporters.forms.storage import STORAGES, Storage
+from saten_exporters.forms.storage import OFFSETS, STORAGES, Storage
 from saten_exporters.forms.tt_chain import tt_linear
 from saten_runtime.errors import ExportError
 
@@ -24,6 +24,7 @@ __all__ = [
     "DENSE_FORMS",
     "EPILOGUES",
     "LOWERINGS",
+    "OFFSETS",
     "RESIDUAL_FORMS",
     "STORAGES",
     "TRAIN_FORMS",
@@ -49,7 +50,7 @@ DENSE_FORMS = {
     (form.kind, form.precision): form
     for make in (dense_linear, dense_embedding, dense_head)
     for form in map(make, STORAGES.values())
-}
+} | {("linear", OFFSETS.precision.name): dense_linear(OFFSETS)}
 
 
 def _with_8_bits_at_least(make: Callable[[Storage], Form]) -> dict[str, Form]:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
-from saten_exporters.quantize import PRECISIONS
+from saten_exporters.quantize import STORED
 from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
 
 __all__ = [
@@ -95,7 +95,7 @@ class Form:
     @property
     def op_type(self) -> str:
         """E.g. "LowRankGroupedLinear", "LowRankLinearInt8BiasGelu"."""
-        return f"{self.stem}{self.kind.capitalize()}{PRECISIONS[self.precision].suffix}{self.epilogue}"
+        return f"{self.stem}{self.kind.capitalize()}{STORED[self.precision].suffix}{self.epilogue}"
 
     def steps(self, parts: LayerParts, *, native: bool = False) -> tuple[tuple[str, Work], ...]:
         """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""

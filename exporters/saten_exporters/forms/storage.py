@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saten_exporters.quantize import (
+    OFFSET_INT4,
+    OFFSET_LOW,
     PRECISIONS,
     Precision,
     as_fp16,
@@ -21,9 +23,10 @@ from saten_exporters.quantize import (
     pack_nibbles,
     quantize_blocks,
     quantize_int8,
+    quantize_offsets,
 )
 
-__all__ = ["STORAGES", "Storage"]
+__all__ = ["OFFSETS", "STORAGES", "Storage"]
 
 Array = NDArray[Any]
 Packed = tuple[Array, ...]
@@ -343,3 +346,39 @@ STORAGES = {
         _blockwise(PRECISIONS["int4"]),
     )
 }
+
+
+class _WithOffsets(Storage):
+    """Products have the sums of each block of x behind x, and a sixteenth of these."""
+
+    def sizes(self, matrices: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, int]:
+        block = self.precision.block
+        return super().sizes(
+            {name: (shape[0] + 2 * shape[0] // block, *shape[1:]) for name, shape in matrices.items()}, rows
+        )
+
+
+def _offset_columns(matrix: Array) -> Packed:
+    codes, scales = quantize_offsets(matrix.T, OFFSET_INT4.block)
+    return pack_nibbles(codes), scales.reshape(-1)
+
+
+# Dense products alone are stored so, where `has_offsets` says it; all else is as at int4.
+OFFSETS = _WithOffsets(
+    **{
+        **vars(STORAGES["int4"]),
+        "precision": OFFSET_INT4,
+        "pack_product": _offset_columns,
+        "product": f"""
+        {{y}}_lead = Shape <start = 0, end = -1> ({{x}})
+        {{y}}_block = Constant <value_ints = [-1, {OFFSET_INT4.block}]> ()
+        {{y}}_split = Concat <axis = 0> ({{y}}_lead, {{y}}_block)
+        {{y}}_blocks = Reshape ({{x}}, {{y}}_split)
+        {{y}}_axis = Constant <value_ints = [-1]> ()
+        {{y}}_sums = ReduceSum <keepdims = 0> ({{y}}_blocks, {{y}}_axis)
+        {{y}}_part = Constant <value_float = {1 / OFFSET_LOW}> ()
+        {{y}}_low = Mul ({{y}}_sums, {{y}}_part)
+        {{y}}_wide = Concat <axis = -1> ({{x}}, {{y}}_sums, {{y}}_low)"""
+        + STORAGES["int4"].product.replace("({x}, ", "({y}_wide, "),
+    }
+)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from saten_exporters.choice.settings import ExportSettings
-from saten_exporters.forms import DENSE_FORMS, STORAGES
+from saten_exporters.forms import DENSE_FORMS, OFFSETS, STORAGES, Storage
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import constant
-from saten_exporters.quantize import SMALLEST_WEIGHT, storing
+from saten_exporters.quantize import SMALLEST_WEIGHT, has_offsets, storing
 from saten_exporters.tracing.mixed import ALIKE, Mixed
 
 __all__ = ["QuantizeDensePass"]
@@ -48,10 +49,8 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         dense = _dense_weight(weight)
         if weight is None or dense is None:
             return False
-        precision = self.settings.precision
-        if kind == "linear":
-            precision = self.mixed.precision_of_matrix(dense, precision)
-        storage, form = STORAGES[precision], DENSE_FORMS[kind, precision]
+        storage = self._storage(kind, dense)
+        form = DENSE_FORMS[kind, storage.precision.name]
         pack = storage.pack_product if kind == "linear" else storage.pack_whole
         with storing(str(weight.name)):
             packed = pack(dense)
@@ -63,6 +62,13 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         add_functions(model, form)
         call(model, node, form, [x, *stored], sizes, node.name)
         return True
+
+    def _storage(self, kind: str, dense: NDArray[np.float32]) -> Storage:
+        """How a weight is stored: a matrix (in, out), or a table, which is one by its transpose."""
+        matrix = dense if kind == "linear" else dense.T
+        precision = self.mixed.precision_of_matrix(matrix, self.settings.precision)
+        offsets = kind == "linear" and precision == "int4" and has_offsets(matrix.T, OFFSETS.precision.block)
+        return OFFSETS if offsets else STORAGES[precision]
 
 
 def _kind(node: ir.Node) -> str | None:
