@@ -155,9 +155,7 @@ def main() -> int:
     parser.add_argument("--smollm2", action="store_true", help="SmolLM2-135M in place of checkpoints")
     parser.add_argument("--names", help="list, one for each checkpoint (default: the folders' names)")
     parser.add_argument("--data", type=Path, required=True, help="JSON Lines with labels, or texts")
-    parser.add_argument(
-        "--work", type=Path, help="folder for bundles, kept for the next run; else a temporary one"
-    )
+    parser.add_argument("--work", type=Path, help="folder for bundles, kept for the next run; else a temporary one")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "precision.json")
     arguments = parser.parse_args()
