@@ -175,7 +175,7 @@ def compress(
         rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
-    loaded.model.float()
+    nn.Module.float(loaded.model)  # transformers' own refuses a model that was read with smaller blocks
     options = options_of(recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation)
     inputs = {"model": options_of(**loaded.source), **({"calibration": measured.texts} if measured else {})}
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saten_edge.checkpoints.architectures import Architecture
-from saten_edge.checkpoints.checkpoint import attach_config
+from saten_edge.checkpoints.checkpoint import attach_config, recipe_of
 from saten_edge.checkpoints.compress import CompressedLayer, matrices, refuse_compressed
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.sizes import BlockSizes, apply_sizes, blocks, head_of, value_unit
@@ -59,6 +59,8 @@ def run(job: Job) -> list[CompressedLayer]:
     """Make heads and MLPs of the selected layers smaller; one row for each layer that changed."""
     loaded, row = job.loaded, job.loaded.architecture
     refuse_compressed(loaded.model)
+    if recipe_of(loaded.model).stages:
+        raise UsageError("--method flat: the model has smaller blocks already; start from the dense one")
     parts = _Parts(loaded, job.options, row)
     parts.fold_biases()
     measured, shares = _measured(job, parts)

@@ -186,6 +186,22 @@ def test_then_saten_decomposes_what_is_left_within_the_first_bytes(tiny_bert, te
     assert torch.isfinite(output(loaded.model, batch)).all()
 
 
+def test_a_flat_model_is_fine_tuned_and_then_decomposed(flat_bert, tiny_bert, texts, tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts[:16]))
+    schedule = saten_edge.Schedule(steps=2, batch_size=8)
+    tuning = saten_edge.FinetuneOptions(teacher=str(tiny_bert), schedule=schedule)
+    saten_edge.finetune(flat_bert, tmp_path / "tuned", str(data), tuning)
+    options = CompressOptions(0.4, group=8, allocation="uniform", recipe=Recipe(rounds=1))
+    saten_edge.compress(tmp_path / "tuned", tmp_path / "both", options)
+    both = load_model(tmp_path / "both")
+    assert [stage.stage for stage in both.recipe.stages] == ["flat", "finetune", "compress"]
+    assert both.model.config.quantization_config.sizes == {
+        f"encoder.layer.{block}": {"value": 12, "intermediate": 96} for block in range(2)
+    }
+    assert torch.isfinite(output(both.model, both.encode(texts[64:72]))).all()
+
+
 def test_one_token_is_enough(tiny_bert, tmp_path, texts):
     saten_edge.compress(tiny_bert, tmp_path / "out", FLAT, calibration=["a"])
     dense, small = load_model(tiny_bert), load_model(tmp_path / "out")
@@ -275,6 +291,11 @@ def flat_bert(tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPa
     out = tmp_path_factory.mktemp("flat") / "out"
     saten_edge.compress(tiny_bert, out, FLAT, calibration=texts[:16])
     return out
+
+
+def test_a_flat_model_is_not_flattened_again(flat_bert, texts, tmp_path):
+    with pytest.raises(UsageError, match="the model has smaller blocks already; start from the dense one"):
+        saten_edge.compress(flat_bert, tmp_path / "out", FLAT, calibration=texts[:4])
 
 
 @pytest.mark.parametrize(
