@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,11 @@ from saten_runtime.errors import CheckpointError, DeviceError, SatenError
 from saten_runtime.machine.child import Child, answer_requests
 from saten_runtime.records.files import open_regular
 from saten_runtime.records.plain_text import one_line
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["convert_pickle", "main"]
 
@@ -109,7 +113,15 @@ def _is_plain(key: object, value: object) -> bool:
 
 
 def _limit(source: Path) -> None:
-    """Limit this process to what a sound file of this size needs."""
+    """Limit this process to what a sound file of this size needs.
+
+    Raises:
+        CheckpointError: the system has no limits.
+    """
+    if resource is None:
+        raise CheckpointError(
+            f"{source}: this system has not the limits that a pickle is read within; save safetensors where it was made"
+        )
     with contextlib.suppress(OSError):  # no such file but on Linux; elsewhere the other limits hold
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         needed = _MEMORY_PER_BYTE * source.stat().st_size + _MORE_MEMORY

@@ -22,7 +22,6 @@ disturb a measurement. A supervisor that nobody followed for `GRACE_S` ends its 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +38,11 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # a workstation with Windows sends this program, and runs none of it
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["CHUNK_BYTES", "GRACE_S", "PERIOD_S", "PROTOCOL", "main", "pack"]
 

@@ -233,15 +233,22 @@ def interruptible(interrupt: Interrupt, processes: int) -> Iterator[None]:
         if interrupt.pressed:
             raise KeyboardInterrupt
         interrupt.pressed = True
-        signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+        _alarm(GRACE_SECONDS)
 
-    before = [(number, signal.signal(number, press)) for number in (signal.SIGINT, signal.SIGALRM)]
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGALRM") if hasattr(signal, name)]
+    before = [(number, signal.signal(number, press)) for number in numbers]
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _alarm(0)
         for number, handler in before:
             signal.signal(number, handler)
+
+
+def _alarm(seconds: float) -> None:
+    """Be interrupted after so long, 0 for never; Windows has no such clock, there a second Ctrl-C does it."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def training_arguments(folder: Path, schedule: Schedule, *, save: bool, unused: bool) -> TrainingArguments:

@@ -24,12 +24,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 from saten_runtime.bench.floor import measure_rates
 from saten_runtime.bench.plan import Size
@@ -116,13 +120,14 @@ def _verbs() -> dict[str, Callable[..., dict[str, Any]]]:
 
 
 def _switches() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    """How often this process had to wait for a core; 0 where the system does not tell."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _limit_memory() -> None:
     """Make a graph that folds or expands without end fail to allocate, instead of taking the machine with it."""
     available = available_memory_bytes()
-    if available is not None:
+    if available is not None and resource is not None:
         limit = available + _SLACK_BYTES
         with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
             resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))

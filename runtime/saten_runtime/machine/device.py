@@ -181,7 +181,12 @@ def emulator(root: Path = _ROOT, machine: str | None = None) -> str | None:
 
 def available_memory_bytes(root: Path = _ROOT) -> int | None:
     """What a new process may take without swapping (MemAvailable)."""
-    return _meminfo(root, "MemAvailable")
+    found = _meminfo(root, "MemAvailable")
+    if found is None and root == _ROOT:  # no Linux
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    return found
 
 
 def _arm_name(maker: str, part: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -14,6 +13,7 @@ from typing import TextIO
 from saten_runtime.errors import DeviceError, SatenError, UsageError
 from saten_runtime.machine.device import boot_id
 from saten_runtime.records.files import key_of
+from saten_runtime.records.system import NO_LINK, lock, user
 
 __all__ = ["machine_lock", "output_lock"]
 
@@ -49,14 +49,14 @@ def output_lock(output: Path) -> Iterator[None]:
 
 
 def _lock_file(kind: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"saten-run-{os.getuid()}{kind}.lock"
+    return Path(tempfile.gettempdir()) / f"saten-run-{user()}{kind}.lock"
 
 
 @contextlib.contextmanager
 def _held(path: Path, refusal: Callable[[str], SatenError]) -> Iterator[None]:
     with _opened(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             raise refusal(_holder(file.read())) from None
         file.truncate(0)
@@ -66,7 +66,7 @@ def _held(path: Path, refusal: Callable[[str], SatenError]) -> Iterator[None]:
 
 
 def _opened(path: Path) -> TextIO:
-    return open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+")
+    return open(os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o600), "r+")
 
 
 def _holder(content: str) -> str:

@@ -1,7 +1,8 @@
 """Memory of a process as the kernel counts it, in bytes.
 
 rss_anon: private pages without a file, what an out-of-memory killer counts. rss_file: mapped file
-pages, which the kernel may drop and read again. pss: all of it, shared pages divided by their
+pages, which the kernel may drop and read again; where it does not tell the two apart, as on macOS and Windows, rss_anon
+is all that is resident. pss: all of it, shared pages divided by their
 users. hwm: highest rss (anonymous and file) since the process started.
 """
 
@@ -44,7 +45,7 @@ class Memory:
 def snapshot(pid: int | str = "self", root: Path = Path("/")) -> Memory:
     """Read `root`/proc/`pid` now."""
     folder = root / "proc" / str(pid)
-    status = _kibibytes(folder / "status")
+    status = _kibibytes(folder / "status") or _without_proc(pid, root)
     return Memory(
         rss_anon_bytes=status.get("RssAnon"),
         rss_file_bytes=status.get("RssFile"),
@@ -97,7 +98,7 @@ class Watch:
     """
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
-        self._folder = root / "proc" / str(pid)
+        self._root, self._folder = root, root / "proc" / str(pid)
         self._start = time.monotonic()
         self._points: list[tuple[float, int, int]] = []
         self._pss: list[int] = []
@@ -137,7 +138,7 @@ class Watch:
         for turn in itertools.count():
             if self._stop.is_set():
                 return
-            now = _kibibytes(self._folder / "status")
+            now = _kibibytes(self._folder / "status") or _without_proc(self._folder.name, self._root)
             if "RssAnon" in now:
                 ms = 1000 * (time.monotonic() - self._start)
                 self._points.append((ms, now["RssAnon"], now.get("RssFile", 0)))
@@ -148,6 +149,20 @@ class Watch:
 
 def _largest(samples: list[int], last: int | None) -> int | None:
     return max([*samples, *([] if last is None else [last])], default=None)
+
+
+def _without_proc(pid: int | str, root: Path) -> dict[str, int]:
+    """What psutil tells of a process where there is no /proc; nothing of a process that ended."""
+    if root != Path("/") or (root / "proc/self").exists():
+        return {}
+    import psutil
+
+    try:
+        found = psutil.Process(None if pid == "self" else int(pid)).memory_info()
+    except psutil.Error:
+        return {}
+    peak = {"VmHWM": int(found.peak_wset)} if hasattr(found, "peak_wset") else {}
+    return {"RssAnon": int(found.rss), **peak}
 
 
 def _kibibytes(path: Path) -> dict[str, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from saten_runtime.errors import SatenError, UsageError
+from saten_runtime.records.system import NO_LINK, WINDOWS, is_dead, is_followed_link
 
 __all__ = [
     "aside_of",
@@ -78,8 +79,10 @@ def open_regular(path: Path, error: Callable[[str], Exception]) -> BinaryIO:
     Raises:
         whatever `error` builds: the path is missing, or a link, folder, pipe or device.
     """
+    if is_followed_link(path):
+        raise error(f"{path}: is no regular file (a link); copy it again")
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(path, os.O_RDONLY | NO_LINK)
     except OSError as cause:
         why = "a link" if cause.errno == errno.ELOOP else cause.strerror
         raise error(f"{path}: is no regular file ({why}); copy it again") from None
@@ -214,12 +217,9 @@ def aside_of(path: Path) -> Path:
 
 def _is_dead(process: str) -> bool:
     try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
+        return is_dead(int(process))
     except (ValueError, OSError, OverflowError):
         return False
-    return False
 
 
 def remove(path: Path) -> None:
@@ -232,6 +232,8 @@ def remove(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk: a synced file is lost, too, when its name is."""
+    if WINDOWS:  # it opens no folder, and does this by itself
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

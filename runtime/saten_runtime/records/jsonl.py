@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.records.files import parse_object, replace_file, sync_folder
+from saten_runtime.records.system import lock
 
 __all__ = ["LineWriter", "Notice", "read_lines", "rewrite_lines", "silent"]
 
@@ -37,7 +37,7 @@ class LineWriter:
             return
         self._file = path.open("a", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._file)
             content = path.read_bytes() if keep else b""
             whole = content.rfind(b"\n") + 1
             if len(content) > whole:
