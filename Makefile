@@ -50,6 +50,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
+	$(WHEEL_TOOLS) || echo "test-slow: the tests of the wheels are skipped"
 	$(BIN)/python -m pytest -m slow
 
 # PYTHONS: the versions to try, all that are supported by default.
@@ -80,6 +81,7 @@ fuzz: $(INSTALLED)
 # The arm64 user land is built once, from Debian packages, and kept here. Timings in it are the emulator's.
 ARM_ROOT ?= $(HOME)/.cache/saten-edge/arm64
 test-arm: $(INSTALLED)
+	$(WHEEL_TOOLS) || echo "test-arm: the tests of the kernels' wheel are skipped"
 	ARM_ROOT="$(ARM_ROOT)" $(BIN)/python -m pytest tests/devices/test_arm.py tests/devices/test_arm_kernels.py
 
 test-devices: $(INSTALLED)
@@ -135,8 +137,12 @@ bench-kernels: $(INSTALLED)
 	cd $(KERNELS) && cmake --preset release && cmake --build --preset release
 	$(BIN)/python benchmarks/kernels.py
 
-wheels: $(INSTALLED) web
+# The compiler alone is a download of 100 MB, so that only what builds wheels installs it.
+WHEEL_TOOLS = $(BIN)/python -c "import ziglang, auditwheel, twine" 2>/dev/null || \
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[wheels]'
+
+wheels: $(INSTALLED) web
+	$(WHEEL_TOOLS)
 	mkdir -p dist
 	PYTHON="$(abspath $(BIN))/python" $(KERNELS)/scripts/wheels.sh dist
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist ./runtime .

@@ -20,9 +20,10 @@ import numpy as np
 from peers.artifacts import target
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish, short
-from peers.synthetic import check, layer, matrix_of, samples_ns, session
+from peers.synthetic import check, matrix_of, samples_ns, session
 
 from saten_exporters.choice.cost import predicted_us
+from saten_exporters.choice.random_layers import random_layer
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, Form
 from saten_exporters.forms.form import NATIVE
@@ -78,7 +79,7 @@ def parts_of(shape: tuple[int, int], layout: str, group: int, rng: np.random.Gen
     for_residual = 0 if layout == "none" else whole * RESIDUAL_SHARE
     rank = int((whole - for_residual) / (4 * (inputs + outputs)))
     kept = int(for_residual / (ENTRY_BYTES.get(layout, 4) * outputs))
-    return layer(shape, rank, layout, kept, rng, group=group)
+    return random_layer(shape, rank, layout, kept, rng, group=group)
 
 
 def forms(shape: tuple[int, int]) -> Iterator[tuple[str, Form, LayerParts, bool]]:

@@ -23,9 +23,10 @@ from peers.comparison import say
 from peers.measure import Column, Turns, measure, peaks, tokens_columns
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish, short
-from peers.synthetic import check, idle_ns, layer, matrix_of, samples_ns, session
+from peers.synthetic import check, idle_ns, matrix_of, samples_ns, session
 
 from saten_exporters.choice.cost import predicted_us
+from saten_exporters.choice.random_layers import random_layer
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form
 from saten_exporters.forms.form import NATIVE
@@ -57,7 +58,9 @@ class Point:
         rank = max(1, int(self.rank * self.width))
         kept = int(self.density * self.width)
         layout = "grouped" if kept else "none"
-        return layer((self.width, 4 * self.width), rank, layout, kept, np.random.default_rng(0), group=self.group)
+        return random_layer(
+            (self.width, 4 * self.width), rank, layout, kept, np.random.default_rng(0), group=self.group
+        )
 
 
 AXES: dict[str, Sequence[Any]] = {

@@ -153,7 +153,8 @@ class ExportOptions(ExportSettings):
 
     task: as transformers names it; None reads it off the config. name: what results are reported under; None is the
     name of the folder. dense: folder or hub name of the model that a compressed one was made of, to report how far the
-    two are apart. judge: text on which the cost of the precision is measured, in the form of `eval`; None is a built-in
+    two are apart. device: whose prices choose the forms, `local`, ssh://… or adb:…; they are measured where none are
+    known yet. judge: text on which the cost of the precision is measured, in the form of `eval`; None is a built-in
     one. max_loss: what it may cost; infinity allows all.
 
     Raises:
@@ -163,6 +164,12 @@ class ExportOptions(ExportSettings):
     task: str | None = option(None, "Task as transformers names it; by default the config says it")
     name: str | None = option(None, "Name in results; by default the name of the folder")
     dense: str | None = option(None, "Dense model that was compressed, to report the distance to it")
+    device: str | None = option(
+        None,
+        "Device whose prices choose the forms, measured on it where they are not known yet",
+        "--device",
+        metavar="DEVICE",
+    )
     judge: Path | None = option(
         None, "Text to measure on what the precision costs, JSON Lines or CSV as for eval; a built-in text by default"
     )
@@ -173,6 +180,8 @@ class ExportOptions(ExportSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self)
+        if self.prices is not None and self.device is not None:
+            raise UsageError("--prices and --device: expected one of the two, for one device's prices choose")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import saten_exporters
 import saten_runtime.bench.measure
 from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
-from saten_edge.console import Progress, told
+from saten_edge.console import Progress, Talk, told
 from saten_edge.methods import METHODS
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
@@ -182,8 +182,10 @@ def export(
     if options.dense is not None:
         resolve_model(options.dense)  # before the minutes that the model itself may take
         dense = partial(load_model, options.dense)
-    given = {name: value for name, value in vars(options).items() if name not in ("task", "dense")}
-    inputs = [model, options.dense, options.lowering]
+    given = {name: value for name, value in vars(options).items() if name not in ("task", "dense", "device")}
+    if options.device is not None:
+        given["prices"] = _prices_of(options.device, options, progress)
+    inputs = [model, options.dense, options.lowering, options.prices]
     with (
         _writing(out, overwrite=overwrite, inputs=inputs),
         told(progress, f"export {options.name or out.name}"),
@@ -192,6 +194,15 @@ def export(
         return saten_exporters.export(
             partial(load_model, model, options.task), out, **given, dense=dense, overwrite=overwrite
         )
+
+
+def _prices_of(url: str, options: ExportOptions, progress: Progress | None) -> Path:
+    from saten_edge.devices.calibrate import prices_of
+    from saten_edge.devices.transports import parse_devices
+
+    (device,) = parse_devices([url])
+    with told(progress, f"prices of {device.label}"):
+        return prices_of(device, options.target, Talk(quiet=True), emulated=options.emulated)
 
 
 def bench(

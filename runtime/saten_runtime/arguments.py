@@ -150,6 +150,15 @@ def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="Bundle to try")
 
 
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("probes", type=Path, metavar="PROBES", help="Archive that saten-edge devices calibrate sends")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="Write the times as JSON")
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
 def _one_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="Bundle to run")
 
@@ -174,4 +183,6 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
     "serve": ("Serve bundles over HTTP, with the interface that OpenAI's clients speak.", _serve),
     "floor": ("Print the rates of this machine, and the time no program could beat with them.", _floor),
     "doctor": ("Check what could stop a run on this device.", _doctor),
+    "device": ("Print what this device is: hardware, system, packages, native kernels.", _nothing),
+    "calibrate": ("Time the steps of layers, for the prices that saten-edge chooses forms by.", _calibrate),
 }

@@ -231,6 +231,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _device(arguments: argparse.Namespace) -> int:
+    from saten_runtime.bench.probing import device_facts
+
+    facts = device_facts()
+    print(json.dumps(facts, indent=2, allow_nan=False) if arguments.as_json else _facts_table(facts))
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from saten_runtime.bench.probing import time_probes
+
+    result = time_probes(arguments.probes)
+    _write(arguments.output, result)
+    if arguments.as_json:
+        print(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    else:
+        print(f"{len(result.times)} times; {'; '.join(result.verdict.reasons) or 'VALID'}")
+    return 0 if result.verdict.valid else InvalidRun.exit_code
+
+
 _COMMANDS = {
     "predict": _predict,
     "generate": _generate,
@@ -242,7 +262,13 @@ _COMMANDS = {
     "serve": _serve,
     "floor": _floor,
     "doctor": _doctor,
+    "device": _device,
+    "calibrate": _calibrate,
 }
+
+
+def _facts_table(facts: dict[str, Any]) -> str:
+    return align([(name, str(value)) for name, value in facts.items() if value is not None])
 
 
 def _write(path: Path | None, result: Any) -> None:

@@ -54,7 +54,12 @@ COMMANDS: Commands = {
 }
 # Names that commands had before, which still work and say so.
 RENAMED = {"serve": "phone"}
-ON_DEVICES: Commands = {"doctor": devices.doctor, "clean": devices.clean, "android": devices.android}
+ON_DEVICES: Commands = {
+    "doctor": devices.doctor,
+    "calibrate": devices.calibrate,
+    "clean": devices.clean,
+    "android": devices.android,
+}
 
 
 def _app(about: str, commands: Commands) -> typer.Typer:

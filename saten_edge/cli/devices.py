@@ -11,13 +11,15 @@ import typer
 from saten_edge.cli.options import Output, Overwrite
 from saten_edge.cli.printing import show, talk
 from saten_edge.devices.kernels import Shipment
-from saten_runtime.errors import SatenError, UsageError
+from saten_runtime.errors import InvalidRun, SatenError, UsageError
 from saten_runtime.options import Printing
+from saten_runtime.records.files import refuse_existing
 
 if TYPE_CHECKING:
     from saten_edge.devices.jobs import Job
+    from saten_runtime.bench.results import Verdict
 
-__all__ = ["android", "clean", "doctor", "refuse_on_devices", "run_on_devices"]
+__all__ = ["android", "calibrate", "clean", "doctor", "refuse_on_devices", "run_on_devices"]
 
 Url = Annotated[str, typer.Argument(metavar="DEVICE", help="ssh://[user@]host[:port][/folder], adb:SERIAL or local")]
 
@@ -39,6 +41,34 @@ def doctor(
     show(checks, lambda _: align(rows), printing)
     if any(check["status"] == "FAIL" for check in checks):
         raise typer.Exit(SatenError.exit_code)
+
+
+def calibrate(
+    url: Url,
+    shipment: Shipment,
+    printing: Printing,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, for export --prices; by default that of export --device"),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure on a device the prices that export chooses forms by; takes up to three minutes."""
+    from saten_edge.devices.calibrate import calibrate as measure
+    from saten_edge.devices.transports import parse_devices
+
+    if output is not None and not overwrite:
+        refuse_existing(output)
+    (device,) = parse_devices([url])
+    path, verdict = measure(device, output, talk(printing), shipment)
+    result = {"output": str(path), "valid": verdict.valid, "reasons": verdict.reasons}
+    show(result, lambda _: f"{path}: prices of {device.label}, {_words(verdict)}", printing)
+    if not verdict.valid:
+        raise InvalidRun("; ".join(verdict.reasons))
+
+
+def _words(verdict: Verdict) -> str:
+    return "VALID" if verdict.valid else "INVALID"
 
 
 def clean(url: Url, printing: Printing) -> None:

@@ -33,7 +33,7 @@ def export(
 
     if push_to_hub is not None:
         check_repository(push_to_hub)
-    check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering])
+    check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering, options.prices])
     with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
         bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
     for notice in bundle.manifest.notices:

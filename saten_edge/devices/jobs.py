@@ -1,10 +1,10 @@
-"""A benchmark or an evaluation on a board: deploy, check, run, fetch, clean up, and go on after one lost connection."""
+"""A benchmark or the like on a board: deploy, check, run, fetch, clean up, and go on after one lost connection."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from saten_edge.devices.device import Device
 from saten_edge.devices.kernels import Shipment
 from saten_runtime.accuracy.results import read_evaluation
 from saten_runtime.bench.plan import Plan
+from saten_runtime.bench.probing import read_probing
 from saten_runtime.bench.results import read_bench
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DeviceError, SatenError
@@ -24,7 +25,17 @@ from saten_runtime.options import arguments_of
 from saten_runtime.records.files import parse_json, parse_object, refuse_existing, write_json
 from saten_runtime.records.plain_text import last_line, printable
 
-__all__ = ["RECONNECT_S", "Job", "bench_job", "eval_job", "examine", "run_job", "run_jobs"]
+__all__ = [
+    "RECONNECT_S",
+    "Job",
+    "bench_job",
+    "device_facts",
+    "eval_job",
+    "examine",
+    "probing_job",
+    "run_job",
+    "run_jobs",
+]
 
 RECONNECT_S = 90.0
 _RUN_LIMIT_S = 24 * 3600.0
@@ -35,7 +46,11 @@ _JOURNAL = "samples.jsonl"
 # From the folder of a run to the one that holds everything.
 _UP = "../../.."
 _USUAL = Shipment()
-_CHECKERS = {"bench": read_bench, "eval": read_evaluation}
+_CHECKERS: dict[str, Callable[[object], object]] = {
+    "bench": read_bench,
+    "eval": read_evaluation,
+    "calibrate": read_probing,
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,12 @@ def eval_job(
     arguments += ["-o", "out/eval.json", "--quiet"]
     arguments += [part for bundle in other for part in ("--reference", _there(bundle))]
     return Job("eval", Cargo([*opened, *other], data, shipment), arguments, 0)
+
+
+def probing_job(probes: Path, shipment: Shipment = _USUAL) -> Job:
+    """`saten-run calibrate` on an archive of probes."""
+    arguments = ["calibrate", f"{_UP}/{data_path(probes)}", "-o", "out/calibrate.json", "--quiet"]
+    return Job("calibrate", Cargo([], probes, shipment), arguments, 0)
 
 
 def run_jobs(
@@ -156,6 +177,19 @@ def examine(device: Device, bundle: Path | None, talk: Talk, shipment: Shipment 
     return checks
 
 
+def device_facts(device: Device, talk: Talk) -> dict[str, Any]:
+    """What `saten-run device` says of a device.
+
+    Raises:
+        DeviceError: the board cannot be used at all.
+    """
+    with Board(device, secrets.token_hex(8)) as board:
+        env = _deploy(board, device, Cargo([]), talk)
+        content = _said(board, env, "device", ["device", "--json"])
+        board.forget()
+    return parse_object(content, f"{device.label}: saten-run device", DeviceError, "run it again")
+
+
 class _Journal:
     """What a board has sent of its journal: appended to a file, or only counted.
 
@@ -221,7 +255,8 @@ def _run(board: Board, device: Device, job: Job, journal: _Journal, talk: Talk) 
         warnings = _warnings(board, env, job.cargo.bundles)
     for warning in warnings:
         talk.say(printable(f"{device.label}: {warning}"))
-    with talk.stage(f"{device.label}: {job.verb} {len(job.cargo.bundles)} bundles") as advance:
+    bundles = f" {len(job.cargo.bundles)} bundles" if job.cargo.bundles else ""
+    with talk.stage(f"{device.label}: {job.verb}{bundles}") as advance:
         interrupted = _measure(board, env, job, journal, advance)
     result = _fetch(board, device, job, journal, interrupted)
     board.forget()
@@ -254,16 +289,21 @@ def _warnings(board: Board, env: str | None, bundles: Sequence[Bundle]) -> list[
 
 def _checks(board: Board, env: str | None, name: str, arguments: list[str]) -> list[dict[str, str]]:
     """The rows of `saten-run doctor`, run under that name."""
-    board.start(name, env, ["doctor", *arguments, "--json"])
-    for _ in board.follow(name, 0):
-        pass
-    content = board.get(name, "stdout", most=_MOST_WORDS_BYTES)
+    content = _said(board, env, name, ["doctor", *arguments, "--json"])
     try:
         checks = parse_json(content)
         return [{key: str(check[key])[:500] for key in ("name", "status", "found", "advice")} for check in checks]
     except (ValueError, RecursionError, TypeError, KeyError):
         words = _last_words(board, name) or "no answer"
         raise DeviceError(f"{board.label}: saten-run doctor: {words}") from None
+
+
+def _said(board: Board, env: str | None, name: str, arguments: list[str]) -> bytes:
+    """What a short `saten-run` prints, run under that name."""
+    board.start(name, env, arguments)
+    for _ in board.follow(name, 0):
+        pass
+    return board.get(name, "stdout", most=_MOST_WORDS_BYTES)
 
 
 def _measure(board: Board, env: str | None, job: Job, journal: _Journal, advance: Advance) -> bool:
@@ -294,10 +334,7 @@ def _listen(pieces: Iterator[bytes], job: Job, journal: _Journal, advance: Advan
 
 def _start_again(board: Board, env: str | None, job: Job, journal: _Journal) -> None:
     """Go on with a run that died with the board, where the runtime can."""
-    board.start("help", env, [job.verb, "--help"])
-    for _ in board.follow("help", 0):
-        pass
-    if b"--resume" not in board.get("help", "stdout", most=_MOST_WORDS_BYTES) and job.steps:
+    if b"--resume" not in _said(board, env, "help", [job.verb, "--help"]) and job.steps:
         raise DeviceError(f"{board.label}: the run ended without a result; was the board restarted?{journal.kept}")
     board.start(job.verb, env, [*job.arguments, *(["--resume"] if job.steps else [])], again=True)
 

@@ -79,22 +79,6 @@ def test_a_form_that_computes_something_else_is_not_timed():
                 synthetic.check(name, session, np.roll(matrix, 1, axis=1), form.precision)
 
 
-def test_prices_are_found_again_from_times_made_of_them():
-    model = load("cost_model")
-    rng = np.random.default_rng(0)
-    rates = {"product fp32": model.Rates(500.0, 0.02, 0.01, 0.1), "add fp32": model.Rates(200.0, 0.0, 0.0, 0.3)}
-    samples = []
-    for _ in range(40):
-        macs, weights, moved = (int(amount) for amount in rng.integers(1, 10**5, 3))
-        works = (("fp32", model.Work("product", macs, weights, moved)), ("fp32", model.Work("add", moved=moved)))
-        for rows in model.ROWS:
-            subject = model.Subject("x fp32", (1, 1), False, None, works)
-            samples.append((subject, rows, model.predicted(rates, subject, rows)))
-    found = model.fitted(samples)
-    errors = [model.predicted(found, subject, rows) / ns - 1 for subject, rows, ns in samples]
-    assert np.abs(errors).max() < 0.01  # prices are kept with three digits
-
-
 def labelled(folder, texts):
     """The folder `benchmarks/accuracy.py` reads: a text is good or bad, and says which."""
     for task in ("sst2", "stsb", "rte"):

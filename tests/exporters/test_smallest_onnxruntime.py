@@ -156,7 +156,7 @@ def web(version: str, pip_packages: Callable[..., Path], npm_package: Callable[[
 
 # target → the command that runs its graphs; a target without a row fails. A board runs the same sources as x86-64;
 # `make test-arm` runs bundles on an emulated one.
-RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "mobile"), native) | {"web": web}
+RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "arm64+kernels", "mobile"), native) | {"web": web}
 
 
 @pytest.fixture(scope="module")

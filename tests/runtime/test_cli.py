@@ -17,7 +17,10 @@ from saten_runtime import Runner, __version__
 from saten_runtime.cli import main
 
 SatenRun = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ("predict", "generate", "chat", "bench", "eval", "profile", "validate", "serve", "floor", "doctor")
+COMMANDS = (
+    *("predict", "generate", "chat", "bench", "eval", "profile", "validate", "serve", "floor", "doctor"),
+    *("device", "calibrate"),
+)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -24,7 +24,7 @@ from saten_exporters.bundles.preparation import (
     save_tokenizer,
 )
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
-from saten_exporters.choice.cost import prices_used
+from saten_exporters.choice.prices import Prices, prices_for
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
 from saten_exporters.exportable import Exportable
@@ -35,7 +35,7 @@ from saten_exporters.tracing.signatures import kind_of, name_on_the_device, task
 from saten_exporters.tracing.trace import forget_graphs, trace
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE, SCHEMA_VERSION, FileEntry, Layer, Manifest, Postprocess, sealed
-from saten_runtime.bundle.recipe import Stage, options_of, versions_here
+from saten_runtime.bundle.recipe import OTHERWISE, Stage, options_of, versions_here
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import sha256_file, write_json
 from saten_runtime.records.folders import new_folder
@@ -64,6 +64,8 @@ def export(
     target: str = DEFAULT_TARGET,
     rows: int = 128,
     lowering: str | Path | None = None,
+    prices: str | Path | None = None,
+    emulated: bool = False,
     dense: Exportable | Callable[[str], Exportable] | None = None,
     judge: str | Path | None = None,
     max_loss: float = LARGEST_LOSS,
@@ -74,22 +76,27 @@ def export(
     model: a loaded model, or a function that gives one. What a function gave is let go again before ONNX Runtime loads
     the graph, so that it takes half the memory. name: what results are reported under; the folder's own name by
     default. dense: the model that a compressed one was made of, or a function that gives it for a task of the hub;
-    how far it is from that is reported apart from how far the graph is from torch. rows, lowering: as in
-    `ExportSettings`. judge: data file to measure on what a precision below fp32 costs, a built-in text by default;
-    max_loss: what it may cost, see `saten_runtime.bundle.manifest.Judgement`; infinity allows all that is a number.
+    how far it is from that is reported apart from how far the graph is from torch. rows, lowering, prices, emulated:
+    as in `ExportSettings`. judge: data file to measure on what a precision below fp32 costs, a built-in text by
+    default; max_loss: what it may cost, see `saten_runtime.bundle.manifest.Judgement`; infinity allows all that is a
+    number.
 
     Raises:
-        UsageError: `out` exists, or there is no such precision or target, or `dense` is no model of the same kind.
-        DataError: `judge` cannot be read, or does not fit the task.
+        UsageError: `out` exists, or there is no such precision or target, or `dense` is no model of the same kind, or
+            the prices are of another kind of device.
+        DataError: `judge` cannot be read, or does not fit the task, or `prices` is no such file.
         ExportError: the model cannot be expressed, or the target lacks an operator.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound, or the precision costs too much.
     """
     _known("precision", precision, PRECISIONS)
     _known("target", target, TARGETS)
-    path, settings = Path(out), ExportSettings(precision, target, rows, None if lowering is None else str(lowering))
+    path = Path(out)
+    asked_for = (None if lowering is None else str(lowering), None if prices is None else Path(prices), emulated)
+    settings = ExportSettings(precision, target, rows, *asked_for)
+    used = prices_for(target, prices, emulated=emulated)
     with new_folder(path, overwrite=overwrite) as folder:
         manifest, asked = _write_model(
-            model, folder, name or path.name, settings, None if judge is None else Path(judge)
+            model, folder, name or path.name, settings, used, None if judge is None else Path(judge)
         )
         forget_graphs()
         _write_manifest(folder, manifest)
@@ -104,7 +111,12 @@ def export(
 
 
 def _write_model(
-    model: Exportable | Callable[[], Exportable], folder: Path, name: str, settings: ExportSettings, file: Path | None
+    model: Exportable | Callable[[], Exportable],
+    folder: Path,
+    name: str,
+    settings: ExportSettings,
+    prices: Prices,
+    file: Path | None,
 ) -> tuple[Manifest, Asked]:
     """All that torch is needed for: the graph, and what torch computes of every case and of the text of the judge."""
     target = TARGETS[settings.target]
@@ -116,7 +128,8 @@ def _write_model(
     refuse_unstorable(source, settings.precision)
     mixed = _mixed(source, settings)
     exported = trace(source, target)
-    layers = run_passes(exported.program, source.layer_parts(), settings, mixed)
+    of_device = None if settings.prices is None else prices
+    layers, otherwise = run_passes(exported.program, source.layer_parts(), settings, mixed, of_device)
     check_operators(exported.program, target)
     _save_configs(exported, folder)
     _save_graph(exported.program, folder, target)
@@ -124,7 +137,11 @@ def _write_model(
     save_settings(source, folder)
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
     save_steps(source, folder)
-    manifest = replace(_manifest(source, folder, name, settings, target, graph, layers, mixed), notices=notices)
+    manifest = replace(
+        _manifest(source, folder, name, settings, target, graph, layers, mixed),
+        notices=[*notices, *([prices.notice] if prices.notice else [])],
+        recipe=source.recipe.then(_stage(source, settings, prices, otherwise)),
+    )
     judging = settings.precision != "fp32"
     return manifest, (judge, answers_of(source, judge, task_of(source).outputs) if judging else [])
 
@@ -211,7 +228,6 @@ def _manifest(
         image=image_of(source) if kind.pictures else None,
         generation=generation_of(source, graph) if kind.cached else None,
         session_entries=dict(quantize.PRECISIONS[settings.precision].session_entries),
-        recipe=source.recipe.then(_stage(source, settings)),
     )
 
 
@@ -223,10 +239,11 @@ def _mixed(source: Exportable, settings: ExportSettings) -> Mixed:
     return mixed_layers(source, settings.precision, texts)
 
 
-def _stage(source: Exportable, settings: ExportSettings) -> Stage:
+def _stage(source: Exportable, settings: ExportSettings, prices: Prices, otherwise: dict[str, str]) -> Stage:
     """What the recipe says of the export."""
-    inputs = {"model": options_of(**source.source), "prices": prices_used()}
-    return Stage("export", settings.recorded(), inputs, versions=versions_here())
+    inputs = {"model": options_of(**source.source), "prices": prices.source}
+    outcome = {} if settings.prices is None else options_of(**{OTHERWISE: otherwise})
+    return Stage("export", settings.recorded(), inputs, outcome, versions_here())
 
 
 def _judge(folder: Path, manifest: Manifest, asked: Asked, largest: float) -> Manifest:

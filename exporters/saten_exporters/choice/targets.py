@@ -42,8 +42,9 @@ ORT_OPERATORS: Mapping[str, frozenset[str]] = {
 class Target:
     """opset: of ONNX' own domain; ir_version: of the file; smallest_onnxruntime: the oldest that runs every form.
 
-    operators: allowed by domain, beside ONNX' own at `opset` and the functions that travel in the file. kernels:
-    whether the native kernels are installed there. extras: each adds files to the folder of a verified bundle.
+    machine: the processor, as Python's module platform calls it; empty for a browser's, which may be any. operators:
+    allowed by domain, beside ONNX' own at `opset` and the functions that travel in the file. kernels: whether the
+    native kernels are installed there. extras: each adds files to the folder of a verified bundle.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Target:
     ir_version: int
     smallest_onnxruntime: str
     operators: Mapping[str, frozenset[str]]
+    machine: str = ""
     kernels: bool = False
     extras: tuple[Callable[[Path], None], ...] = ()
 
@@ -61,11 +63,12 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("x86-64", 18, 10, "1.23", ORT_OPERATORS),
-        Target("x86-64+kernels", 18, 10, "1.23", ORT_OPERATORS, kernels=True),
-        Target("arm64", 18, 10, "1.23", ORT_OPERATORS),
+        Target("x86-64", 18, 10, "1.23", ORT_OPERATORS, "x86_64"),
+        Target("x86-64+kernels", 18, 10, "1.23", ORT_OPERATORS, "x86_64", kernels=True),
+        Target("arm64", 18, 10, "1.23", ORT_OPERATORS, "aarch64"),
+        Target("arm64+kernels", 18, 10, "1.23", ORT_OPERATORS, "aarch64", kernels=True),
         Target("web", 18, 10, "1.23", ORT_OPERATORS),
-        Target("mobile", 18, 10, "1.23", ORT_OPERATORS, extras=(add_ort_format,)),
+        Target("mobile", 18, 10, "1.23", ORT_OPERATORS, "aarch64", extras=(add_ort_format,)),
     )
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from saten_exporters.choice.prices import Prices
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
@@ -38,13 +39,18 @@ __all__ = [
 
 
 def run_passes(
-    model: ir.Model, parts: dict[str, LayerParts], settings: ExportSettings, mixed: Mixed = ALIKE
-) -> list[Layer]:
-    """Lower, quantize and tidy a traced graph in place; returns one manifest row per compressed layer.
+    model: ir.Model,
+    parts: dict[str, LayerParts],
+    settings: ExportSettings,
+    mixed: Mixed = ALIKE,
+    prices: Prices | None = None,
+) -> tuple[list[Layer], dict[str, str]]:
+    """Lower, quantize and tidy a traced graph in place.
 
-    mixed: layers stored at another precision than the settings say.
+    Returns one manifest row per compressed layer, and `LowerPass.otherwise`. mixed: layers stored at another precision
+    than the settings say. prices: of a device; by default those that ship for the target.
     """
-    lower = LowerPass(parts, settings, mixed)
+    lower = LowerPass(parts, settings, mixed, prices)
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
@@ -62,4 +68,4 @@ def run_passes(
     )
     for step in ordered:
         step(model)
-    return lower.layers
+    return lower.layers, lower.otherwise

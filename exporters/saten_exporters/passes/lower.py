@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from saten_exporters.choice.cost import Candidate, choose
 from saten_exporters.choice.lowerings import lowerings_of
+from saten_exporters.choice.prices import Prices
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
@@ -28,7 +29,8 @@ class LowerPass(ir.passes.InPlacePass):
     """Replaces each `saten::Linear` and `saten::Embedding` placeholder by the form of its layer.
 
     A `saten::Head` carries the name of the table it shares, and reads the weights that the table's form stored.
-    Leaves a graph without placeholders as it is. `layers` holds one manifest row per layer afterwards.
+    Leaves a graph without placeholders as it is. `layers` holds one manifest row per layer afterwards; `otherwise`, of
+    layers that the prices of a device write in another way than those that ship would, the latter, by layer.
 
     Raises:
         UsageError: the lowering that was asked for is unknown, or names no layer.
@@ -36,10 +38,17 @@ class LowerPass(ir.passes.InPlacePass):
             the lowering asked for cannot write it.
     """
 
-    def __init__(self, parts: dict[str, LayerParts], settings: ExportSettings, mixed: Mixed = ALIKE) -> None:
+    def __init__(
+        self,
+        parts: dict[str, LayerParts],
+        settings: ExportSettings,
+        mixed: Mixed = ALIKE,
+        prices: Prices | None = None,
+    ) -> None:
         super().__init__()
-        self.parts, self.settings, self.mixed = parts, settings, mixed
+        self.parts, self.settings, self.mixed, self.prices = parts, settings, mixed, prices
         self.layers: list[Layer] = []
+        self.otherwise: dict[str, str] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower every placeholder, in the order of the graph."""
@@ -88,7 +97,11 @@ class LowerPass(ir.passes.InPlacePass):
         """Choose a layer's form, put its weights into the model, and note it."""
         precision = self.mixed.precision_of(parts.name, self.settings.precision)
         settings = dataclasses.replace(self.settings, precision=precision)
-        chosen, others = choose(parts, settings, asked, with_head=with_head)
+        chosen, others = choose(parts, settings, asked, with_head=with_head, prices=self.prices)
+        if self.prices is not None:
+            shipped, _ = choose(parts, settings, asked, with_head=with_head)
+            if shipped.lowering != chosen.lowering:
+                self.otherwise[parts.name] = shipped.lowering
         weights = chosen.weights
         row = _row(chosen, others, parts)
         if with_head:

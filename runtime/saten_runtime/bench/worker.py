@@ -42,6 +42,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import InvalidRun
 from saten_runtime.machine.child import answer_requests
 from saten_runtime.machine.device import available_memory_bytes
+from saten_runtime.machine.load import involuntary_switches
 from saten_runtime.machine.memory import snapshot
 from saten_runtime.run.session import make_session
 
@@ -76,7 +77,7 @@ class _Worker:
         for _ in range(warmup):
             begin()
             run()
-        switches = _switches()
+        switches = involuntary_switches()
         first = now = time.perf_counter_ns()
         while len(samples) < iterations or now - first < min_ns:
             begin()
@@ -84,7 +85,7 @@ class _Worker:
             outputs = run()
             now = time.perf_counter_ns()
             samples.append(now - start)
-        finished, switches = time.monotonic_ns(), _switches() - switches
+        finished, switches = time.monotonic_ns(), involuntary_switches() - switches
         if not all(np.isfinite(output).all() for output in outputs):
             raise InvalidRun(f"{self._bundle.name}: an output holds NaN or infinity")
         return {"samples_ns": samples, "finished_ns": finished, "elapsed_ns": now - first, "switches": switches}
@@ -117,11 +118,6 @@ def _verbs() -> dict[str, Callable[..., dict[str, Any]]]:
     worker = _Worker()
     verbs = (worker.load, worker.prepare, worker.run, worker.rates, worker.replay, worker.memory, worker.quit)
     return {verb.__name__: verb for verb in verbs}
-
-
-def _switches() -> int:
-    """How often this process had to wait for a core; 0 where the system does not tell."""
-    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _limit_memory() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
-from saten_runtime.bundle.recipe import Recipe, recipe_lines
+from saten_runtime.bundle.recipe import OTHERWISE, UNRECORDED, Recipe, recipe_lines
 from saten_runtime.errors import BundleError
 from saten_runtime.records.plain_text import align
 
@@ -17,7 +17,9 @@ _HEAD = ("layer", "lowering", "form", "shape", "ranks", "nnz", "bytes", "MACs/ro
 
 
 def explain(bundle: Bundle) -> dict[str, Any]:
-    """Plain JSON data: the target and the rows that forms were chosen for, the layers, and the recipe.
+    """Plain JSON data: the target, rows and prices that forms were chosen for, the layers, and the recipe.
+
+    by_shipped_prices: where those of a device chose, how the ones that ship would write the layers that differ.
 
     The layers of a dense model are its weight matrices, of which nothing was predicted.
 
@@ -25,11 +27,15 @@ def explain(bundle: Bundle) -> dict[str, Any]:
         BundleError: the manifest lists no layers and the graph cannot be read.
     """
     manifest = bundle.manifest
+    stages = manifest.recipe.stages if manifest.recipe else ()
+    export = next((stage for stage in reversed(stages) if stage.stage == "export"), UNRECORDED)
     return {
         "bundle": bundle.name,
         "precision": manifest.precision,
         "target": manifest.target,
         "rows": manifest.rows,
+        "prices": export.inputs.get("prices"),
+        "by_shipped_prices": export.outcome.get(OTHERWISE),
         "layers": [dataclasses.asdict(layer) for layer in layers_of(bundle)],
         "recipe": None if manifest.recipe is None else manifest.recipe.to_json(),
     }
@@ -44,7 +50,16 @@ def explain_table(found: dict[str, Any]) -> str:
     table = align([_HEAD, *map(_row, layers), (*totals, f"{sum(known):.1f}" if known else "", "")])
     head = f"{found['bundle']}: {found['precision']}, chosen for {found['target']} and {rows} per layer"
     recipe = None if found["recipe"] is None else Recipe.from_json(found["recipe"], "recipe", BundleError)
-    return "\n".join((head, table, *recipe_lines(recipe)))
+    return "\n".join((head, *_prices_lines(found), table, *recipe_lines(recipe)))
+
+
+def _prices_lines(found: dict[str, Any]) -> list[str]:
+    """Whose prices chose, and what those that ship would have chosen; nothing where they did."""
+    if not isinstance(differing := found["by_shipped_prices"], dict):
+        return []
+    device = (found["prices"] or {}).get("device", "a device that is not recorded")
+    layers = ", ".join(f"{layer} as {lowering}" for layer, lowering in differing.items()) or "the same"
+    return [f"prices of {device}; by those of x86-64: {layers}"]
 
 
 _SUMMED = ("nnz", "bytes", "macs_per_row")

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from saten_runtime.records.plain_text import printable
 
-__all__ = ["UNRECORDED", "Option", "Recipe", "Stage", "options_of", "recipe_lines", "versions_here"]
+__all__ = ["OTHERWISE", "UNRECORDED", "Option", "Recipe", "Stage", "options_of", "recipe_lines", "versions_here"]
 
 Scalar: TypeAlias = str | int | float | bool | None
 Option: TypeAlias = Scalar | list[Scalar] | dict[str, Scalar]
@@ -72,6 +72,8 @@ class Recipe:
         return cls(tuple(_stage(item, f"{where}[{k}]", error) for k, item in enumerate(_items(value, where, error))))
 
 
+# Of an export by the prices of a device, among the outcome: how those of x86-64 would write the layers that differ.
+OTHERWISE = "by-shipped-prices"
 # What stands in a recipe for stages that a version without recipes ran.
 UNRECORDED = Stage("not-recorded")
 

@@ -11,7 +11,12 @@ import psutil
 
 from saten_runtime.records.reader import Count
 
-__all__ = ["Disturbance", "LoadMeter", "Program", "busy_programs"]
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
+
+__all__ = ["Disturbance", "LoadMeter", "Program", "busy_programs", "involuntary_switches"]
 
 _ROOT = Path("/")
 _STEAL = 7  # place in the `cpu` line of /proc/stat, see proc(5)
@@ -83,6 +88,11 @@ def _fields(path: Path) -> list[str]:
         return path.read_text(errors="replace").split()
     except OSError:
         return []
+
+
+def involuntary_switches() -> int:
+    """How often a thread of this process lost its core so far although it had more to do; 0 where nobody counts."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 @dataclass(frozen=True)

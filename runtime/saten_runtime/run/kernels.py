@@ -6,6 +6,7 @@ is looked for where packages are installed, never in the current folder and neve
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from saten_runtime.machine.child import how_it_ended, python_command
-from saten_runtime.records.files import parse_json
+from saten_runtime.machine.device import cpu_flags, cpu_model
+from saten_runtime.records.files import key_of, parse_json
 from saten_runtime.records.plain_text import last_line, one_line
 
 __all__ = ["SWITCH", "Kernels", "probe", "register"]
@@ -58,9 +60,12 @@ class Kernels:
 def register(options: Any) -> Kernels:
     """Add the kernels to `options`, an `onnxruntime.SessionOptions`, where they can be used.
 
-    Where they cannot although they are installed, one line says so, once in a process.
+    Where they cannot although they are installed, one line says so, once in a process. A library that was never loaded
+    on this processor is loaded in a process of its own first: one that it ends there would end this one, too.
     """
-    found = _register(options)
+    found = _tried()
+    if found is None or found.state == "active":
+        found = _register(options, _library())
     if found.state == "unusable":
         _say(f"native kernels: {found.fault}; the function bodies run instead")
     return found
@@ -68,27 +73,66 @@ def register(options: Any) -> Kernels:
 
 def probe() -> Kernels:
     """What `register` would do, found out in a process of its own: loading the library is running it."""
-    code = "from saten_runtime.run.kernels import _main; _main()"
+    library = _library()
+    code = f"from saten_runtime.run.kernels import _main; _main({None if library is None else str(library)!r})"
     try:
         child = subprocess.run(python_command(code), capture_output=True, text=True, timeout=_PROBE_LIMIT_S)
     except subprocess.TimeoutExpired:
-        return Kernels("unusable", fault=f"no answer in {_PROBE_LIMIT_S} s")
+        return Kernels("unusable", fault=f"{library}: no answer in {_PROBE_LIMIT_S} s")
     if child.returncode != 0:
         words = last_line(child.stderr)
-        return Kernels("unusable", fault=how_it_ended(child.returncode, words))
-    return Kernels(**parse_json(child.stdout.splitlines()[-1].encode()))
+        return Kernels("unusable", fault=f"{library}: {how_it_ended(child.returncode, words)}")
+    found = Kernels(**parse_json(child.stdout.splitlines()[-1].encode()))
+    if found.state == "active" and library is not None:
+        _note(library)
+    return found
 
 
-def _main() -> None:
+def _tried() -> Kernels | None:
+    """What came of loading the library in a process of its own, where it was not loaded here before."""
+    library = _library()
+    if library is None or _fault(library) or os.environ.get(SWITCH) == "0" or _is_known(library):
+        return None
+    return _probe_once(_mark(library))
+
+
+@functools.cache
+def _probe_once(mark: Path) -> Kernels:
+    """Once for each library that a process meets; mark: of the library."""
+    return probe()
+
+
+def _is_known(library: Path) -> bool:
+    """Whether this very file was loaded on this very processor before, and nothing happened."""
+    return _mark(library).is_file()
+
+
+def _note(library: Path) -> None:
+    with contextlib.suppress(OSError):  # a home that takes no file: it is tried again next time
+        _mark(library).parent.mkdir(parents=True, exist_ok=True)
+        _mark(library).touch()
+
+
+def _mark(library: Path) -> Path:
+    try:
+        found = library.stat()
+        facts = [str(library), found.st_size, found.st_mtime_ns, cpu_model(), sorted(cpu_flags())]
+    except OSError:
+        facts = [str(library)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "saten-edge" / "kernels" / key_of(facts)
+
+
+def _main(library: str | None) -> None:
     import onnxruntime
 
-    sys.stdout.write(json.dumps(dataclasses.asdict(_register(onnxruntime.SessionOptions())), allow_nan=False) + "\n")
+    found = _register(onnxruntime.SessionOptions(), None if library is None else Path(library))
+    sys.stdout.write(json.dumps(dataclasses.asdict(found), allow_nan=False) + "\n")
 
 
-def _register(options: Any) -> Kernels:
+def _register(options: Any, library: Path | None) -> Kernels:
     if os.environ.get(SWITCH) == "0":
         return Kernels("off")
-    library = _library()
     if library is None:
         return Kernels("not installed")
     fault = _fault(library)

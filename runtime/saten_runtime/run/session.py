@@ -15,7 +15,7 @@ from saten_runtime.run.kernels import register
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
 from saten_runtime.run.products import EXACT_BYTES
 
-__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "session_entries"]
+__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "session_entries", "session_options"]
 
 OPTIMIZED_FILE = "optimized.onnx"
 
@@ -62,7 +62,7 @@ def make_session(
     import onnxruntime
 
     _check_version(bundle, onnxruntime.__version__)
-    options = _options(threads, MEMORY_MODES[memory])
+    options = session_options(threads, MEMORY_MODES[memory])
     register(options)
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -102,7 +102,8 @@ def session_entries(mode: MemoryMode) -> dict[str, str]:
     }
 
 
-def _options(threads: int, mode: MemoryMode) -> Any:
+def session_options(threads: int, mode: MemoryMode) -> Any:
+    """`onnxruntime.SessionOptions` as every session of ours has them."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

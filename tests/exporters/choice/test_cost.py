@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from saten_exporters import PRECISIONS, TARGETS, LayerParts
-from saten_exporters.choice.cost import Rates, choose, predicted_us, rates_of
+from saten_exporters.choice.cost import choose, predicted_us
 from saten_exporters.choice.lowerings import lowerings_of
+from saten_exporters.choice.prices import Rates, shipped_prices
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_FORMS, Work
 from saten_exporters.forms.form import NATIVE, product
@@ -102,14 +103,15 @@ def test_every_form_has_a_price_on_every_target(target: str, precision: str, mak
 
 
 def test_blocks_between_two_measured_sizes_take_the_smaller() -> None:
-    assert rates_of("blocks-48", "fp32", "x86-64") == rates_of("blocks-32", "fp32", "x86-64")
-    assert rates_of("blocks-2", "fp32", "x86-64") == rates_of("blocks-4", "fp32", "x86-64")
-    assert rates_of("blocks-4", "fp32", "x86-64") != rates_of("blocks-32", "fp32", "x86-64")
+    rates_of = shipped_prices("x86-64").rates_of
+    assert rates_of("blocks-48", "fp32") == rates_of("blocks-32", "fp32")
+    assert rates_of("blocks-2", "fp32") == rates_of("blocks-4", "fp32")
+    assert rates_of("blocks-4", "fp32") != rates_of("blocks-32", "fp32")
 
 
 def test_an_unknown_family_is_a_defect() -> None:
     with pytest.raises(KeyError):
-        rates_of("magic", "fp32", "x86-64")
+        shipped_prices("x86-64").rates_of("magic", "fp32")
 
 
 # --- what the measured prices say ------------------------------------------------------------------------------------

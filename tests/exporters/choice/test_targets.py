@@ -48,9 +48,9 @@ BundleOf = Callable[[str, str], Bundle]
 
 
 def test_the_targets_and_their_names() -> None:
-    assert list(TARGETS) == ["x86-64", "x86-64+kernels", "arm64", "web", "mobile"]
+    assert list(TARGETS) == ["x86-64", "x86-64+kernels", "arm64", "arm64+kernels", "web", "mobile"]
     assert DEFAULT_TARGET in TARGETS
-    assert [name for name, target in TARGETS.items() if target.kernels] == ["x86-64+kernels"]
+    assert [name for name, target in TARGETS.items() if target.kernels] == ["x86-64+kernels", "arm64+kernels"]
     assert {name: target.name for name, target in TARGETS.items()} == {name: name for name in TARGETS}
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
+import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import pytest
 from saten_runtime.doctor import examine
 from saten_runtime.run import kernels
 from saten_runtime.run.kernels import SWITCH, Kernels, probe, register
+from saten_runtime.run.runner import Runner
 
 
 @pytest.fixture
@@ -91,6 +96,55 @@ def test_what_kills_the_process_is_reported_not_suffered(monkeypatch: pytest.Mon
     found = probe()
     assert found.state == "unusable"
     assert "SIGILL" in found.fault
+
+
+CRASHES = """
+#include <signal.h>
+__attribute__((constructor)) static void crash(void) { if (getenv("CRASH")) raise(SIGILL); }
+"""
+
+
+@pytest.fixture
+def crashing(fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of this machine that ends whoever loads it by SIGILL, as one for a newer processor does."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    source = tmp_path / "crash.c"
+    source.write_text("#include <stdlib.h>" + CRASHES)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(fake), str(source)], check=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CRASH", "1")
+    kernels._probe_once.cache_clear()
+    return fake
+
+
+def test_a_library_that_crashes_at_load_is_named_and_the_bodies_run(
+    crashing: Path, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "saten_runtime"):
+        assert len(Runner.load(tiny).predict(["w1 w2"])) == 1
+    (line,) = caplog.messages
+    assert line.startswith(f"native kernels: {crashing}: killed by SIGILL (this processor lacks an instruction")
+    assert line.endswith("; the function bodies run instead")
+
+
+def test_the_crash_is_one(crashing: Path) -> None:
+    """The twin: in the process itself the library would have ended everything."""
+    done = subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(crashing)!r})"])
+    assert done.returncode == -signal.SIGILL
+
+
+def test_what_was_loaded_once_is_not_tried_again(
+    crashing: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = Kernels("active", "1.2", "neon")
+    answer = f"print({json.dumps(json.dumps(vars(found)))})"
+    monkeypatch.setattr(kernels, "python_command", lambda code: [sys.executable, "-c", answer])
+    assert kernels._tried() == found
+    assert kernels._tried() is None
+    crashing.write_bytes(crashing.read_bytes() + b"another")  # another build is another library
+    assert kernels._tried() == found
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,14 @@ OTHER_SCHEDULE = {
     "precision": "int8",
 }
 OTHER_DISTILLATION = {"parts": ("hidden",), "temperature": 3.0, "label_weight": 0.5}
-OTHER_EXPORT = {"precision": "int8", "target": "arm64", "rows": 1, "lowering": "low-rank"}
+OTHER_EXPORT = {
+    "precision": "int8",
+    "target": "arm64",
+    "rows": 1,
+    "lowering": "low-rank",
+    "prices": Path("pi5.json"),
+    "emulated": True,
+}
 
 
 def names(options: type) -> list[str]:
@@ -151,7 +158,8 @@ def test_data_of_a_training(tiny_saten: Path, data: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", names(ExportSettings))
 def test_options_of_an_export(name: str) -> None:
     before, after = ExportSettings(), ExportSettings(**{name: OTHER_EXPORT[name]})
-    assert after.recorded()[name] == OTHER_EXPORT[name] != before.recorded()[name]
+    value = OTHER_EXPORT[name].name if name == "prices" else OTHER_EXPORT[name]
+    assert after.recorded()[name] == value != before.recorded()[name]
 
 
 def test_a_file_of_lowerings_is_recorded_by_its_content(tmp_path: Path) -> None:

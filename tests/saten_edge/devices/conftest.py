@@ -37,19 +37,39 @@ EVALUATION = {
     "data": {"file": "data.jsonl", "sha256": "0", "count": 4},
     "rows": [{"bundle": "tiny", "metrics": {"recall_at_1": 0.5}, "seconds": 1.0}],
 }
+FACTS = {
+    **{"machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5", "cores": 4, "cpu_flags": ["asimd"]},
+    **{"emulator": None, "packages": {"onnxruntime": "1.31.1"}},
+    "kernels": {"state": "not installed", "version": None, "isa": None, "fault": ""},
+}
+VALID = {"valid": True, "reasons": []}
 CHECKS = [{"name": "cpu", "status": "WARN", "found": "Cortex-A72", "advice": "measure both"}]
 
 # What `python -m saten_runtime` does on the stand-in board: `behaviour` is put in front.
 RUNTIME = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time, zipfile
 if sys.argv[1] == "doctor":
     print(json.dumps(checks))
     sys.exit(0)
 if "--help" in sys.argv:
     print(usage)
     sys.exit(0)
+if sys.argv[1] == "device":
+    print(json.dumps(facts))
+    sys.exit(0)
 out = pathlib.Path("out")
 out.mkdir(exist_ok=True)
+if sys.argv[1] == "calibrate":
+    with zipfile.ZipFile(sys.argv[2]) as archive:
+        listed = json.loads(archive.read("probes.json"))
+    times = [
+        {"probe": probe["name"], "rows": rows, "count": 20, "p50_ns": 2000 + 10 * rows}
+        for probe in listed["probes"] for rows in listed["rows"]
+        if probe["name"] != "idle" and not probe["native"]
+    ]
+    result = {"schema_version": 1, "probes": "0", "environment": facts, "verdict": verdict, "idle_ns": 1000}
+    (out / "calibrate.json").write_text(json.dumps({**result, "times": times}))
+    sys.exit(0)
 if sys.argv[1] == "eval":
     (out / "eval.json").write_text(json.dumps(evaluation))
     sys.exit(0)
@@ -152,7 +172,8 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     monkeypatch.setattr(wheels, "wheel_cache", lambda: tmp_path / "cache")  # no wheel of this user's is sent
 
     def use(at_step: str = "def at_step(step): pass", **values: Any) -> None:
-        given = {"bench": BENCH, "evaluation": EVALUATION, "checks": CHECKS, "steps": 3, "usage": "", **values}
+        given = {"bench": BENCH, "evaluation": EVALUATION, "checks": CHECKS, "steps": 3, "usage": "", "facts": FACTS}
+        given |= {"verdict": VALID, **values}
         settings = "".join(f"{name} = {value!r}\n" for name, value in given.items())
         wheel = tmp_path / "saten_runtime-0-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w") as archive:

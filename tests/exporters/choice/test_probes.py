@@ -1,0 +1,84 @@
+"""Probes of every form: they are written, timed in processes of their own, and give every price that forms have."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from saten_exporters.choice.fitting import fitted
+from saten_exporters.choice.prices import shipped_prices
+from saten_exporters.choice.probes import Sizes, samples_of, write_probes
+from saten_runtime.bench.probing import PROBES_FILE, read_probing, time_probes
+from saten_runtime.errors import DataError
+
+TINY = Sizes(((128, 128),), (256, 64), (1, 8))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probes") / "probes.zip"
+    write_probes(path, TINY)
+    return path
+
+
+def test_there_is_a_probe_of_every_family(tmp_path: Path) -> None:
+    subjects = write_probes(tmp_path / "probes.zip", TINY)
+    for native, target in ((False, "x86-64"), (True, "x86-64+kernels")):
+        steps = [step for each in subjects.values() if native or not each.native for step in each.steps]
+        assert {f"{step.family} {precision}" for precision, step in steps} == set(shipped_prices(target).table)
+
+
+def test_the_archive_is_the_same_every_time(archive: Path, tmp_path: Path) -> None:
+    write_probes(tmp_path / "again.zip", TINY)
+    assert (tmp_path / "again.zip").read_bytes() == archive.read_bytes()
+    write_probes(tmp_path / "other.zip", Sizes(TINY.shapes, TINY.table, (1,)))
+    assert (tmp_path / "other.zip").read_bytes() != archive.read_bytes()
+
+
+def test_what_is_timed_gives_prices(archive: Path, tmp_path: Path) -> None:
+    subjects = write_probes(tmp_path / "probes.zip", TINY)
+    result = time_probes(archive, rounds=1)
+    assert read_probing(json.loads(json.dumps(result.to_json()))) == result
+    active = result.environment["kernels"]["state"] == "active"
+    wanted = {(name, rows) for name, each in subjects.items() for rows in TINY.rows if active or not each.native}
+    assert {(each.probe, each.rows) for each in result.times} == wanted
+    assert not result.verdict.valid  # one round has too few samples
+    prices = fitted([sample for _, sample in samples_of(subjects, result)])
+    assert set(prices) == set(shipped_prices("x86-64+kernels" if active else "x86-64").table)
+
+
+def without(archive: Path, out: Path, **changed: bytes | None) -> Path:
+    """A copy without, or with other, members; PROBES stands for the list."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(out, "w") as target:
+        for name in source.namelist():
+            key = "PROBES" if name == PROBES_FILE else name
+            content = changed.get(key, source.read(name))
+            if content is not None:
+                target.writestr(name, content)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("listing", "words"),
+    [
+        (None, "expected an archive of probes"),
+        (b"[]", "expected a JSON object"),
+        (b'{"schema_version": 9, "rows": [1], "probes": []}', "schema_version is 9, expected 1"),
+        (b'{"schema_version": 1, "rows": [0], "probes": []}', "rows[0]: found 0"),
+        (b'{"schema_version": 1, "rows": [1], "probes": [{"name": 3}]}', "expected"),
+    ],
+)
+def test_an_archive_that_is_none_is_refused(listing: bytes | None, words: str, archive: Path, tmp_path: Path) -> None:
+    damaged = without(archive, tmp_path / "damaged.zip", PROBES=listing)
+    with pytest.raises(DataError) as caught:
+        time_probes(damaged)
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "probes.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="expected an archive of probes"):
+        time_probes(tmp_path / "probes.zip")
