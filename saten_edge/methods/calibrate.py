@@ -23,8 +23,8 @@ from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 __all__ = ["BATCH", "calibrate", "described", "encoded"]
 
 BATCH, TOKENS = 32, 128
-# Sensitivities are measured on the first texts, so many at a time: a backward pass keeps every layer's activations.
-SENSITIVITY_ITEMS, SENSITIVITY_BATCH = 32, 4
+# Sensitivities are measured on the first texts, one at a time: a backward pass keeps every layer's activations.
+SENSITIVITY_ITEMS = 32
 # Logits that are in memory at once, 128 MiB of them.
 MOST_LOGITS = 2**25
 Batch = dict[str, Any]
@@ -63,10 +63,7 @@ def calibrate(
                 loaded.model,
                 matrices(layers),
                 moments,
-                (
-                    encoded(loaded, items[start : start + SENSITIVITY_BATCH])
-                    for start in range(0, min(len(items), SENSITIVITY_ITEMS), SENSITIVITY_BATCH)
-                ),
+                (encoded(loaded, [item]) for item in items[:SENSITIVITY_ITEMS]),
                 share,
                 lambda name: advance(next(done), steps, name),
                 heads,

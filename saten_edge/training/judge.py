@@ -8,13 +8,16 @@ import torch
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Examples, checked, collator, encode
+from saten_edge.training.heads import output_layer, outputs
 from saten_edge.training.losses import Sides
 from saten_edge.training.objectives import Training
 from saten_edge.training.pooling import pooling_of
+from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 __all__ = ["judge"]
 
-BATCH = 64
+# A decoder's states after every block are there at once; its logits are not.
+BATCH, DECODER_BATCH = 64, 8
 
 
 def judge(
@@ -31,20 +34,22 @@ def judge(
     collate, device = collator(student, labelled), student.model.device
     student.model.eval()
     found = []
+    chunked = training.task == TEXT_GENERATION
+    size, seen = DECODER_BATCH if chunked else BATCH, teacher if training.label_loss is None else None
     with torch.no_grad():
-        for start in range(0, len(rows), BATCH):
-            batch = {name: tensor.to(device) for name, tensor in collate(rows[start : start + BATCH]).items()}
-            parts = training.judged(_sides(student, teacher if training.label_loss is None else None, batch))
+        for start in range(0, len(rows), size):
+            batch = {name: tensor.to(device) for name, tensor in collate(rows[start : start + size]).items()}
+            parts = training.judged(_sides(student, seen, batch, chunked=chunked))
             found.append([part.reshape(-1, *part.shape[1:]).cpu() for part in parts])
     arrays = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
     return {**training.metrics(*arrays), "examples": len(rows)}
 
 
-def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, Any]) -> Sides:
+def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, Any], *, chunked: bool) -> Sides:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    got = outputs(student.model, inputs, hidden=teacher is not None, chunked=chunked)
+    heads = (output_layer(student.model, student.model.device),) if chunked else ()
     if teacher is None:
-        return Sides(batch, student.model(**inputs))
-    got = student.model(**inputs, output_hidden_states=True)
-    return Sides(
-        batch, got, teacher.model(**inputs, output_hidden_states=True), (pooling_of(student), pooling_of(teacher))
-    )
+        return Sides(batch, got, heads=heads)
+    wanted = outputs(teacher.model, inputs, hidden=True, chunked=False)
+    return Sides(batch, got, wanted, (pooling_of(student), pooling_of(teacher)))

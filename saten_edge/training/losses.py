@@ -6,7 +6,7 @@ processes can divide by what all of them hold: their mean gradient is then that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saten_edge.training.heads import Head, in_chunks
 from saten_runtime.errors import ShapeError
 
 __all__ = [
@@ -34,13 +35,17 @@ Fraction = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sides:
-    """What a batch came to: the student's outputs, the teacher's or None, how each pools, and the temperature."""
+    """What a batch came to: the student's outputs, the teacher's or None, how each pools, and the temperature.
+
+    heads: the output layers of both, where logits are made in chunks; see `saten_edge.training.heads`.
+    """
 
     batch: Mapping[str, Tensor]
     student: Any
     teacher: Any = None
     pools: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
     temperature: float = 1.0
+    heads: tuple[Head, ...] = ()
 
 
 def cross_entropy(sides: Sides) -> Fraction:
@@ -56,18 +61,29 @@ def squared_error(sides: Sides) -> Fraction:
 
 
 def next_token(sides: Sides) -> Fraction:
-    """Cross entropy of logits (n, t, vocabulary) with the token that follows, padding left out."""
+    """Cross entropy of the logits of each token with the token that follows, padding left out."""
     follows = sides.batch["attention_mask"][:, 1:].bool()
     wanted = sides.batch["input_ids"][:, 1:][follows]
-    got = sides.student.logits[:, :-1][follows].float()
-    return functional.cross_entropy(got, wanted, reduction="sum"), _count(wanted)
+    ((rows, head),) = _predictions(sides, [sides.student], functional.pad(follows, (0, 1)))
+
+    def total(rows: Tensor, wanted: Tensor) -> Tensor:
+        return functional.cross_entropy(head(rows), wanted, reduction="sum")
+
+    return in_chunks(total, rows, wanted), _count(wanted)
 
 
 def kl_divergence(sides: Sides) -> Fraction:
     """KL of the softened distributions, times the temperature squared (Hinton et al., arXiv:1503.02531)."""
-    got, wanted = (_rows(side.logits, sides.batch) / sides.temperature for side in _both(sides, "logits"))
-    total = functional.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True)
-    return sides.temperature**2 * total, _count(got)
+    kept = sides.batch["attention_mask"].bool() if "attention_mask" in sides.batch else None
+    (got, student), (wanted, teacher) = _predictions(sides, _both(sides, "logits"), kept)
+
+    def total(got: Tensor, wanted: Tensor) -> Tensor:
+        ours = (student(got) / sides.temperature).log_softmax(-1)
+        with torch.no_grad():
+            theirs = (teacher(wanted) / sides.temperature).log_softmax(-1)
+        return functional.kl_div(ours, theirs, reduction="sum", log_target=True)
+
+    return sides.temperature**2 * in_chunks(total, got, wanted), _count(got)
 
 
 def logits_error(sides: Sides) -> Fraction:
@@ -121,6 +137,14 @@ def _both(sides: Sides, name: str) -> tuple[Any, Any]:
 
 def _shapes(outputs: Tensor | tuple[Tensor, ...]) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _predictions(sides: Sides, outputs: Sequence[Any], kept: Tensor | None) -> list[tuple[Tensor, Head]]:
+    """Of each of the outputs, the rows that predict, and what makes them logits: of classes, or of the kept tokens."""
+    if sides.heads:
+        return [(one.hidden_states[-1][kept], head) for one, head in zip(outputs, sides.heads, strict=False)]
+    logits = [one.logits if one.logits.ndim == 2 else one.logits[kept] for one in outputs]
+    return [(rows, Tensor.float) for rows in logits]
 
 
 def _rows(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:

@@ -22,11 +22,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.training.data import Batches
 from saten_edge.training.distillation import Distillation
+from saten_edge.training.heads import output_layer, outputs
 from saten_edge.training.losses import Fraction, Sides
 from saten_edge.training.objectives import Loss, Training
 from saten_edge.training.pooling import pooling_of
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_runtime.records.files import system_errors
+from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 __all__ = ["Interrupt", "Objective", "SatenTrainer", "interruptible", "multiplies_bf16", "training_arguments"]
 
@@ -47,6 +49,8 @@ class Objective:
         self.losses, self.teacher, self.temperature = weighted, teacher if parts else None, distillation.temperature
         self.hidden = bool({"hidden", "embedding"} & set(parts))
         self.pools = (pooling_of(student), pooling_of(teacher)) if teacher is not None else ()
+        self.models = (student.model, *([self.teacher.model] if self.teacher is not None else []))
+        self.chunked = training.task == TEXT_GENERATION
         # a head that no loss looks at
         self.leaves_unused = training.label_loss is not None and not (distillation.label_weight or "logits" in parts)
 
@@ -63,12 +67,13 @@ class Objective:
     def sides(self, model: Any, batch: Mapping[str, Tensor]) -> Sides:
         """Both models' outputs on a batch."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        wanted = None
+        wanted, how = None, {"hidden": self.hidden, "chunked": self.chunked}
         if self.teacher is not None:
             with torch.no_grad():
-                wanted = self.teacher.model(**inputs, output_hidden_states=self.hidden)
-        got = model(**inputs, output_hidden_states=self.hidden)
-        return Sides(batch, got, wanted, self.pools, self.temperature)
+                wanted = outputs(self.teacher.model, inputs, **how)
+        got = outputs(model, inputs, **how)
+        heads = tuple(output_layer(each, _device(batch)) for each in self.models) if self.chunked else ()
+        return Sides(batch, got, wanted, self.pools, self.temperature, heads)
 
 
 class SatenTrainer(Trainer):  # type: ignore[misc]

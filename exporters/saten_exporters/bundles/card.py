@@ -30,7 +30,6 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
     bound = manifest.tolerance.get("relative")
     limit = f"allowed {bound:.2e}" if bound is not None else "no bound"
     task = TASKS[manifest.task]
-    command, item = USES[task.takes[0] if manifest.image is None else IMAGES]
     return "\n".join(
         (
             "---",
@@ -47,7 +46,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             "",
             "```sh",
             "pip install saten-runtime  # from a clone of saten-edge: pip install ./runtime",
-            f"saten-run {command} . {item}",
+            *_commands(manifest),
             "```",
             "",
             f"The graph and its weights take {sum(sizes.values()):,} bytes. The relative error against torch was at "
@@ -67,6 +66,14 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             "",
         )
     )
+
+
+def _commands(manifest: Manifest) -> list[str]:
+    """First commands to run a bundle with; a chat model answers messages, and continues texts as any decoder does."""
+    command, item = USES[TASKS[manifest.task].takes[0] if manifest.image is None else IMAGES]
+    chat = manifest.generation is not None and manifest.generation.chat is not None
+    talk = ["saten-run chat .  # a message per line", 'saten-run generate . --chat "a question"'] if chat else []
+    return [*talk, f"saten-run {command} . {item}"]
 
 
 def _cost(manifest: Manifest) -> list[str]:

@@ -92,6 +92,7 @@ def test_a_bundle_without_a_template_refuses_a_chat(tmp_path: Path) -> None:
     saten_edge.export(save_gguf(tmp_path / "plain.gguf", template=None), tmp_path / "bundle")
     with pytest.raises(BundleError, match="has no chat template that a bundle expresses"):
         "".join(Conversation(Runner.load(tmp_path / "bundle"), GREEDY).say("hi"))
+    assert "saten-run chat" not in (tmp_path / "bundle" / "README.md").read_text("utf-8")
 
 
 def test_the_command_answers_line_by_line(
@@ -104,6 +105,10 @@ def test_the_command_answers_line_by_line(
     assert answers[0] == theirs(gguf, [{"role": "user", "content": FIRST}])
     assert cli.main(["generate", str(bundle), FIRST, "--chat", "-n", "10", "--temperature", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == answers[0]
+
+
+def test_the_card_says_how_to_talk_to_it(bundle: Path) -> None:
+    assert "saten-run chat ." in (bundle / "README.md").read_text("utf-8")
 
 
 def test_a_system_message_needs_a_chat(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
