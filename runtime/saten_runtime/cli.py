@@ -139,6 +139,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     except Interrupted as interrupt:
         result, code = interrupt.result, INTERRUPTED
     print(json.dumps(result.to_json(), indent=2, allow_nan=False) if arguments.as_json else table(result))
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     return code
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 __all__ = ["INTERRUPTED", "start"]
 
@@ -21,7 +23,8 @@ def start(program: str, run: Callable[[], int | None]) -> int | None:
     `run` imports all it needs itself.
 
     An extension module that imports numpy may lose the interrupt on the way, and then fails in some other way: every
-    error after Ctrl-C is Ctrl-C's.
+    error after Ctrl-C is Ctrl-C's. The process then ends at once, so that no native thread still runs in what the
+    interpreter takes down.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # one that cannot show a character shows its number
@@ -41,14 +44,32 @@ def start(program: str, run: Callable[[], int | None]) -> int | None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
         signal.signal(signal.SIGINT, press)
     try:
-        return run()
+        code = run()
     except KeyboardInterrupt:
-        pass
+        code = _said(program)
     except Exception:
         if not pressed:
             raise
+        code = _said(program)
+    except SystemExit as ended:  # it said itself what there was to say
+        if not pressed or isinstance(ended.code, str):
+            raise
+        code = ended.code
+    if pressed:
+        _end(code)
+    return code
+
+
+def _said(program: str) -> int:
     print(f"{program}: interrupted", file=sys.stderr)
     return INTERRUPTED
+
+
+def _end(code: int | None) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader went away
+            stream.flush()
+    os._exit(code or 0)
 
 
 def _is_text(argument: str) -> bool:

@@ -37,7 +37,8 @@ def bench(
         with talk(printing) as said:
             result = saten_edge.bench(bundles, plan, **vars(files), progress=said.progress)
     except Interrupted as interrupt:
-        print(table(interrupt.result))
+        result = interrupt.result
+        show(result.to_json(), lambda _: table(result), printing)
         raise
     show(result.to_json(), lambda _: table(result), printing)
     if not result.verdict.valid:

@@ -103,12 +103,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SatenError as error:
         print(f"saten-edge: error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # outside of a command, where typer does not catch it
-        print("saten-edge: interrupted", file=sys.stderr)
+    except SystemExit as ended:
+        if (interrupt := _interrupt_behind(ended)) is not None:
+            _say_interrupted(interrupt)
+        raise
+    except KeyboardInterrupt as interrupt:  # outside of a command, where typer does not catch it
+        _say_interrupted(interrupt)
         sys.exit(INTERRUPTED)
     except OSError as error:  # a full or read-only disk, a file that went away
         print(f"saten-edge: error: {printable(system_refusal(error))}", file=sys.stderr)
         sys.exit(SatenError.exit_code)
+
+
+def _interrupt_behind(ended: SystemExit) -> BaseException | None:
+    """The Ctrl-C that typer turned into an exit code without a word."""
+    exited = ended.__context__
+    cause = None if exited is None else exited.__cause__
+    return cause if isinstance(cause, KeyboardInterrupt) else None
+
+
+def _say_interrupted(interrupt: BaseException) -> None:
+    print(f"saten-edge: {printable(str(interrupt)) or 'interrupted'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

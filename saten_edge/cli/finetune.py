@@ -28,12 +28,8 @@ def finetune(
     """Fine-tune a model on labels, towards the dense model it was made from, or both."""
     main_process = os.environ.get("RANK", "0") == "0"
     with talk(printing if main_process else replace(printing, quiet=True)) as said:
-        try:
-            metrics = saten_edge.finetune(
-                model, output, data, options, resume=resume, overwrite=overwrite, progress=said.progress
-            )
-        except KeyboardInterrupt as interrupt:
-            said.say(str(interrupt))
-            raise
+        metrics = saten_edge.finetune(
+            model, output, data, options, resume=resume, overwrite=overwrite, progress=said.progress
+        )
     if main_process:
         show(metrics, metrics_table, printing)

@@ -42,6 +42,17 @@ def test_ctrl_c_is_one_line(code: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "x: interrupted\n")
 
 
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "return 0", "raise SystemExit(130)", "raise OSError"])
+def test_nothing_runs_in_an_interpreter_that_is_taken_down(code: str) -> None:
+    """A native thread would; the twin is a command that ends without Ctrl-C."""
+    crash = "import atexit; atexit.register(os.abort)"
+    pressed = f"try: {PRESSED}\n    except KeyboardInterrupt: pass"
+    done = tried(f"{crash}\n    {pressed}\n    print('kept', end='')\n    {code}")
+    assert done.returncode == (0 if code == "return 0" else INTERRUPTED)
+    assert done.stdout == "kept"
+    assert tried(f"{crash}\n    return 0").returncode == -signal.SIGABRT
+
+
 def test_a_defect_is_no_ctrl_c() -> None:
     done = tried("raise ImportError('cannot load')")
     assert done.returncode == 1

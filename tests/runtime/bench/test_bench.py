@@ -305,7 +305,7 @@ def test_ctrl_c_ends_all_processes(tiny: Path, slow: Path, tmp_path: Path) -> No
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert stderr == ""
+    assert stderr == "saten-run: interrupted\n"
     assert "INVALID: interrupted" in stdout
     assert json.loads((out / "bench.json").read_text())["verdict"]["reasons"][0] == "interrupted"
     _, alive = psutil.wait_procs(workers, timeout=5)
