@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from saten_runtime.accuracy.columns import LABEL_COLUMNS, WORD_COLUMNS
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object, replace_file
 
-__all__ = ["FORMATS", "Row", "number_in", "read_items", "read_rows", "read_texts", "write_lines"]
+__all__ = ["FORMATS", "Row", "number_in", "read_items", "read_rows", "read_texts", "text_in", "write_lines"]
 
-LABEL_COLUMNS = ("label", "labels")
 # Where a row stands, for messages, and its values by column.
 Row = tuple[str, dict[str, Any]]
 
@@ -42,11 +43,18 @@ def read_texts(path: str | Path) -> list[str]:
         DataError: the file cannot be read, a line is no JSON object, or there is no text in it.
     """
     rows = (row for _, row in read_rows(Path(path)))
-    values = (value for row in rows for name, value in row.items() if name not in LABEL_COLUMNS)
-    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    values = (column for row in rows for column in row.items() if column[0] not in LABEL_COLUMNS)
+    texts = [text for text in itertools.starmap(text_in, values) if text is not None]
     if not texts:
         raise DataError(f'{path}: holds no text; expected lines such as {{"text": "…"}}')
     return texts
+
+
+def text_in(name: str, value: Any) -> str | None:
+    """The text that a column holds, as it is or, in one of `WORD_COLUMNS`, as a list of its words."""
+    words = name in WORD_COLUMNS and isinstance(value, list) and all(isinstance(word, str) for word in value)
+    text = " ".join(value) if words else value
+    return text if isinstance(text, str) and text.strip() else None
 
 
 def read_items(path: str | Path) -> list[str] | list[Path]:

@@ -41,7 +41,15 @@ from saten_runtime.vocabulary.files import (
     TOKENIZER_FILE,
     TRANSFORMER_FILE,
 )
-from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, HUB_TASKS, PROMPTS, TEXT_GENERATION, VALUES, device_task
+from saten_runtime.vocabulary.tasks import (
+    FEATURE_EXTRACTION,
+    HUB_TASKS,
+    PROMPTS,
+    QUESTION_ANSWERING,
+    TEXT_GENERATION,
+    VALUES,
+    device_task,
+)
 
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
@@ -327,6 +335,8 @@ def _read_weights(
 def _labels(task: str, num_labels: int | None) -> dict[str, Any]:
     if num_labels is None:
         return {}
+    if task == QUESTION_ANSWERING.hub and num_labels == 2:  # where an answer begins, and where it ends
+        return {"num_labels": num_labels}
     if num_labels < 1 or HUB_TASKS[task].labels is None:
         raise UsageError(f"{num_labels} labels for {task}; expected at least one, for a classification")
     regression = device_task(task, num_labels).labels == VALUES

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from saten_edge.texts import LABEL_COLUMNS
+from saten_runtime.accuracy.columns import LAYOUTS, PAIR, label_in, layouts_in
 from saten_runtime.errors import DataError, UsageError
 
-__all__ = ["EXPECTED", "LABEL", "LAYOUTS", "label_column", "layout_of", "parse_columns"]
+__all__ = ["EXPECTED", "LABEL", "label_column", "layout_of", "parse_columns"]
 
 LABEL = "label"
-# what an example may be made of
-LAYOUTS = (("text",), ("text_a", "text_b"), ("image",))
-PAIRS = (
-    ("text_a", "text_b"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text", "text_pair"),
-)
-SINGLE = {
-    **dict.fromkeys(("text", "sentence", "content", "review", "question"), "text"),
-    **dict.fromkeys(("image", "img"), "image"),
-}
-EXPECTED = (
-    "expected text, or text_a and text_b, or image, and label; say which by --columns, such as text=NAME,label=NAME"
-)
+_CHOICES = "text, or text_a and text_b, or image, or words, or question and context"
+EXPECTED = f"expected {_CHOICES}, and label; say which by --columns, such as text=NAME,label=NAME"
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -42,7 +27,7 @@ def parse_columns(text: str) -> dict[str, str]:
             raise ValueError(f"{ours!r}: expected {', '.join(sorted(known))}, each with = and the name of a column")
     named = {ours: theirs for ours, _, theirs in pairs}
     if set(named) - {LABEL} and tuple(name for name in named if name != LABEL) not in LAYOUTS:
-        raise ValueError("expected text, or text_a and text_b, or image, and label")
+        raise ValueError(f"expected {_CHOICES}, and label")
     return named
 
 
@@ -57,18 +42,18 @@ def layout_of(source: str, columns: Sequence[str], named: Mapping[str, str]) -> 
     given = {ours: theirs for ours, theirs in named.items() if ours != LABEL}
     if given:
         return given
-    pairs = [dict(zip(("text_a", "text_b"), pair, strict=True)) for pair in PAIRS if set(pair) <= set(columns)]
-    paired = {column for pair in pairs for column in pair.values()}
-    found = pairs + [{SINGLE[name]: name} for name in SINGLE if name in columns and name not in paired]
-    half = {"text_a", "text_b"} & set(columns) - paired
+    found = layouts_in(columns)
+    half = set(PAIR) & set(columns) - {column for layout in found for column in layout.values()}
     if len(found) > 1 or (found and half):
         raise UsageError(f"{source}: its columns are {', '.join(columns)}; {EXPECTED}")
     return found[0] if found else None
 
 
-def label_column(columns: Iterable[str], named: Mapping[str, str]) -> str | None:
-    """The column of the labels, if there is one."""
-    return named.get(LABEL) or next((name for name in LABEL_COLUMNS if name in columns), None)
+def label_column(
+    columns: Sequence[str], named: Mapping[str, str], layout: Mapping[str, str] | None = None
+) -> str | None:
+    """The column of the labels of examples of such a layout, if there is one."""
+    return named.get(LABEL) or label_in(columns, layout or ())
 
 
 def _refuse_absent(source: str, columns: Sequence[str], wanted: Iterable[str]) -> None:

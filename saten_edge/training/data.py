@@ -17,18 +17,23 @@ from torch.utils.data import DataLoader
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.images import open_image
-from saten_edge.texts import FORMATS, Row, number_in, read_rows
-from saten_edge.training.columns import EXPECTED, LABEL, label_column, layout_of
+from saten_edge.training.losses import IGNORED
 from saten_edge.training.objectives import Training
+from saten_edge.training.spans import ENCODERS, NOTE, count_long
 from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.records.plain_text import one_line
-from saten_runtime.vocabulary.tasks import VALUES
+from saten_runtime.vocabulary.tasks import (
+    IMAGE_CLASSIFICATION,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    VALUES,
+    Task,
+)
 
 __all__ = [
     "Batches",
     "Examples",
-    "Rows",
     "checked",
     "collator",
     "count_cut",
@@ -39,13 +44,19 @@ __all__ = [
 
 # Batches are cut from this many batches' worth of examples, sorted by length.
 POOLED_BATCHES = 16
+# The first and the last token of an answer: the outputs of a head for question-answering.
+ENDS = 2
 # Where nothing else is said, texts are cut to what the model reads, and to this many tokens.
 MOST_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class Examples:
-    """inputs: (text,), (text, text) or (image,) each, an image being its path or itself; labels: as many, or none."""
+    """inputs: (text,), (text, text), (words,) or (image,) each, an image being its path or itself.
+
+    labels: as many, or none: classes or numbers; of words, one for each word; of questions, the answers, each with
+    its first character.
+    """
 
     source: str
     inputs: list[tuple[Any, ...]]
@@ -54,7 +65,20 @@ class Examples:
     @property
     def images(self) -> bool:
         """Whether the inputs are images."""
-        return self.inputs != [] and not isinstance(self.inputs[0][0], str)
+        return self.inputs != [] and not isinstance(self.inputs[0][0], str | list)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.labels is not None
+
+    @property
+    def task(self) -> Task:
+        """What a new head would learn from the labels."""
+        if self.images:
+            return IMAGE_CLASSIFICATION
+        words = self.inputs != [] and isinstance(self.inputs[0][0], list)
+        return TOKEN_CLASSIFICATION if words else TEXT_CLASSIFICATION
 
     def described(self) -> dict[str, Option]:
         """For the recipe: name, number, and sha256 of inputs and labels in order; of an image its file or pixels."""
@@ -72,13 +96,14 @@ class Examples:
         Raises:
             DataError: labels that are missing, negative, out of range, of one class, or with a class left out.
         """
-        labels = self._numbers()
+        numbered = self._numbers()
+        labels = [label for _, label in numbered]
         if any(isinstance(label, float) for label in labels):
             return None
         count = known or max(labels) + 1
-        wrong = next((k for k, label in enumerate(labels) if not 0 <= label < count), None)
+        wrong = next(((number, label) for number, label in numbered if not 0 <= label < count), None)
         if wrong is not None:
-            raise DataError(f"{self.source}: example {wrong + 1} has label {labels[wrong]}; expected 0 … {count - 1}")
+            raise DataError(f"{self.source}: example {wrong[0]} has label {wrong[1]}; expected 0 … {count - 1}")
         absent = sorted(set(range(count)) - set(labels))
         if count < 2 or len(set(labels)) < 2:
             raise DataError(f"{self.source}: all labels are {labels[0]}; expected two classes at least")
@@ -94,16 +119,26 @@ class Examples:
         Raises:
             DataError: they are missing, not finite, or all the same.
         """
-        values = [float(label) for label in self._numbers()]
+        values = [float(label) for _, label in self._numbers()]
         if len(set(values)) < 2:
             raise DataError(f"{self.source}: all labels are {values[0]:g}; there is nothing to learn")
         return values
 
+    def answered(self) -> Examples:
+        """Themselves, which have answers.
+
+        Raises:
+            DataError: they have none.
+        """
+        if self.labels is None:
+            raise DataError(f"{self.source}: has no answers; expected a column answers, or a --teacher that knows them")
+        return self
+
     @property
     def names(self) -> list[str]:
         """The labels that are words, or none."""
-        words = {str(label) for label in self.labels or ()}
-        return sorted(words) if any(isinstance(label, str) for label in self.labels or ()) else []
+        words = {str(label) for _, label in self._each()}
+        return sorted(words) if any(isinstance(label, str) for _, label in self._each()) else []
 
     def numbered(self, names: Mapping[str, int]) -> Examples:
         """With numbers for labels that are words.
@@ -113,124 +148,41 @@ class Examples:
         """
         if not self.names:
             return self
-        for number, label in enumerate(self.labels or (), 1):
+        for number, label in self._each():
             if str(label) not in names:
                 known = ", ".join(list(names)[:10])
                 raise DataError(f"{self.source}: example {number} has label {label!r:.80}; the model knows {known}")
-        return replace(self, labels=[names[str(label)] for label in self.labels or ()])
 
-    def _numbers(self) -> list[Any]:
+        def number_of(label: Any) -> Any:
+            return [number_of(each) for each in label] if isinstance(label, list) else names[str(label)]
+
+        return replace(self, labels=[number_of(label) for label in self.labels or ()])
+
+    def _each(self) -> list[tuple[int, Any]]:
+        """Every label, of words each of theirs, with the number of its example."""
+        several = (label if isinstance(label, list) else [label] for label in self.labels or ())
+        return [(number, each) for number, labels in enumerate(several, 1) for each in labels]
+
+    def _numbers(self) -> list[tuple[int, Any]]:
         if self.labels is None:
             raise DataError(
                 f"{self.source}: has no labels; expected a column label, or another that --columns label=NAME names, "
                 "or a --teacher that knows them"
             )
-        for number, label in enumerate(self.labels, 1):
+        for number, label in self._each():
             finite = isinstance(label, int | float) and not isinstance(label, bool) and math.isfinite(label)
             if not finite:
                 raise DataError(f"{self.source}: example {number} has label {label!r}; expected a number")
-        return self.labels
+        return self._each()
 
 
 def _bytes(part: Any) -> bytes:
     if isinstance(part, str):
         return part.encode()
+    if isinstance(part, list):
+        return json.dumps(part, allow_nan=False).encode()
     content: bytes = part.read_bytes() if isinstance(part, Path) else part.tobytes()
     return content
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a data file or set holds, before it is known what for.
-
-    layout: the columns of an example, ours → theirs; None where their names say nothing. label: that of the labels.
-    """
-
-    source: str
-    folder: Path
-    rows: list[Row]
-    layout: dict[str, str] | None
-    label: str | None
-    chosen: bool = False
-
-    @classmethod
-    def read(cls, source: str, *, split: str = "train", columns: Mapping[str, str] | None = None) -> Rows:
-        """Read a JSON Lines or CSV file, or a data set of the `datasets` library by `name[:config]` or folder.
-
-        columns: ours → theirs, where they are not called by their usual names.
-
-        Raises:
-            DataError: it cannot be read, is empty, or lacks a column.
-            UsageError: an example could be made of several of its columns.
-        """
-        path, named = Path(source), columns or {}
-        local = path.is_file() or path.suffix.lower() in FORMATS
-        rows = read_rows(path) if local else _dataset_rows(source, split)
-        if not rows:
-            raise DataError(f"{source}: is empty; expected at least one example")
-        there = list(rows[0][1])
-        layout, label = layout_of(source, there, named), label_column(there, named)
-        return cls(source, path.parent, rows, layout, label, chosen=bool(named.keys() - {LABEL}))
-
-    @property
-    def labelled(self) -> bool:
-        """Whether there are labels."""
-        return self.label is not None
-
-    @property
-    def images(self) -> bool:
-        """Whether an example is an image."""
-        return self.layout is not None and "image" in self.layout
-
-    def examples(self, inputs: str) -> Examples:
-        """The examples, with labels where there are some.
-
-        inputs: see `Training`. "plain" takes every string of every row, but for labels, where no column was chosen.
-
-        Raises:
-            DataError: a row that does not fit.
-        """
-        if inputs == "plain":
-            return Examples(self.source, self._plain())
-        columns = ", ".join(self.rows[0][1])
-        if self.layout is None:
-            raise DataError(f"{self.source}: its columns are {columns}; {EXPECTED}")
-        if (inputs == "image") != self.images:
-            raise DataError(f"{self.source}: its columns are {columns}; the task's examples have {inputs}")
-        examples = [self._example(where, row, self.layout) for where, row in self.rows]
-        return Examples(self.source, examples, None if self.label is None else self._labels(self.label))
-
-    def _labels(self, column: str) -> list[Any]:
-        for where, row in self.rows:
-            if row.get(column) in (None, ""):
-                raise DataError(f"{where}: has no label; expected one in {column}")
-        labels = [row[column] for _, row in self.rows]
-        numbers = [number_in(label) if isinstance(label, str) else label for label in labels]
-        return labels if any(isinstance(number, str) for number in numbers) else numbers
-
-    def _plain(self) -> list[tuple[str, ...]]:
-        wanted = set(self.layout.values()) if self.layout is not None and self.chosen else None
-        values = (
-            value
-            for _, row in self.rows
-            for name, value in row.items()
-            if (name != self.label if wanted is None else name in wanted)
-        )
-        texts: list[tuple[str, ...]] = [(value,) for value in values if isinstance(value, str) and value.strip()]
-        if not texts:
-            raise DataError(f'{self.source}: holds no text; expected lines such as {{"text": "…"}}')
-        return texts
-
-    def _example(self, where: str, row: dict[str, Any], layout: Mapping[str, str]) -> tuple[Any, ...]:
-        if any(column not in row for column in layout.values()):
-            wanted = " and ".join(layout.values())
-            raise DataError(f"{where}: has {', '.join(row)}; expected {wanted}, as in the first example")
-        values = tuple(row[column] for column in layout.values())
-        if "image" in layout:
-            return tuple(_image(where, value, self.folder) for value in values)
-        if not all(isinstance(value, str) for value in values):
-            raise DataError(f"{where}: {' and '.join(layout.values())} must be text, found {values!r:.80}")
-        return values
 
 
 def cut_length(loaded: LoadedModel, asked: int | None) -> int:
@@ -248,6 +200,8 @@ def count_cut(loaded: LoadedModel, examples: Examples, length: int) -> int:
     """How many examples have more than `length` tokens."""
     if examples.images:
         return 0
+    if loaded.task in ENCODERS:
+        return count_long(loaded, examples.inputs, length)
     long = [row for row in examples.inputs if sum(len(text.encode()) for text in row) > length - 2 * (len(row) + 1)]
     if not long:
         return 0
@@ -256,9 +210,19 @@ def count_cut(loaded: LoadedModel, examples: Examples, length: int) -> int:
 
 
 def encode(
-    loaded: LoadedModel, examples: Examples, labels: Sequence[Any] | None, max_length: int | None
+    loaded: LoadedModel,
+    examples: Examples,
+    labels: Sequence[Any] | None,
+    max_length: int | None,
+    *,
+    noted: bool = False,
 ) -> list[dict[str, Any]]:
-    """The model's inputs for each example, unpadded; images stay as they are until they are used."""
+    """The model's inputs for each example, unpadded; images stay as they are until they are used.
+
+    A long context gives several rows. noted: with what a judge needs, see `spans.NOTE`.
+    """
+    if not examples.images and loaded.task in ENCODERS:
+        return ENCODERS[loaded.task](loaded, examples.inputs, labels, cut_length(loaded, max_length), noted)
     if examples.images:
         rows: list[dict[str, Any]] = [{"image": image} for (image,) in examples.inputs]
     else:
@@ -273,7 +237,22 @@ def collator(loaded: LoadedModel, examples: Examples) -> Callable[[list[dict[str
     """Puts encoded examples into one batch, padded to its longest."""
     if examples.images:
         return lambda rows: _image_batch(loaded.processor, rows)
-    return loaded.pad
+    return lambda rows: _text_batch(loaded, rows)
+
+
+def _text_batch(loaded: LoadedModel, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    batch = loaded.pad([{name: value for name, value in row.items() if name not in ("labels", NOTE)} for row in rows])
+    return {**batch, **_labels_of(rows, batch["input_ids"].shape[1])}
+
+
+def _labels_of(rows: list[dict[str, Any]], width: int) -> dict[str, Tensor]:
+    """The labels of a batch; of words, each row is filled up to `width`."""
+    if "labels" not in rows[0]:
+        return {}
+    labels = [row["labels"] for row in rows]
+    if isinstance(labels[0], list):
+        labels = [label + [IGNORED] * (width - len(label)) for label in labels]
+    return {"labels": torch.tensor(labels)}
 
 
 def split_off(rows: list[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
@@ -331,32 +310,10 @@ class _Order:
                 yield chunk[self._process :: self._processes]
 
 
-def _image(where: str, value: Any, folder: Path) -> Any:
-    if not isinstance(value, str):
-        return value  # `datasets` decodes images itself
-    path = folder / value
-    if not path.is_file():
-        raise DataError(f"{where}: no image at {path}")
-    return path
-
-
 def _image_batch(processor: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     images = [open_image(row["image"]) for row in rows]
     batch = dict(processor(images=images, return_tensors="pt"))
-    return {**batch, **({"labels": torch.tensor([row["labels"] for row in rows])} if "labels" in rows[0] else {})}
-
-
-def _dataset_rows(source: str, split: str) -> list[Row]:
-    import datasets
-
-    name, _, config = source.partition(":")
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(name, config or None, split=split)
-    except Exception as cause:  # the library raises many kinds, offline ones too
-        reason = one_line(cause, 200)
-        raise DataError(f"{source}: no such file, and no data set with a split {split!r} either ({reason})") from None
-    return [(f"{source}[{number}]", dict(row)) for number, row in enumerate(loaded)]
+    return {**batch, **_labels_of(rows, 0)}
 
 
 def checked(
@@ -366,10 +323,12 @@ def checked(
 
     known: that number, where there is a head. taught: by a teacher, which knows what to say of examples without labels.
     """
-    if training.task.labels is None:
+    if not training.labelled:
         return examples, None
     if examples.labels is None and taught and known is not None:
         return examples, known
+    if training.task == QUESTION_ANSWERING:
+        return examples if taught else examples.answered(), ENDS
     if training.task.labels == VALUES:
         return replace(examples, labels=examples.values()), 1
     count = examples.classes(known)

@@ -17,11 +17,12 @@ from saten_edge.checkpoints.checkpoint import add_stage
 from saten_edge.checkpoints.compress import layer_errors
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, task_in
 from saten_edge.checkpoints.modules import saten_layers
-from saten_edge.training.data import Examples, Rows, checked, count_cut, cut_length
+from saten_edge.training.data import Examples, checked, count_cut, cut_length
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS, Training, training_for
 from saten_edge.training.rounding import check_precision, rounded
+from saten_edge.training.rows import Rows
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
 from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
@@ -32,7 +33,6 @@ from saten_runtime.vocabulary.files import CONFIG_FILE
 from saten_runtime.vocabulary.tasks import (
     FEATURE_EXTRACTION,
     HUB_TASKS,
-    IMAGE_CLASSIFICATION,
     TEXT_CLASSIFICATION,
     TEXT_REGRESSION,
     VALUES,
@@ -64,7 +64,7 @@ class Job:
     def described(self) -> str:
         """What is done, in a phrase."""
         cut = f", {self.cut} of them cut to {self.schedule.max_length} tokens" if self.cut else ""
-        unlabelled = self.training.task.labels is not None and self.examples.labels is None
+        unlabelled = self.training.labelled and self.examples.labels is None
         how = f"{self.training.task.name}{', from the teacher alone,' if unlabelled else ''}"
         return f"for {how} on {len(self.examples.inputs)} examples{cut}"
 
@@ -203,7 +203,7 @@ def prepare(
         judging = judged.numbered(student.model.config.label2id)
         checked(row, judging, outputs)
     learning = distillation or Distillation()
-    if row.task.labels is not None and labelled.labels is None:
+    if row.labelled and labelled.labels is None:
         learning = dataclasses.replace(learning, label_weight=0.0)  # all is the teacher's
     settled = schedule.settled(row.label_loss is not None and labelled.labels is not None)
     if not labelled.images:
@@ -230,8 +230,7 @@ def _job(
     settings = {
         "model": student.source,
         "task": row.task.name,
-        "data": labelled.source,
-        "examples": len(labelled.inputs),
+        "data": dict(labelled.described()),
         "teacher": master.source if master is not None else None,
         "schedule": options_of(settled),
         "distillation": options_of(learning),
@@ -275,9 +274,8 @@ def head_of(model: str | Path) -> Head:
 def _training(model: str | Path, head: Head, taught: Head | None, data: Rows | Examples) -> Training:
     """What a model is trained for: what its head is for; without one what its teacher's is for; else by labels."""
     decides = head if head.task != FEATURE_EXTRACTION.hub or taught is None else taught
-    labelled = data.labels is not None if isinstance(data, Examples) else data.labelled
-    if decides.task == FEATURE_EXTRACTION.hub and taught is None and labelled:
-        return TRAININGS[(IMAGE_CLASSIFICATION if data.images else TEXT_CLASSIFICATION).name]
+    if decides.task == FEATURE_EXTRACTION.hub and taught is None and data.labelled:
+        return TRAININGS[data.task.name]
     name = HUB_TASKS[decides.task].name
     if name not in TRAININGS:
         raise UsageError(f"{model}: is for {name}, which cannot be trained; there are {', '.join(TRAININGS)}")
@@ -287,7 +285,7 @@ def _training(model: str | Path, head: Head, taught: Head | None, data: Rows | E
 def _examples(data: Rows | Examples, training: Training) -> Examples:
     if isinstance(data, Examples):
         return data
-    plain_images = training.inputs == "plain" and data.images
+    plain_images = training.inputs == "plain" and data.kind == "image"
     return data.examples("image" if plain_images else training.inputs)
 
 
@@ -313,7 +311,7 @@ def _settle(training: Training, examples: Examples, head: Head, *, new: bool) ->
 
 def _teacher(name: str | Path, training: Training) -> LoadedModel:
     head = head_of(name)
-    if training.task.labels is not None and head.task != training.task.hub:
+    if training.labelled and head.task != training.task.hub:
         raise UsageError(
             f"--teacher {name}: is for {head.task}, expected a model for {training.task.hub}; "
             "fine-tune it on the labels first, leave it out, or name another --task"

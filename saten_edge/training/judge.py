@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from saten_edge.training.heads import output_layer, outputs
 from saten_edge.training.losses import Sides
 from saten_edge.training.objectives import Training
 from saten_edge.training.pooling import pooling_of
+from saten_edge.training.spans import NOTE
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 __all__ = ["judge"]
@@ -29,7 +31,7 @@ def judge(
         DataError: labels that do not fit the model's head.
     """
     labelled, _ = checked(training, examples, student.model.config.num_labels)
-    rows = encode(student, labelled, labelled.labels, max_length)
+    rows = encode(student, labelled, labelled.labels, max_length, noted=True)
     rows.sort(key=lambda row: len(row.get("input_ids", ())))  # no metric knows an order, and there is less padding
     collate, device = collator(student, labelled), student.model.device
     student.model.eval()
@@ -38,11 +40,13 @@ def judge(
     size, seen = DECODER_BATCH if chunked else BATCH, teacher if training.label_loss is None else None
     with torch.no_grad():
         for start in range(0, len(rows), size):
-            batch = {name: tensor.to(device) for name, tensor in collate(rows[start : start + size]).items()}
-            parts = training.judged(_sides(student, seen, batch, chunked=chunked))
+            chosen = rows[start : start + size]
+            batch = {name: tensor.to(device) for name, tensor in collate(chosen).items()}
+            sides = _sides(student, seen, batch, chunked=chunked)
+            parts = training.judged(replace(sides, notes=[row.get(NOTE) for row in chosen]))
             found.append([part.reshape(-1, *part.shape[1:]).cpu() for part in parts])
     arrays = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
-    return {**training.metrics(*arrays), "examples": len(rows)}
+    return {**training.metrics(*arrays), "examples": len(labelled.inputs)}
 
 
 def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, Any], *, chunked: bool) -> Sides:

@@ -18,6 +18,7 @@ from saten_edge.training.heads import Head, in_chunks
 from saten_runtime.errors import ShapeError
 
 __all__ = [
+    "IGNORED",
     "Fraction",
     "Sides",
     "cross_entropy",
@@ -26,8 +27,13 @@ __all__ = [
     "kl_divergence",
     "logits_error",
     "next_token",
+    "span_cross_entropy",
+    "span_divergence",
     "squared_error",
 ]
+
+# A label that no loss looks at, as torch has it.
+IGNORED = -100
 
 # numerator and denominator, each a scalar or of one shape (k,); their quotients are averaged
 Fraction = tuple[Tensor, Tensor]
@@ -38,6 +44,7 @@ class Sides:
     """What a batch came to: the student's outputs, the teacher's or None, how each pools, and the temperature.
 
     heads: the output layers of both, where logits are made in chunks; see `saten_edge.training.heads`.
+    notes: for a judge, one for each row, of tasks that have them.
     """
 
     batch: Mapping[str, Tensor]
@@ -46,12 +53,30 @@ class Sides:
     pools: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
     temperature: float = 1.0
     heads: tuple[Head, ...] = ()
+    notes: Sequence[Any] = ()
 
 
 def cross_entropy(sides: Sides) -> Fraction:
-    """Of logits (n, classes) and labels (n,)."""
+    """Of logits (…, classes) and labels (…), those `IGNORED` left out."""
+    labels, logits = sides.batch["labels"].flatten(), sides.student.logits.float().flatten(0, -2)
+    total = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED)
+    return total, _count(labels[labels != IGNORED])
+
+
+def span_cross_entropy(sides: Sides) -> Fraction:
+    """Of two logits (n, t), of the first and the last token of an answer, and labels (n, 2): (2,)."""
     labels = sides.batch["labels"]
-    return functional.cross_entropy(sides.student.logits.float(), labels, reduction="sum"), _count(labels)
+    both = zip(_ends(sides.student, sides.batch), labels.T, strict=True)
+    totals = [functional.cross_entropy(logits, wanted, reduction="sum") for logits, wanted in both]
+    return torch.stack(totals), _count(labels).expand(2)
+
+
+def span_divergence(sides: Sides) -> Fraction:
+    """`kl_divergence` of the first and the last token of an answer: (2,)."""
+    student, teacher = _both(sides, "start_logits")
+    pairs = zip(_ends(student, sides.batch), _ends(teacher, sides.batch), strict=True)
+    totals = torch.stack([_softened(got, wanted, sides.temperature) for got, wanted in pairs])
+    return totals, _count(student.start_logits).expand(2)
 
 
 def squared_error(sides: Sides) -> Fraction:
@@ -155,6 +180,19 @@ def _rows(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 def _kept(batch: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
     """1 where `hidden` (n, t, width) counts, 0 at padding, to multiply by; images have no padding."""
     return batch["attention_mask"][..., None].to(hidden.dtype) if "attention_mask" in batch else hidden.new_ones(())
+
+
+def _softened(got: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL of two rows of logits divided by the temperature, times its square."""
+    own, other = ((logits / temperature).log_softmax(-1) for logits in (got, wanted))
+    return temperature**2 * functional.kl_div(own, other, reduction="sum", log_target=True)
+
+
+def _ends(outputs: Any, batch: Mapping[str, Tensor]) -> list[Tensor]:
+    """Logits (n, t) of the first and of the last token of an answer, in float32; padding is as good as impossible."""
+    padding = batch["attention_mask"] == 0
+    both = (outputs.start_logits.float(), outputs.end_logits.float())
+    return [logits.masked_fill(padding, torch.finfo(logits.dtype).min / 2) for logits in both]
 
 
 def _count(values: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def written(out: Path) -> tuple[str, dict[str, Any]]:
         ("premise", "hypothesis", "label"),
         ("question", "sentence", "label"),
         ("text", "text_pair", "label"),
+        ("text", "tokens", "label"),
     ],
     ids=",".join,
 )
@@ -75,7 +76,8 @@ def test_columns_and_labels_by_their_names(classifier: Path, texts: list[str], t
     data = write_csv(tmp_path / "data.csv", rows)
     done = tune(classifier, data)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "its columns are body, stars; expected text, or text_a and text_b, or image, and label" in done.stderr
+    expected = "expected text, or text_a and text_b, or image, or words, or question and context, and label"
+    assert f"its columns are body, stars; {expected}" in done.stderr
     done = tune(classifier, data, "--columns", "text=body,label=mark")
     assert "has no column 'mark'; its columns are body, stars" in done.stderr
     done = tune(classifier, data, "--columns", "text=body,label=stars", "--judge", data)

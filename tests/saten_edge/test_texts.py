@@ -17,6 +17,15 @@ def test_every_text_of_every_object_in_order(tmp_path: Path):
     assert read_texts(tmp_path / "data.jsonl") == ["a", "b", "ü → 中"]
 
 
+def test_words_are_a_text_and_their_labels_none(tmp_path: Path):
+    rows = [
+        {"tokens": ["a", "b"], "ner_tags": ["O", "O"], "answers": ["a"]},
+        {"words": ["c"], "labels": ["O"], "n": [1]},
+    ]
+    write_lines(tmp_path / "data.jsonl", rows)
+    assert read_texts(tmp_path / "data.jsonl") == ["a b", "c"]
+
+
 def test_written_lines_are_json_objects(tmp_path: Path):
     write_lines(tmp_path / "data.jsonl", [{"text": "two\nlines"}, {"text": "ü"}])
     lines = (tmp_path / "data.jsonl").read_text("utf-8").splitlines()

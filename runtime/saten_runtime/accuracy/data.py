@@ -6,21 +6,24 @@ import codecs
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saten_runtime.accuracy.columns import label_in, layouts_in
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import parse_object, sha256_file
 
 __all__ = [
+    "CSV_LISTS",
     "KINDS",
     "Data",
     "Kind",
     "Row",
     "checked_row",
     "csv_rows",
+    "in_our_names",
     "json_rows",
     "read_content",
     "read_data",
@@ -29,14 +32,19 @@ __all__ = [
 
 Row = dict[str, Any]
 
-_CSV_LISTS = "|"  # between the items of a list in a CSV field
+
+class Label:
+    """The type of a label: a number, or the name of a class."""
+
+
+CSV_LISTS = "|"  # between the items of a list in a CSV field
 # What a model is to find out; the other fields are what it is given.
 _WANTED = ("label", "labels", "answers")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Fields of one kind of data, each with the type of its values; int values pass as float, a list holds texts."""
+    """Fields of one kind of data, each with the type of its values; a list holds texts."""
 
     name: str
     fields: dict[str, type]
@@ -52,12 +60,12 @@ KINDS = (
     Kind("search", {"query": str, "answer": str}),
     Kind("questions", {"question": str, "context": str, "answers": list}),
     Kind("words", {"words": list, "labels": list}),
-    Kind("images", {"image": str, "label": float}),
-    Kind("pairs", {"text_a": str, "text_b": str, "label": float}),
-    Kind("texts", {"text": str, "label": float}),
+    Kind("images", {"image": str, "label": Label}),
+    Kind("pairs", {"text_a": str, "text_b": str, "label": Label}),
+    Kind("texts", {"text": str, "label": Label}),
     Kind("plain", {"text": str}),
 )
-_TYPE_NAMES = {str: "a text", float: "a finite number", list: "a list of texts"}
+_TYPE_NAMES = {str: "a text", Label: "a finite number, or the name of a class", list: "a list of texts"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def read_data(path: Path) -> Data:
     examples = list(read(path, content))
     if not examples:
         raise DataError(f"{path}: holds no examples; expected one JSON object per line, or CSV with a header")
+    examples = in_our_names(examples, KINDS, labelled=True)
     kind = _kind(*examples[0])
     checked = [checked_row(where, example, kind, list(kind.fields)) for where, example in examples]
     columns = {field: [example[field] for example in checked] for field in kind.fields}
@@ -144,8 +153,9 @@ def csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
 
 
 def _csv_types(names: Sequence[str]) -> dict[str, type]:
-    kind = next((kind for kind in KINDS if set(kind.inputs) <= set(names)), None)
-    return {name: (kind.fields.get(name, str) if kind else str) for name in names}
+    ours = _our_names(names, labelled=False)
+    kind = next((kind for kind in KINDS if set(kind.inputs) <= {ours.get(name, name) for name in names}), None)
+    return {name: (kind.fields.get(ours.get(name, name), str) if kind else str) for name in names}
 
 
 def _number(text: str) -> Any:
@@ -157,9 +167,39 @@ def _number(text: str) -> Any:
 
 _CSV_VALUES: dict[type, Callable[[str], Any]] = {
     str: str,
-    float: _number,
-    list: lambda text: text.split(_CSV_LISTS),
+    Label: _number,
+    list: lambda text: text.split(CSV_LISTS),
 }
+
+
+def in_our_names(rows: Sequence[tuple[str, Row]], kinds: Sequence[Kind], *, labelled: bool) -> list[tuple[str, Row]]:
+    """Rows whose columns have other usual names, by ours; as they are where one of these kinds fits them already.
+
+    labelled: whether labels are needed, too. Answers as SQuAD has them become their texts.
+    """
+    first = rows[0][1]
+    fits = any(set(kind.fields if labelled else kind.inputs) <= set(first) for kind in kinds)
+    ours = {} if fits else _our_names(first, labelled=labelled)
+    return [
+        (where, {ours.get(name, name): _plain_answers(value) for name, value in row.items()}) for where, row in rows
+    ]
+
+
+def _our_names(columns: Collection[str], *, labelled: bool) -> dict[str, str]:
+    """Theirs → ours where there is one reading of the columns."""
+    found = layouts_in(columns)
+    if len(found) != 1:
+        return {}
+    (layout,) = found
+    label = label_in(columns, layout)
+    if label is None:
+        return {} if labelled else {theirs: ours for ours, theirs in layout.items()}
+    kind = next(kind for kind in KINDS if kind.inputs == list(layout))
+    return {**{theirs: ours for ours, theirs in layout.items()}, label: next(iter(kind.fields.keys() - layout.keys()))}
+
+
+def _plain_answers(value: Any) -> Any:
+    return value["text"] if isinstance(value, dict) and isinstance(value.get("text"), list) else value
 
 
 def _kind(where: str, example: Row) -> Kind:
@@ -186,8 +226,9 @@ def checked_row(where: str, row: Row, kind: Kind, needed: Sequence[str]) -> Row:
 
 
 def _fits(value: Any, expected: type) -> bool:
-    if expected is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if expected is Label:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return number or (isinstance(value, str) and value != "")
     if expected is list:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return isinstance(value, expected)

@@ -16,6 +16,7 @@ from saten_runtime.accuracy.data import (
     Row,
     checked_row,
     csv_rows,
+    in_our_names,
     json_rows,
     read_content,
     without_mark,
@@ -99,10 +100,11 @@ def items_of(bundle: Bundle, given: Given) -> list[Item]:
         raise UsageError(
             f"--context: is for questions on the command line or in lines of text; {bundle.name} takes {bundle.items}"
         )
+    rows = in_our_names(given.rows, kinds, labelled=False) if given.rows else ()
     return [
         *(_of_line(bundle, kinds, line, given.context) for line in given.lines),
         *(_of_pair(bundle, kinds, pair) for pair in given.pairs),
-        *(item for where, row in given.rows for item in _of_row(bundle, kinds, where, row, given.folder)),
+        *(item for where, row in rows for item in _of_row(bundle, kinds, where, row, given.folder)),
     ]
 
 
@@ -127,7 +129,7 @@ def _of_pair(bundle: Bundle, kinds: Sequence[Kind], pair: Sequence[str]) -> Item
 def _of_row(bundle: Bundle, kinds: Sequence[Kind], where: str, row: Row, folder: Path) -> list[Item]:
     kind = next((kind for kind in kinds if set(kind.inputs) <= set(row)), None)
     if kind is None:
-        expected = " or ".join("{" + ", ".join(kind.inputs) + "}" for kind in kinds)
+        expected = " or ".join(dict.fromkeys("{" + ", ".join(kind.inputs) + "}" for kind in kinds))
         found = ", ".join(repr(name)[:40] for name in list(row)[:8]) or "none"
         raise DataError(f"{where}: found the fields {found}; the task {bundle.task.name} takes {expected}")
     values = [checked_row(where, row, kind, kind.inputs)[field] for field in kind.inputs]

@@ -90,7 +90,7 @@ def _score_search(columns: Columns) -> Metrics:
 def _similarity(runner: Runner, data: Data) -> Examined:
     vectors = _embed(runner, data, ("text_a", "text_b"))
     alike = cosines(vectors[:, 0], vectors[:, 1])
-    return Examined({"similarity": alike, "label": np.array(data.columns["label"], np.float64)}, vectors)
+    return Examined({"similarity": alike, "label": _numbers(data)}, vectors)
 
 
 def _score_similarity(columns: Columns) -> Metrics:
@@ -100,11 +100,33 @@ def _score_similarity(columns: Columns) -> Metrics:
 
 def _classes(runner: Runner, data: Data, items: list[Any]) -> Examined:
     result = runner.predict(items)
-    labels = np.array(data.columns["label"], np.float64)
-    if not (labels == labels.astype(np.int64)).all():
-        raise DataError(f"{data.path}: a label is not a whole number; expected the index of a class")
-    wanted = labels.astype(np.int64)
+    wanted = _wanted(runner, data)
     return Examined({"label": wanted, "predicted": result.labels, "place": _places(result.probabilities, wanted)})
+
+
+def _wanted(runner: Runner, data: Data) -> Array:
+    """The classes (n,) int64 that the labels say, by their numbers or, where one is a word, by their names."""
+    names = {name: float(number) for number, name in enumerate(runner.bundle.manifest.labels)}
+    labels = [names.get(label, label) if isinstance(label, str) else label for label in data.columns["label"]]
+    unknown = next((label for label in labels if isinstance(label, str)), None)
+    if unknown is not None:
+        raise DataError(f"{data.path}: a label is {unknown!r:.60}; the model knows {', '.join(list(names)[:10])}")
+    numbers = np.array(labels, np.float64)
+    if not (numbers == numbers.astype(np.int64)).all():
+        raise DataError(f"{data.path}: a label is not a whole number; expected the index of a class")
+    return np.asarray(numbers.astype(np.int64))
+
+
+def _numbers(data: Data) -> Array:
+    """The labels (n,) float64.
+
+    Raises:
+        DataError: one is a word.
+    """
+    word = next((label for label in data.columns["label"] if isinstance(label, str)), None)
+    if word is not None:
+        raise DataError(f"{data.path}: a label is {word!r:.60}, expected a finite number")
+    return np.array(data.columns["label"], np.float64)
 
 
 def _places(probabilities: Array, wanted: Array) -> Array:
@@ -137,8 +159,7 @@ def _texts(runner: Runner, data: Data) -> Examined:
 
 
 def _values(runner: Runner, data: Data) -> Examined:
-    labels = np.array(data.columns["label"], np.float64)
-    return Examined({"value": np.asarray(runner.predict(_texts_of(data)), np.float64), "label": labels})
+    return Examined({"value": np.asarray(runner.predict(_texts_of(data)), np.float64), "label": _numbers(data)})
 
 
 def _images(runner: Runner, data: Data) -> Examined:

@@ -36,6 +36,7 @@ __all__ = [
     "Predictor",
     "Running",
     "Word",
+    "best_span",
     "embed_rows",
     "vectors_of",
 ]
@@ -228,12 +229,12 @@ def _answer(runner: Running, pairs: Sequence[tuple[str, str]], batch_size: int) 
     found = iter(runner.batched(rows, batch_size, rows_of))
     answers = []
     for (_, context), one in zip(pairs, windows, strict=True):
-        candidates = [_best_span(context, row, *logits) for row, logits in zip(one, found, strict=False)]
+        candidates = [best_span(context, row, *logits) for row, logits in zip(one, found, strict=False)]
         answers.append(max(candidates, key=lambda answer: answer.score))
     return answers
 
 
-def _best_span(context: str, row: Spans, starts: FloatArray, ends: FloatArray) -> Answer:
+def best_span(context: str, row: Spans, starts: FloatArray, ends: FloatArray) -> Answer:
     """The span of context tokens with the largest start + end logit, at most `_LONGEST_ANSWER` tokens long."""
     places = np.flatnonzero(row.parts == 1)
     if not len(places):

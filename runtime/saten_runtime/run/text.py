@@ -16,7 +16,7 @@ from saten_runtime.errors import BundleError, UsageError
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.tasks import PAIRS, PROMPTS
 
-__all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds"]
+__all__ = ["Encoder", "Feeds", "Ids", "Spans", "Text", "random_feeds", "refuse_long", "spans_of", "stride_of"]
 
 Text = str | tuple[str, str]  # one text, or a pair that the model reads together
 Feeds = dict[str, npt.NDArray[Any]]
@@ -69,7 +69,7 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = entry.split_special_tokens
         self._cut: dict[str, Any] = {"direction": entry.truncation_side}
-        self._stride = entry.max_length // _OVERLAP if bundle.items == PAIRS else None
+        self._stride = stride_of(entry.max_length) if bundle.items == PAIRS else None
         if self._stride is not None:  # the question must be whole
             self._cut |= {"strategy": "only_second", "stride": self._stride}
         if bundle.items != PROMPTS:  # a decoder would continue another prompt than the one that was given
@@ -134,9 +134,9 @@ class Encoder:
         split = any(isinstance(text, list) for text in texts)
         try:
             if self._stride is not None:
-                self._refuse_long([text[0] for text in texts], self._stride)
+                refuse_long(self._tokenizer, [text[0] for text in texts], self._longest, self._stride, self._name)
             return [
-                [_spans(window) for window in (encoding, *encoding.overflowing)]
+                [spans_of(window) for window in (encoding, *encoding.overflowing)]
                 for part in _parts(texts, _TEXTS_AT_ONCE)
                 for encoding in self._watched(self._tokenizer.encode_batch(part, is_pretokenized=split))
             ]
@@ -144,17 +144,6 @@ class Encoder:
             raise
         except Exception as cause:  # `tokenizers` raises plain Exception
             raise UsageError(f"cannot be tokenized ({one_line(cause)}); is the question too long?") from None
-
-    def _refuse_long(self, questions: Sequence[str], stride: int) -> None:
-        """Refuse a question whose windows could not overlap by `stride`, at which `tokenizers` ends the process."""
-        most = self._longest - self._tokenizer.num_special_tokens_to_add(True) - stride - 1
-        for part in _parts(questions, _TEXTS_AT_ONCE):
-            for encoding in self._tokenizer.encode_batch(part, add_special_tokens=False):
-                if len(encoding) > most:
-                    raise UsageError(
-                        f"{self._name}: a question has {len(encoding)} tokens, {most} at most leave room for its "
-                        "context; is the question too long?"
-                    )
 
     def _watched(self, encodings: list[Any]) -> list[Any]:
         """The encodings; the first time that one of a text was cut, this is said."""
@@ -217,7 +206,29 @@ def _behind(prompt: str, text: Text) -> Text:
     return prompt + text if isinstance(text, str) else (prompt + text[0], text[1])
 
 
-def _spans(encoding: Any) -> Spans:
+def stride_of(longest: int) -> int:
+    """How many tokens two windows of a context share, of so many tokens each."""
+    return longest // _OVERLAP
+
+
+def refuse_long(tokenizer: Any, questions: Sequence[str], longest: int, stride: int, where: str) -> None:
+    """Refuse a question whose windows could not overlap by `stride`, at which `tokenizers` ends the process.
+
+    Raises:
+        UsageError: there is one.
+    """
+    most = longest - tokenizer.num_special_tokens_to_add(True) - stride - 1
+    for part in _parts(questions, _TEXTS_AT_ONCE):
+        for encoding in tokenizer.encode_batch(part, add_special_tokens=False):
+            if len(encoding) > most:
+                raise UsageError(
+                    f"{where}: a question has {len(encoding)} tokens, {most} at most leave room for its context; "
+                    "is the question too long?"
+                )
+
+
+def spans_of(encoding: Any) -> Spans:
+    """What `tokenizers` found, as arrays."""
     return Spans(
         ids=np.array(encoding.ids, np.int64),
         types=np.array(encoding.type_ids, np.int64),

@@ -130,7 +130,7 @@ def test_csv_says_the_same_as_json(classifier: Path, labelled: Path, tmp_path: P
     assert evaluate([classifier], path).rows[0].metrics == evaluate([classifier], labelled).rows[0].metrics
     for bad, words in (
         ("label,text\n1\n", "other fields"),
-        ("label,text\nx,y\n", "'label' is 'x'"),
+        ("label,text\nx,y\n", "a label is 'x'; the model knows"),
         ("", "no examples"),
     ):
         path.write_text(bad)

@@ -40,7 +40,7 @@ def test_every_kind_is_known_by_its_fields(write_lines: WriteLines) -> None:
         pytest.param('{"text": "a", "label": NaN}', ":2: not JSON (NaN is not JSON)", id="NaN"),
         pytest.param('{"text": "a", "label": 1e999}', ":2: not JSON (the number 1e999 is too large)", id="overflow"),
         pytest.param({"text": "a", "label": True}, ":2: 'label' is True, expected a finite number", id="boolean"),
-        pytest.param({"text": "a", "label": "x"}, ":2: 'label' is 'x', expected a finite number", id="text as label"),
+        pytest.param({"text": "a", "label": ""}, ":2: 'label' is '', expected a finite number, or", id="no label"),
         pytest.param({"text": 5, "label": 1}, ":2: 'text' is 5, expected a text", id="number as text"),
         pytest.param({"query": "a", "answer": "b"}, ":2: has no field 'text'", id="another kind"),
         pytest.param("[" * 100_000, ":2: not JSON", id="deep nesting"),
@@ -52,6 +52,37 @@ def test_bad_line_is_named(write_lines: WriteLines, row: Any, words: str) -> Non
         read_data(path)
     assert f"{path}{words}" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "columns"),
+    [
+        ({"sentence": "a", "label": 1}, "texts", {"text": ["a"], "label": [1]}),
+        (
+            {"premise": "a", "hypothesis": "b", "labels": "no"},
+            "pairs",
+            {"text_a": ["a"], "text_b": ["b"], "label": ["no"]},
+        ),
+        ({"img": "a.png", "label": 1}, "images", {"image": ["a.png"], "label": [1]}),
+        ({"tokens": ["a"], "ner_tags": ["O"], "id": 1}, "words", {"words": [["a"]], "labels": [["O"]]}),
+        (
+            {"question": "a", "context": "b", "answers": {"text": ["b"], "answer_start": [0]}},
+            "questions",
+            {"question": ["a"], "context": ["b"], "answers": [["b"]]},
+        ),
+    ],
+)
+def test_columns_of_other_usual_names(write_lines: WriteLines, row: Any, kind: str, columns: Any) -> None:
+    data = read_data(write_lines([row]))
+    assert (data.kind, data.columns) == (kind, columns)
+
+
+@pytest.mark.parametrize(
+    "row", [{"sentence": "a", "review": "b", "label": 1}, {"sentence": "a"}, {"question": "a", "answer": "b"}]
+)
+def test_columns_that_are_left_open_are_refused(write_lines: WriteLines, row: Any) -> None:
+    with pytest.raises(DataError, match="found the fields"):
+        read_data(write_lines([row]))
 
 
 def test_fields_of_no_kind(write_lines: WriteLines) -> None:

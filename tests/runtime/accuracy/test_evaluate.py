@@ -3,12 +3,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from saten_runtime import Runner
-from saten_runtime.accuracy.data import KINDS
+from saten_runtime.accuracy import measures
+from saten_runtime.accuracy.data import KINDS, Data
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.accuracy.metrics import cosines, pearson
@@ -93,6 +96,27 @@ def test_classification(write_lines: WriteLines, classifier: Path) -> None:
     assert result.task == "classification"
     assert result.rows[0].metrics["accuracy"] == 19 / 20
     assert set(result.rows[0].metrics) == {"accuracy", "binary_f1", "macro_f1", "matthews"}
+
+
+def test_labels_by_the_names_of_classes() -> None:
+    """As the training data may have them."""
+    manifest = SimpleNamespace(labels=["bad", "good"])
+    runner: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=manifest))
+
+    def wanted(*labels: Any) -> list[int]:
+        return list(measures._wanted(runner, Data(Path("data.jsonl"), "0", "texts", {"label": list(labels)})))
+
+    assert wanted("good", "bad", 1) == [1, 0, 1]
+    with pytest.raises(DataError, match=r"data\.jsonl: a label is 'fair'; the model knows bad, good"):
+        wanted("good", "fair")
+    with pytest.raises(DataError, match="a label is not a whole number"):
+        wanted("good", 0.5)
+
+
+def test_numbers_have_no_names() -> None:
+    data = Data(Path("data.jsonl"), "0", "pairs", {"label": [1, "good"]})
+    with pytest.raises(DataError, match="a label is 'good', expected a finite number"):
+        measures._numbers(data)
 
 
 def test_classification_of_pairs_reads_both_texts(write_lines: WriteLines, classifier: Path) -> None:

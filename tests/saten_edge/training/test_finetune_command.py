@@ -113,6 +113,15 @@ class TestResumption:
         other = saten_edge_command(*arguments(student, dense, data, out, *self.STEPS, "--seed", 5, "--resume"))
         assert other.returncode == 2
         assert "had another schedule" in other.stderr
+        rows = [json.loads(line) for line in data.read_text().splitlines()]
+        write_lines(tmp_path / data.name, [{**row, "body": row["text"][1:]} for row in rows])
+        columns = ("--columns", "text=body,label=label")
+        other = saten_edge_command(
+            *arguments(student, dense, tmp_path / data.name, out, *self.STEPS, *columns, "--resume")
+        )
+        assert other.returncode == 2
+        assert "had another data;" in other.stderr
+        (tmp_path / data.name).unlink()
         done = saten_edge_command(*arguments(student, dense, data, out, *self.STEPS, "--resume"))
         assert done.returncode == 0, done.stderr
         assert sha256_file(out / "model.safetensors") == sha256_file(uninterrupted / "model.safetensors")
