@@ -1,4 +1,4 @@
-"""Checkpoints made with the code of Saten's authors, read into ours with their numbers kept.
+"""Checkpoints made with the code of Saten's authors, and adapters, read into ours with their numbers kept.
 
 A state dict of theirs holds for a compressed linear layer X
 
@@ -7,8 +7,12 @@ A state dict of theirs holds for a compressed linear layer X
     X.mask        (out, in)    0 or 1, where it counts; both are absent of a layer that is a train alone
     X.bias        (out,)       optional
 
-and computes with `train.view(in, out)ᵀ + weight · mask`. A layer without factors is an ordinary one. After their LoRA
-run, names begin with `base_model.model.` and wrapped layers' go on with `base_layer.`; both are left out.
+and computes with `train.view(in, out)ᵀ + weight · mask`; or, of an SVD, `X.U` (in, r) and `X.V` (r, out), which are a
+train of two cores. A layer without factors is an ordinary one; so is one that they froze, whose weight is train and
+residual in one. Their `tm_params.pth` holds the compressed layers alone; the others are those of the base model.
+
+After their LoRA run, names begin with `base_model.model.` and wrapped layers' go on with `base_layer.`; both are left
+out. What an adapter adds to a layer is added to its weight, or to its train, which then has two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from saten_edge.checkpoints.adapters import Adapter, adapter_config, split_adapters
 from saten_edge.checkpoints.architectures import Architecture, architecture
 from saten_edge.checkpoints.checkpoint import attach_config, find_layer, share_heads
 from saten_edge.checkpoints.compress import CompressedLayer, matrices, replace_layer, tied_head
@@ -52,6 +57,8 @@ __all__ = ["best_pattern", "import_checkpoint", "read_state"]
 GROUPS = (128, 64, 32, 16, 8)
 BLOCKS = (4, 8, 16, 32)
 PICKLES = (".bin", ".pt", ".pth")
+# Of an SVD: (in, r) and (r, out); in `tm_params.pth` they are called u and v.
+HALVES = ("U", "V", "u", "v")
 
 
 @dataclass
@@ -61,6 +68,16 @@ class ForeignLayer:
     name: str
     factors: dict[int, Tensor] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors and adapters by their names; whole: whether they are all of a model, or what the base does not have."""
+
+    tensors: dict[str, Tensor]
+    adapters: dict[str, Adapter]
+    whole: bool
 
 
 def import_checkpoint(
@@ -68,30 +85,40 @@ def import_checkpoint(
 ) -> tuple[LoadedModel, list[CompressedLayer]]:
     """Read a state dict of the authors' code into the architecture of `base`, whose tokenizer it takes.
 
-    src: a file, or a folder of them. task: a name in `HUB_TASKS`; by default what the heads in the state dict say.
+    src: a file, or a folder of them; or an adapter, which gives a dense model. task: a name in `HUB_TASKS`; by default
+    what the heads in the state dict say.
     The errors in the rows are relative to the weights of `base`.
 
     Raises:
         CheckpointError: a file that cannot be read, numbers that are NaN or infinite, or another layout.
         SatenError: whatever `load_model` says of `base`.
     """
-    layers = _grouped(src, read_state(src))
-    if not any(layer.factors for layer in layers.values()):
-        raise CheckpointError(f"{src}: no layer has factors; expected keys such as encoder.layer.0.….factors.0")
+    state = read_state(src)
+    layers = _grouped(src, state.tensors)
+    if not state.adapters and not any(layer.factors for layer in layers.values()):
+        raise CheckpointError(
+            f"{src}: no layer has factors; expected keys such as encoder.layer.0.….factors.0. If all its layers are "
+            "frozen (freez), it is a dense model: load it with transformers, save_pretrained(FOLDER), and compress that"
+        )
+    for name, adapter in state.adapters.items():
+        layers.setdefault(name, ForeignLayer(name)).adapter = adapter
     row = architecture(read_json(resolve_model(str(base)) / CONFIG_FILE, CheckpointError).get("model_type"))
     task, labels = (task, _labels(layers, row)) if task else _task(layers, row)
     loaded = load_model(base, task, num_labels=labels if task in HUB_TASKS and HUB_TASKS[task].labels else None)
     placed = _placed(src, loaded.model, layers, row)
-    _refuse_missing(src, loaded.model, placed)
+    if state.whole:
+        _refuse_missing(src, loaded.model, placed)
     rows = []
     for name, layer in placed.items():
         try:
             if layer.factors:
                 rows.append(_put_compressed(loaded.model, name, layer))
             else:
-                _put_dense(loaded.model.get_submodule(name), layer.rest)
+                _put_dense(loaded.model.get_submodule(name), layer)
         except SatenError as cause:
             raise CheckpointError(f"{src}: {layer.name}: {cause}") from None
+    if not rows:
+        return loaded, rows
     share_heads(loaded.model, {})
     read = {"name": src.name, "sha256": digest_of([sha256_file(file) for file in _weight_files(src)])}
     inputs = {"model": options_of(**loaded.source), "state": options_of(**read)}
@@ -100,33 +127,34 @@ def import_checkpoint(
     return loaded, rows
 
 
-def read_state(src: Path) -> dict[str, Tensor]:
-    """The state dict in a file or a folder of files, safetensors or pickled by torch: `checkpoints.pickles`.
+def read_state(src: Path) -> State:
+    """What a file or a folder of files holds, safetensors or pickled by torch: `checkpoints.pickles`.
 
     Raises:
         CheckpointError: there is none, or one cannot be read.
     """
     files = _weight_files(src)
-    state: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    whole = not (adapter_config(src) and files[0].stem == "adapter_model")
     for file in files:
-        found = _read_file(file)
-        twice = sorted(state.keys() & found.keys())
+        found, is_state = _read_file(file)
+        twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise CheckpointError(f"{file}: holds {twice[0]!r}, which another file of {src} holds too")
-        state |= found
-    return _unwrapped(src, state)
+        tensors |= found
+        whole = whole and is_state
+    plain, adapters = split_adapters(src, _unwrapped(src, tensors))
+    return State(plain, adapters, whole)
 
 
 def _unwrapped(src: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by the names they have without what peft wraps around a model and around its layers."""
-    adapter = next((key for key in state if ".lora_" in key), None)
-    if adapter is not None:
-        raise CheckpointError(
-            f"{src}: holds {adapter}, of an adapter that is not merged; where it was made, save "
-            "model.merge_and_unload().state_dict() instead"
-        )
-    plain = {key.removeprefix("base_model.model.").replace(".base_layer.", "."): key for key in state}
-    if len(plain) < len(state):
+    kept = [key for key in state if ".original_module." not in key]
+    plain = {
+        re.sub(r"\.(base_layer|modules_to_save\.default)\.", ".", key.removeprefix("base_model.model.")): key
+        for key in kept
+    }
+    if len(plain) < len(kept):
         raise CheckpointError(f"{src}: holds a layer both with base_layer in its name and without; save it again")
     return {name: state[key] for name, key in plain.items()}
 
@@ -177,13 +205,14 @@ def _weight_files(src: Path) -> list[Path]:
     return files
 
 
-def _read_file(file: Path) -> dict[str, Tensor]:
+def _read_file(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """Its tensors, and whether it is a state dict."""
     if file.suffix not in PICKLES:
-        return _read_safetensors(file)
+        return _read_safetensors(file), True
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "state.safetensors"
-        convert_pickle(file, target)
-        return _read_safetensors(target)
+        is_state = convert_pickle(file, target)
+        return _read_safetensors(target), is_state
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -208,6 +237,8 @@ def _grouped(src: Path, state: Mapping[str, Tensor]) -> dict[str, ForeignLayer]:
         layer = layers.setdefault(factor[1] if factor else name, ForeignLayer(factor[1] if factor else name))
         if factor:
             layer.factors[int(factor[2])] = tensor
+        elif last in HALVES and tensor.ndim == 2:
+            layer.factors[HALVES.index(last) % 2] = tensor[None] if last in "uU" else tensor[..., None]
         else:
             layer.rest[last] = tensor
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -271,8 +302,9 @@ def _refuse_missing(src: Path, model: Any, placed: Mapping[str, ForeignLayer]) -
             raise CheckpointError(f"{src}: lacks {key}, which {type(model).__name__} needs; is --base its model?")
 
 
-def _put_dense(module: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the parameters and buffers of a module."""
+def _put_dense(module: Any, layer: ForeignLayer) -> None:
+    """Copy tensors into the parameters and buffers of a module, and add what an adapter adds to its weight."""
+    tensors = layer.rest
     odd = sorted(tensors.keys() - module.state_dict().keys() - {"position_ids"})
     if odd:
         raise CheckpointError(f"{odd[0]} is not part of {type(module).__name__}")
@@ -282,6 +314,17 @@ def _put_dense(module: Any, tensors: Mapping[str, Tensor]) -> None:
             if own.shape != tensor.shape:
                 raise CheckpointError(f"{name} of shape {tuple(tensor.shape)}, expected {tuple(own.shape)}")
             own.copy_(tensor)
+        if layer.adapter is not None:
+            _add(module, layer.adapter)
+
+
+def _add(module: Any, adapter: Adapter) -> None:
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise CheckpointError(f"has an adapter, but is {type(module).__name__}; expected a linear layer")
+    delta, weight = adapter.delta(), matrices({"": module})[""].T
+    if delta.shape != weight.shape:
+        raise CheckpointError(f"an adapter of shape {tuple(delta.shape)}, expected {tuple(weight.shape)}")
+    weight.add_(delta)
 
 
 def _put_compressed(model: Any, name: str, layer: ForeignLayer) -> CompressedLayer:
@@ -295,6 +338,8 @@ def _put_compressed(model: Any, name: str, layer: ForeignLayer) -> CompressedLay
     exact = matrices({name: dense})[name].float()
     shape = (exact.shape[0], exact.shape[1])
     train = _train(layer.factors, shape)
+    if layer.adapter is not None:
+        train = _sum(train, layer.adapter)
     pattern, group, residual = _residual(layer.rest, shape)
     stored = pattern_named(pattern, "linear", group=group, width=shape[1])
     effective = train.dense() + scatter(residual.values, stored.positions(residual.indices, shape), shape)
@@ -315,6 +360,15 @@ def _train(factors: Mapping[int, Tensor], shape: tuple[int, int]) -> TensorTrain
         if (math.prod(sizes[:inputs]), math.prod(sizes[inputs:])) == shape:
             return TensorTrain(cores, inputs)
     raise CheckpointError(f"has factors over {sizes}, expected dims of {shape[0]} inputs, then of {shape[1]} outputs")
+
+
+def _sum(train: TensorTrain, adapter: Adapter) -> TensorTrain:
+    """The train of two cores that is a train and what an adapter adds to it."""
+    delta = (adapter.b.shape[0], adapter.a.shape[1])
+    if delta != train.shape[::-1]:
+        raise CheckpointError(f"an adapter of shape {delta}, expected {train.shape[::-1]}")
+    left, right = train.factors()
+    return TensorTrain((torch.cat([left, adapter.a.T], 1)[None], torch.cat([right, adapter.b.T])[..., None]), 1)
 
 
 def _residual(tensors: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[str, int, Residual]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saten_edge.checkpoints.adapters import ADAPTER_FILE
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.gguf_models import unpacked_gguf
+from saten_edge.checkpoints.guard import INDEX_FILE, read_header
 from saten_edge.checkpoints.pickles import convert_pickle
 from saten_runtime.errors import CheckpointError
-from saten_runtime.records.files import read_json
+from saten_runtime.records.files import read_json, write_json
 
 __all__ = ["refuse_adapter", "refuse_rounded", "with_safetensors"]
 
-PICKLE_FILE = "pytorch_model.bin"
-ADAPTER_FILE = "adapter_config.json"
+PICKLE_FILES = "pytorch_model*.bin"
 # What a copy of a folder leaves out: weights, which other programs wrote.
 WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx", "*.ot")
 
@@ -35,15 +36,29 @@ def with_safetensors(folder: Path) -> Iterator[Path]:
         with unpacked_gguf(folder) as unpacked:
             yield unpacked
         return
-    pickled = folder / PICKLE_FILE
-    if not pickled.is_file() or any(folder.glob("*.safetensors")):
+    pickled = sorted(folder.glob(PICKLE_FILES))
+    if not pickled or any(folder.glob("*.safetensors")):
         yield folder
         return
     with tempfile.TemporaryDirectory() as aside:
         copy = Path(aside) / folder.resolve().name
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*WEIGHTS))
-        convert_pickle(pickled, copy / "model.safetensors")
+        names = {
+            file.name: f"model-{number:05}-of-{len(pickled):05}.safetensors" for number, file in enumerate(pickled, 1)
+        }
+        for file in pickled:
+            convert_pickle(file, copy / names[file.name])
+        _write_index(copy, list(names.values()))
         yield copy
+
+
+def _write_index(folder: Path, files: Sequence[str]) -> None:
+    """What transformers reads a model of several files by; of a single file it reads the file."""
+    if len(files) == 1:
+        (folder / files[0]).rename(folder / "model.safetensors")
+        return
+    places = {name: file for file in files for name in read_header(folder / file)}
+    write_json(folder / INDEX_FILE, {"metadata": {}, "weight_map": places})
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -55,8 +70,8 @@ def refuse_adapter(folder: Path) -> None:
     if (folder / ADAPTER_FILE).is_file():
         base = read_json(folder / ADAPTER_FILE, CheckpointError).get("base_model_name_or_path")
         raise CheckpointError(
-            f"{folder}: is an adapter of {base}, no model; merge the two with peft first: "
-            "model.merge_and_unload().save_pretrained(FOLDER)"
+            f"{folder}: is an adapter of {base}, no model; merge the two first: "
+            f"saten-edge import {folder} --base {base} -o MERGED"
         )
 
 

@@ -29,6 +29,7 @@ from saten_runtime.records.files import open_regular, parse_object, read_regular
 from saten_runtime.vocabulary.files import CONFIG_FILE
 
 __all__ = [
+    "INDEX_FILE",
     "TENSOR_NAME",
     "Entry",
     "check_sizes",

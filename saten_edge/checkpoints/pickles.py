@@ -3,6 +3,9 @@
 torch's reader is told to make tensors and nothing else, but it has failed at that before, and it takes sizes as they
 are written. So it runs in another process, under limits of memory, processor time and written bytes. What that leaves
 is read as every safetensors file from elsewhere is.
+
+The authors of Saten pickle a dict of dicts, with torch's `ParameterList` and numbers of numpy in it. Those classes are
+known by name alone: an object of ours that does nothing takes the place of each.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -41,8 +45,43 @@ _SECONDS, _BYTES_PER_SECOND = 60, 10 << 20
 _PATIENCE = 4
 
 
-def convert_pickle(file: Path, target: Path) -> None:
+class _Inert:
+    """Stands for an object of a class that only its name is known of; `state` is what the pickle gives it."""
+
+    state: Any = None
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Parameters(_Inert):
+    """Stands for torch's `ParameterList`."""
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """By their numbers; nothing where the state is none of that class."""
+        state = self.state if isinstance(self.state, Mapping) else {}
+        found = state.get("_parameters")
+        return dict(found) if isinstance(found, Mapping) else {}
+
+
+_STAND_INS = (
+    (_Parameters, "torch.nn.modules.container.ParameterList"),
+    *((_Inert, f"numpy.{name}") for name in ("core.multiarray.scalar", "_core.multiarray.scalar", "dtype")),
+)
+
+
+def convert_pickle(file: Path, target: Path) -> bool:
     """Write the state dict that torch pickled to `file` as a safetensors file, in another process.
+
+    Returns whether it is a state dict, and not the authors' dict of compressed layers, whose entries are then written
+    as a state dict names them.
 
     Raises:
         CheckpointError: it is not a state dict of dense tensors, is hostile, or needs more than one of its size does.
@@ -50,7 +89,7 @@ def convert_pickle(file: Path, target: Path) -> None:
     patience = _PATIENCE * _seconds(file)
     try:
         with Child(_CONVERTER) as child:
-            child.ask("convert", timeout_s=patience, source=str(file), target=str(target))
+            return bool(child.ask("convert", timeout_s=patience, source=str(file), target=str(target)))
     except DeviceError as cause:
         raise CheckpointError(f"{file}: the process that read it died ({cause}); refused") from None
     except SatenError as cause:
@@ -62,19 +101,22 @@ def main() -> None:
     answer_requests(lambda: {"convert": lambda source, target: _convert(Path(source), Path(target))})
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(source: Path, target: Path) -> bool:
     torch.set_num_threads(1)  # each more would reserve address space
     _limit(source)
     try:
         _refuse_zip_bomb(source)
-        with _strict_torch():
+        with _strict_torch(), torch.serialization.safe_globals(list(_STAND_INS)):
             state = torch.load(source, map_location="cpu", weights_only=True)
+        whole = not _are_layers(state)
+        state = state if whole else _flattened(source, state)
         if not isinstance(state, Mapping) or not all(_is_plain(key, value) for key, value in state.items()):
             raise CheckpointError(f"{source}: is not a state dict; expected names and dense tensors")
         size = sum(tensor.nbytes for tensor in state.values())
         if size > _most_bytes(source):
             raise CheckpointError(f"{source}: its tensors have {size} bytes, more than {_MOST_GROWTH} of such files")
         save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target, {"format": "pt"})
+        return whole
     except SatenError:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile) as cause:
@@ -85,6 +127,28 @@ def _convert(source: Path, target: Path) -> None:
             f"{source}: refused, it holds more than tensors ({type(cause).__name__}); where it was made, save "
             'the numbers alone: torch.save(model.state_dict(), "state.pt")'
         ) from None
+
+
+def _are_layers(state: object) -> bool:
+    """Whether this is what the authors' `save_model_params` leaves: by the name of each layer, what it consists of."""
+    return isinstance(state, Mapping) and state != {} and all(isinstance(layer, Mapping) for layer in state.values())
+
+
+def _flattened(source: Path, layers: Mapping[object, Mapping[object, Any]]) -> dict[str, Tensor]:
+    """The tensors of the authors' layers, as a state dict names them; their sizes and ratios are left out."""
+    found: dict[str, Tensor] = {}
+    for name, parts in layers.items():
+        if parts.get("decomp_format", "tt") != "tt":
+            raise CheckpointError(f"{source}: {name} is of the format {parts['decomp_format']!r:.40}; expected tt")
+        if parts.get("diag_weight") is not None:
+            raise CheckpointError(f"{source}: {name} has diag_weight, which is not read")
+        for part, value in parts.items():
+            tensors = value.tensors if isinstance(value, _Parameters) else {"": value}
+            inner = {f"{name}.{part}{'.' * bool(number)}{number}": tensor for number, tensor in tensors.items()}
+            found |= {
+                key: tensor.detach() for key, tensor in inner.items() if isinstance(tensor, Tensor) and tensor.ndim
+            }
+    return found
 
 
 @contextlib.contextmanager

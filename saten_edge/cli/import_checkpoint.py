@@ -13,9 +13,14 @@ from saten_edge.cli.printing import show, talk
 from saten_edge.cli.tables import layers_table
 from saten_runtime.options import Printing
 
+MERGED = "the adapter is merged; every layer is dense"
+
 
 def import_checkpoint(
-    src: Annotated[Path, typer.Argument(help="State dict of the authors' code, or a folder with it")],
+    src: Annotated[
+        Path,
+        typer.Argument(help="State dict of the authors' code, their tm_params.pth, or a LoRA adapter: file or folder"),
+    ],
     base: Annotated[str, typer.Option(help="Dense model of the same architecture: folder or hub name")],
     output: Output,
     printing: Printing,
@@ -24,7 +29,7 @@ def import_checkpoint(
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Read a checkpoint made with the Saten authors' code."""
+    """Read a checkpoint made with the Saten authors' code, or merge a LoRA adapter into its base."""
     with talk(printing) as said:
         table = saten_edge.import_checkpoint(src, base, output, task=task, overwrite=overwrite, progress=said.progress)
-    show(table, layers_table, printing)
+    show(table, lambda read: layers_table(read) if read["layers"] else MERGED, printing)

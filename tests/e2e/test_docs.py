@@ -109,6 +109,15 @@ def theirs(model: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
+def write_adapter(folder: Path) -> None:
+    """As peft saves a LoRA adapter of one layer."""
+    folder.mkdir()
+    name = "base_model.model.encoder.layer.0.intermediate.dense"
+    parts = {f"{name}.lora_A.weight": torch.ones(2, 64), f"{name}.lora_B.weight": torch.zeros(128, 2)}
+    save_file(parts, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+
+
 @pytest.fixture
 def folder(tmp_path, texts, tiny_bert):
     """What the commands of a page read."""
@@ -118,6 +127,7 @@ def folder(tmp_path, texts, tiny_bert):
     pairs = [{"query": first, "answer": second} for first, second in itertools.pairwise(texts[:20])]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     save_file(theirs(tiny_bert), tmp_path / "theirs.safetensors")
+    write_adapter(tmp_path / "lora")
     return tmp_path
 
 
