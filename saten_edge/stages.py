@@ -17,9 +17,11 @@ import torch
 import saten_exporters
 import saten_runtime.bench.measure
 from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
+from saten_edge.checkpoints.kept import keeping
 from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
 from saten_edge.console import Progress, Talk, told
 from saten_edge.methods import METHODS
+from saten_edge.methods.calibrate import described
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
@@ -49,14 +51,16 @@ def compress(
     options: CompressOptions | None = None,
     *,
     calibration: Sequence[str | Path] = (),
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compress a dense model into a Saten checkpoint by one of `METHODS`, or by two of them in turn.
 
     model: a folder, a GGUF file, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files
-    of images, by which errors are weighed and layers share the bytes. progress: called with the stage, the steps done,
-    the steps in all, and what comes next.
+    of images, by which errors are weighed and layers share the bytes. resume: go on where an interrupted run of the
+    same settings stopped, if there is one. progress: called with the stage, the steps done, the steps in all, and what
+    comes next.
 
     Returns:
         What `saten_layers.json` in `out` holds. "layers": for each, name, shape (in, out), ranks, nnz of the residual,
@@ -64,7 +68,9 @@ def compress(
         parameter that stayed dense.
 
     Raises:
-        UsageError: `out` cannot be written, options contradict each other, or the model is compressed already.
+        UsageError: `out` cannot be written, options contradict each other, the model is compressed already, or what was
+            interrupted had other settings.
+        KeyboardInterrupt: Ctrl-C; its text says what was kept.
         BudgetError: no train and residual of a layer fit into its bytes.
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
@@ -76,10 +82,18 @@ def compress(
         if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
             takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
             raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
-        job = Job(loaded, options, calibration, progress)
-        for name in options.methods:
-            job = job.then(METHODS[name].run(job))
-        return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
+        settings = {"model": loaded.source, "options": _settings(options), "calibration": described(calibration)}
+        with keeping(out, settings, resume=resume) as kept:
+            job = Job(loaded, options, calibration, progress, kept=kept)
+            for name in options.methods:
+                job = job.then(METHODS[name].run(job))
+            return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
+
+
+def _settings(options: CompressOptions) -> dict[str, Any]:
+    """What decides the numbers, as JSON."""
+    settings: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(options), allow_nan=False))
+    return settings
 
 
 def import_checkpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,6 +143,7 @@ def compress(
     measured: Measured | None = None,
     selection: Selection = EVERYTHING,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    kept: Callable[[str, Callable[[], Decomposition]], Decomposition] = lambda name, decompose: decompose(),
 ) -> list[CompressedLayer]:
     """Compress every weight matrix of `loaded` that `selection` takes, in place.
 
@@ -150,7 +152,8 @@ def compress(
     `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
     judged by Frobenius' norm.
     pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
-    progress: called with a layer's name, the layers done, and their number. Layers are taken one at a time, each
+    progress: called with a layer's name, the layers done, and their number. kept: called with a layer's name and what
+    decomposes it; gives the parts. Layers are taken one at a time, each
     widened to float32 and on a GPU where there is one; what stays dense is widened at the end.
 
     Raises:
@@ -171,7 +174,7 @@ def compress(
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
         how = fitting(pattern, kind_of(module), group=group, width=_matrix(module).shape[1])
-        parts = decompose_layer(name, module, budgets[name], *how, recipe, known.get(name))
+        parts = kept(name, partial(decompose_layer, name, module, budgets[name], *how, recipe, known.get(name)))
         rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})

@@ -25,12 +25,13 @@ def compress(
         Path | None, typer.Option(help="JSON Lines or CSV file of texts or images that weigh the errors")
     ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Calibration texts or images to read at most")] = 512,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compress a model into a Saten checkpoint."""
     read = read_items(calibration)[:texts] if calibration else ()
     with talk(printing) as said:
         table = saten_edge.compress(
-            model, output, options, calibration=read, overwrite=overwrite, progress=said.progress
+            model, output, options, calibration=read, resume=resume, overwrite=overwrite, progress=said.progress
         )
     show(table, layers_table, printing)

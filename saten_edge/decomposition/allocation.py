@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_runtime.bundle.recipe import Option
 from saten_runtime.errors import CheckpointError, UsageError
-from saten_runtime.records.files import replace_file
+from saten_runtime.records.files import parse_json, replace_file
 
 __all__ = ["ALLOCATIONS", "Measured", "allocate"]
 
+# The entry of a file's metadata that says whose moments a layer's are.
+_OWNERS = "owners"
 # However little a layer seems to need, it keeps this part of an equal share: a spectrum says what truncation
 # costs, not what the residual and fine-tuning will win back.
 SMALLEST_PART = 0.5
@@ -36,11 +39,13 @@ class Measured:
     texts: Mapping[str, Option] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file: `moments.<layer>` and `sensitivities.<layer>`, float64."""
-        tensors = {f"moments.{name}": moments.contiguous() for name, moments in self.moments.items()}
+        """Write a safetensors file: `moments.<layer>` and `sensitivities.<layer>`; moments that layers share once."""
+        first: dict[int, str] = {}
+        owners = {name: first.setdefault(id(moments), name) for name, moments in self.moments.items()}
+        tensors = {f"moments.{name}": self.moments[name].contiguous() for name in first.values()}
         for name, sensitivity in self.sensitivities.items():
             tensors[f"sensitivities.{name}"] = torch.tensor(sensitivity, dtype=torch.float64)
-        replace_file(path, save(tensors))
+        replace_file(path, save(tensors, {_OWNERS: json.dumps(owners)}))
 
     @classmethod
     def load(cls, path: Path) -> Measured:
@@ -50,8 +55,10 @@ class Measured:
             CheckpointError: there is no such file, or it holds something else.
         """
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as cause:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+                owners = parse_json((file.metadata() or {}).get(_OWNERS, "{}").encode())
+        except (OSError, SafetensorError, ValueError) as cause:
             raise CheckpointError(f"{path}: cannot be read as measurements of a model ({cause})") from None
         found: dict[str, dict[str, Tensor]] = {"moments": {}, "sensitivities": {}}
         for key, tensor in tensors.items():
@@ -59,7 +66,10 @@ class Measured:
             if part not in found:
                 raise CheckpointError(f"{path}: holds {key!r}, expected moments and sensitivities of layers")
             found[part][name] = tensor
-        return cls(found["moments"], {name: float(value) for name, value in found["sensitivities"].items()})
+        moments = found["moments"]
+        if owners:
+            moments = {name: moments[owner] for name, owner in owners.items() if owner in moments}
+        return cls(moments, {name: float(value) for name, value in found["sensitivities"].items()})
 
 
 # matrices (in, out) by layer, share of the dense bytes, measurements → bytes by layer

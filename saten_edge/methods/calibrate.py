@@ -91,7 +91,9 @@ def encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> Batch:
 
 
 def described(items: Sequence[str | Path]) -> dict[str, Option]:
-    """What was calibrated on, for the recipe."""
+    """What was calibrated on, for the recipe; nothing of none."""
+    if not items:
+        return {}
     if isinstance(items[0], Path):
         return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items))
     return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=TOKENS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saten_edge.checkpoints.compress import CompressedLayer
+from saten_edge.checkpoints.kept import Kept
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress
 from saten_edge.options import CompressOptions
@@ -18,7 +19,7 @@ __all__ = ["Job", "Method"]
 class Job:
     """A model to compress in place. items: texts or files of images to calibrate on; none are there without them.
 
-    before: what an earlier method did to layers.
+    before: what an earlier method did to layers. kept: for a run that goes on after an interruption.
     """
 
     loaded: LoadedModel
@@ -26,6 +27,7 @@ class Job:
     items: Sequence[str | Path]
     progress: Progress | None = None
     before: Sequence[CompressedLayer] = ()
+    kept: Kept = field(default_factory=Kept)
 
     def then(self, rows: Sequence[CompressedLayer]) -> Job:
         """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""

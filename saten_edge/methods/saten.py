@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from saten_edge.checkpoints import compress as compression
 from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers, matrices
 from saten_edge.console import told
 from saten_edge.decomposition.residual import VALUE_BYTES
-from saten_edge.methods.calibrate import calibrate
+from saten_edge.methods.calibrate import calibrate, described
 from saten_edge.methods.method import Job, Method
 from saten_edge.options import CompressOptions
 from saten_runtime.errors import UsageError
@@ -26,7 +29,10 @@ def run(job: Job) -> list[CompressedLayer]:
     count, budget = len(layers), _budget(job)
     allocation = _allocation(options, bool(job.items))
     weighed = budget if allocation == "sensitivity" else None
-    measured = calibrate(job.loaded, layers, job.items, weighed, job.progress) if job.items else None
+    measured = None
+    if job.items:
+        found = job.kept.measured(partial(calibrate, job.loaded, layers, job.items, weighed, job.progress))
+        measured = replace(found, texts=described(job.items))
     del layers  # `compression.compress` frees each dense weight in its turn
     goal = "" if budget is None else f" to {budget:g} of their bytes"
     with told(job.progress, f"compress {count} matrices{goal}") as advance:
@@ -40,6 +46,7 @@ def run(job: Job) -> list[CompressedLayer]:
             measured=measured,
             selection=options.selection,
             progress=lambda name, done, total: advance(done, total, name),
+            kept=job.kept.layer,
         )
 
 

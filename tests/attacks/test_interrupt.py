@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from saten_runtime.records.folders import MARK
 from saten_runtime.records.jsonl import read_lines
 
 SEED = 20240607
@@ -197,6 +198,27 @@ def test_an_interrupted_demo_leaves_only_what_is_whole(moment: float, tiny_bert:
     assert not [path for path in out.rglob("*") if ".partial-" in path.name]
     for config in out.glob("*/config.json"):
         json.loads(config.read_text())
+
+
+@pytest.mark.parametrize("command", ["export", pytest.param("compress", marks=[pytest.mark.slow])])
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=[pytest.mark.slow] if k else []) for k, m in enumerate((6.0, 1.0, 3.0, 8.0))]
+)
+def test_an_interrupted_command_says_one_line_and_leaves_nothing(
+    command: str, moment: float, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """Not even the folder around its output, for which the same command would be refused."""
+    out = tmp_path / "new" / "out"
+    with started("saten_edge", command, tiny_bert, "-o", out, "--quiet") as process:
+        wait_for(lambda: is_running(process), process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        if process.poll() is None:
+            stderr = press(process)
+            assert process.returncode in INTERRUPTED
+            assert re.fullmatch(r"saten-edge: interrupted(; --resume goes on .*)?\n", stderr) or is_of_the_start(stderr)
+            left = [path for path in (tmp_path / "new").glob("*") if path != out or not (out / MARK).is_file()]
+            assert [path.name for path in left] == [".out.compression"] * ("--resume" in stderr)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,17 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["measured.safetensors"]
 
 
+def test_moments_that_layers_share_are_kept_once(tmp_path: Path):
+    """As those of query, key and value, which read the same."""
+    shared = torch.rand(64, 64)
+    Measured({"query": shared, "key": shared, "other": torch.rand(3)}, {"query": 1.0}).save(tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_size < 1.5 * shared.nbytes
+    back = Measured.load(tmp_path / "shared")
+    assert back.moments["key"] is back.moments["query"]
+    assert torch.equal(back.moments["key"], shared)
+    assert back.moments["other"].shape == (3,)
+
+
 def test_one_changed_number_is_noticed(tmp_path: Path):
     MEASURED.save(tmp_path / "measured.safetensors")
     tensors = load_file(tmp_path / "measured.safetensors")
