@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web site docs test test-slow test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web site docs test test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
@@ -15,6 +15,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   lint, types, test"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
+	@echo "make first-hour    README's commands in a new environment, on three models: a BERT, a ViT, embeddings (a network)"
 	@echo "make fuzz    5 000 examples of every property, ten minutes of each fuzz target (needs atheris)"
 	@echo "make test-arm      the runtime and its kernels in an emulated arm64 user land; needs root, apt and a network"
 	@echo "make test-devices  the way over ssh to a board, with a real sshd in that user land"
@@ -52,6 +53,9 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(WHEEL_TOOLS) || echo "test-slow: the tests of the wheels are skipped"
 	$(BIN)/python -m pytest -m slow
+
+first-hour: $(INSTALLED)
+	SATEN_FIRST_HOUR=new $(BIN)/python -m pytest -m slow --capture=no tests/e2e/test_first_hour.py
 
 # PYTHONS: the versions to try, all that are supported by default.
 test-pythons:

@@ -1,12 +1,18 @@
-"""A newcomer's first hour: three models of their own, from files to a report, by README's commands alone."""
+"""A newcomer's first hour: three models of their own, from files to a report, by README's commands alone.
+
+`make first-hour` plays it in a new environment, which it installs by README's command.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +60,25 @@ NEWCOMERS = {
 }
 
 
+INSTALL = "pip install ./runtime ."
+
+
+@pytest.fixture(scope="module")
+def environment(
+    request: pytest.FixtureRequest, offline: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Where the commands of saten-edge are: those of this environment or, with SATEN_FIRST_HOUR=new, of a new one."""
+    if os.environ.get("SATEN_FIRST_HOUR") != "new":
+        return {**offline, "PATH": request.getfixturevalue("warm_path")}
+    assert f"`{INSTALL}`" in (ROOT / "README.md").read_text()
+    folder, started = tmp_path_factory.mktemp("environment"), time.monotonic()
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin" / "python", "-m", *INSTALL.split(), "-q"], cwd=ROOT, check=True)
+    print(f"installed in {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
+    plain = {name: value for name, value in offline.items() if name != "PYTHONPATH"}
+    return {**plain, "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])}
+
+
 def script_for(newcomer: Newcomer, model: Path) -> str:
     """README's commands, quicker, on a model folder."""
     readme = (ROOT / "README.md").read_text().split("## Your own model\n", 1)[1]
@@ -86,8 +111,7 @@ def test_from_files_to_a_report(
     make_tiny: Callable[..., Path],
     texts: list[str],
     images: list[Any],
-    warm_path: str,
-    offline: dict[str, str],
+    environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
     newcomer = NEWCOMERS[name]
@@ -99,9 +123,9 @@ def test_from_files_to_a_report(
         (model / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 128}))
     write_data(newcomer, tmp_path, texts, images)
     command = ["bash", "-euxc", BUSY + script_for(newcomer, model)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**offline, "PATH": warm_path}, capture_output=True, text=True, timeout=600
-    )
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    print(f"{name}: {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "report.html").read_text()
     assert all(bundle in page for bundle in ("dense-int8", "saten-int8"))

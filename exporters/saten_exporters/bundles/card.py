@@ -45,7 +45,7 @@ def model_card(manifest: Manifest, comparisons: list[Comparison], apart: list[Co
             f"IR {manifest.ir_version}, for ONNX Runtime ≥ {manifest.smallest_onnxruntime}.",
             "",
             "```sh",
-            "pip install saten-runtime  # from a clone of saten-edge: pip install ./runtime",
+            "pip install ./runtime  # in a clone of saten-edge",
             *_commands(manifest),
             "```",
             "",
