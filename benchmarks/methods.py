@@ -211,7 +211,7 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
             "CPU s to compress",
             "peak MB",
         )
-        parts.append(f"### {name}\n\n{markdown(head, [line(row) for row in own])}")
+        parts.append(f"**{name}**\n\n{markdown(head, [line(row) for row in own])}")
     return "\n".join(parts)
 
 
