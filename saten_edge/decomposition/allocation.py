@@ -45,7 +45,7 @@ class Measured:
         tensors = {f"moments.{name}": self.moments[name].contiguous() for name in first.values()}
         for name, sensitivity in self.sensitivities.items():
             tensors[f"sensitivities.{name}"] = torch.tensor(sensitivity, dtype=torch.float64)
-        replace_file(path, save(tensors, {_OWNERS: json.dumps(owners)}))
+        replace_file(path, save(tensors, {_OWNERS: json.dumps(owners, allow_nan=False)}))
 
     @classmethod
     def load(cls, path: Path) -> Measured:
