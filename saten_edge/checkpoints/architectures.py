@@ -35,8 +35,23 @@ ENCODER_OPTIONS: Mapping[str, tuple[Any, ...]] = {
 }
 # "dynamic" and "longrope" change their frequencies with the length of the text, which a graph cannot.
 ROPE_OPTIONS: Mapping[str, tuple[Any, ...]] = {"rope_parameters.rope_type": ("default", "linear", "llama3", "yarn")}
-# A window makes the cache forget, by a rule that one graph for every length does not have.
-FULL_ATTENTION: Mapping[str, tuple[Any, ...]] = {**ROPE_OPTIONS, "use_sliding_window": (False,)}
+# Whatever the family, transformers makes a cache that forgets, or a mask that shows later tokens, where one of these is
+# said; one graph for every length has neither.
+FULL_ATTENTION: Mapping[str, tuple[Any, ...]] = {
+    "use_sliding_window": (False,),
+    "sliding_window": (None,),
+    "attention_chunk_size": (None,),
+    "layer_types": ("full_attention",),
+    "is_causal": (True,),
+    "add_cross_attention": (False,),
+    **ROPE_OPTIONS,
+}
+# Two rotations, one for each kind of layer.
+TWO_ROPES: Mapping[str, tuple[Any, ...]] = {
+    option.replace(".", f".{kind}_attention."): allowed
+    for option, allowed in ROPE_OPTIONS.items()
+    for kind in ("full", "sliding")
+}
 BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
 
 
@@ -78,7 +93,8 @@ class Architecture:
     `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
     random weights. attention, mlp: the layers of a block that FLAT makes smaller; whole_heads: why there is no
     attention of the kind it needs. pooler: the base model takes `add_pooling_layer`. options: entries of the config
-    that must have one of the values listed; a dot leads into a dictionary, and an absent entry passes.
+    that must have one of the values listed, each of them where an entry is a list; a dot leads into a dictionary, and
+    an absent entry passes.
     """
 
     model_type: str
@@ -112,7 +128,7 @@ class Architecture:
         """
         for option, allowed in self.options.items():
             value = _entry(config, option.split("."), allowed[0])
-            if value not in allowed:
+            if any(each not in allowed for each in (value if isinstance(value, list) else [value])):
                 expected = ", ".join(repr(each) for each in allowed)
                 raise ExportError(
                     f"{self.model_type} with {option} = {value!r} cannot be expressed; expected one of: {expected}"
@@ -184,6 +200,7 @@ ARCHITECTURES = {
             heads=("head", "classifier", "qa_outputs"),
             mlp=Mlp(("mlp.Wi",), "mlp.Wo", packed=2),
             whole_heads=FUSED,
+            options=TWO_ROPES,
         ),
         Architecture("vit", "vision", VISION, "layers", attention=VIT_ATTENTION, mlp=VIT_MLP, pooler=True),
         Architecture(
@@ -207,14 +224,9 @@ ARCHITECTURES = {
                 heads=("score",),
                 attention=LLAMA_ATTENTION,
                 mlp=LLAMA_MLP,
-                options=options,
+                options=FULL_ATTENTION,
             )
-            for name, options in (
-                ("llama", ROPE_OPTIONS),
-                ("qwen2", FULL_ATTENTION),
-                ("qwen3", FULL_ATTENTION),
-                ("mistral", {**ROPE_OPTIONS, "sliding_window": (None,)}),
-            )
+            for name in ("llama", "qwen2", "qwen3", "mistral")
         ),
         Architecture(
             "gpt2",
@@ -227,7 +239,7 @@ ARCHITECTURES = {
             heads=("score",),
             mlp=Mlp(("mlp.c_fc",), "mlp.c_proj"),
             whole_heads=FUSED,
-            options={"add_cross_attention": (False,)},
+            options=FULL_ATTENTION,
         ),
     )
 }

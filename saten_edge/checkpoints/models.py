@@ -24,7 +24,14 @@ from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
-from saten_edge.checkpoints.sentences import Sentences, lower_case, read_sentences
+from saten_edge.checkpoints.sentences import (
+    Sentences,
+    is_cross_encoder,
+    lower_case,
+    read_cross_encoder,
+    read_sentences,
+    read_transformer,
+)
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
@@ -39,13 +46,13 @@ from saten_runtime.vocabulary.files import (
     PREPROCESSOR_CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
-    TRANSFORMER_FILE,
 )
 from saten_runtime.vocabulary.tasks import (
     FEATURE_EXTRACTION,
     HUB_TASKS,
     PROMPTS,
     QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
     TEXT_GENERATION,
     VALUES,
     device_task,
@@ -200,14 +207,14 @@ def _load(
         headless = all(key.startswith(tuple(f"{head}." for head in row.heads)) for key in missing)
         advice = f"it has no head for {task}: fine-tune it on labels first" if headless else "download it again"
         raise CheckpointError(f"{name}: {_some(missing)} missing from its safetensors files; {advice}")
-    sentences = read_sentences(folder) if HUB_TASKS[task].pooled else Sentences(Postprocess())
+    sentences = _sentences(folder, task)
     if sentences.lower:
         lower_case(tokenizer)
     return LoadedModel(
         model.eval(),
         tokenizer,
         sentences,
-        _max_length(folder, model, task, tokenizer),
+        _max_length(sentences.max_length or read_transformer(folder).max_length, model, task, tokenizer),
         _source(name, origin if is_gguf(origin) else folder, model),
         origin,
         task,
@@ -274,7 +281,7 @@ def task_in(folder: Path) -> str:
     """
     if is_gguf(folder):
         return TEXT_GENERATION.hub
-    if (folder / MODULES_FILE).is_file():  # sentence-transformers' embeddings
+    if (folder / MODULES_FILE).is_file() and not is_cross_encoder(folder):  # sentence-transformers' embeddings
         return FEATURE_EXTRACTION.hub
     return task_of(list(read_json(folder / CONFIG_FILE, CheckpointError).get("architectures") or ()))
 
@@ -391,24 +398,27 @@ def _fitted(where: str, model: Any, tokenizer: Any, row: Architecture, task: str
     return settle_padding(where, model, tokenizer, sought=row.kind == "decoder" and HUB_TASKS[task].per_item)
 
 
-def _max_length(folder: Path, model: Any, task: str, tokenizer: Any) -> int:
+def _sentences(folder: Path, task: str) -> Sentences:
+    """What sentence-transformers' files say of a model for the task."""
+    if HUB_TASKS[task].pooled:
+        return read_sentences(folder)
+    crossed = task == TEXT_CLASSIFICATION.hub and is_cross_encoder(folder)
+    return read_cross_encoder(folder) if crossed else Sentences(Postprocess())
+
+
+def _max_length(said: int | None, model: Any, task: str, tokenizer: Any) -> int:
     """The length texts are cut to: sentence-transformers' choice, or the tokenizer's; what the model has positions for.
 
     A decoder that writes on takes prompts up to its last position, whatever its tokenizer says.
     """
     positions = int(getattr(model.config, "max_position_embeddings", 512)) - first_position(model)
-    said = _config_of(folder, TRANSFORMER_FILE).get("max_seq_length")
     if said is None and tokenizer is not None and PROMPTS not in HUB_TASKS[task].takes:
         said = tokenizer.model_max_length
     return min(positions, int(said or positions))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    return {name: _config_of(folder, name) for name in SETTINGS_FILES if (folder / name).is_file()}
-
-
-def _config_of(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(folder / name, CheckpointError) if (folder / name).is_file() else {}
+    return {name: read_json(folder / name, CheckpointError) for name in SETTINGS_FILES if (folder / name).is_file()}
 
 
 def _are_pairs(items: Sequence[Any]) -> bool:

@@ -19,13 +19,34 @@ from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import parse_json, read_json
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.run.pooling import ACTIVATIONS, POOLS, Step
-from saten_runtime.vocabulary.files import CONFIG_FILE, MODULES_FILE, PROMPTS_FILE, TRANSFORMER_FILE
+from saten_runtime.vocabulary.files import (
+    CONFIG_FILE,
+    MODULES_FILE,
+    PROMPTS_FILE,
+    TRANSFORMER_FILE,
+    TRANSFORMER_FILES,
+)
 
-__all__ = ["LAYERS", "Sentences", "lower_case", "read_sentences"]
+__all__ = [
+    "LAYERS",
+    "Sentences",
+    "is_cross_encoder",
+    "lower_case",
+    "read_cross_encoder",
+    "read_sentences",
+    "read_transformer",
+]
 
 WEIGHTS_FILE = "model.safetensors"  # of a module, in its folder
 # Where the pooling is that no `modules.json` points to.
 POOLING_FOLDER = "1_Pooling"
+
+# What every cross-encoder says: the model has a head, and its logits are the scores.
+SCORES = {
+    "transformer_task": "sequence-classification",
+    "module_output_name": "scores",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+}
 
 # As they were spelled before 5.4, one switch each, in the order in which several vectors stand one after the other.
 OLD_POOLINGS = {
@@ -42,10 +63,10 @@ OLD_POOLINGS = {
 class Sentences:
     """What follows a model that embeds, and what stands before it.
 
-    steps: the layers of `postprocess.modules` with their numbers. prompt: put before every text; prompts:
-    all of them, by name. max_length: tokens
-    that texts are cut to, None where nothing is said. lower: whether texts are made lower case. settings: the files as
-    they were read, by their path in the folder. weights: paths of the layers' numbers in the folder.
+    steps: the layers of `postprocess.modules` with their numbers. prompt: put before every text; prompts: all of them,
+    by name. max_length: tokens that texts are cut to, None where nothing is said. lower: whether texts are made lower
+    case. settings: the files as they were read, by their path in the folder. weights: paths of the layers' numbers in
+    the folder.
     """
 
     postprocess: Postprocess
@@ -78,31 +99,66 @@ def read_sentences(folder: Path) -> Sentences:
         CheckpointError: a module, a pooling or an activation that a device does not do, or a damaged file.
     """
     found = _listed(folder)
-    files = {name: _config(folder, name) for name in (PROMPTS_FILE, TRANSFORMER_FILE) if (folder / name).is_file()}
-    prompts, transformer = files.get(PROMPTS_FILE, {}), files.get(TRANSFORMER_FILE, {})
+    transformer = read_transformer(folder)
+    prompts = transformer.settings.get(PROMPTS_FILE, {})
     layers = [module for module in found if module.kind in LAYERS]
     steps = [LAYERS[module.kind](folder, module.path, index) for index, module in enumerate(layers)]
     pooling = [module.path for module in found if module.kind == "Pooling"] or [POOLING_FOLDER]
     paths = [f"{path}/{CONFIG_FILE}" for path in (*pooling, *(each.path for each in found if each.kind in AFTER))]
     configs = {path: _config(folder, path) for path in paths if (folder / path).is_file()}
-    length, cut = transformer.get("max_seq_length"), prompts.get("truncate_dim")
+    cut = _whole(folder, PROMPTS_FILE, prompts, "truncate_dim")
     listed = {MODULES_FILE: {module.path: module.kind for module in found}} if (folder / MODULES_FILE).is_file() else {}
-    return Sentences(
-        Postprocess(
+    return replace(
+        transformer,
+        postprocess=Postprocess(
             _pooling(folder, paths[0]) if paths[0] in configs else "mean",
             not (folder / MODULES_FILE).is_file() or "Normalize" in [module.kind for module in found],
             [step.module for step in steps],
-            None if cut is None else int(cut),
+            cut,
             str(prompts.get("similarity_fn_name") or "cosine"),
         ),
-        steps,
-        _default_prompt(folder, prompts),
-        {str(name): str(text) for name, text in (prompts.get("prompts") or {}).items() if text},
-        None if length is None else int(length),
-        bool(transformer.get("do_lower_case")),
-        {**listed, **files, **configs},
-        [f"{module.path}/{WEIGHTS_FILE}" for module in layers],
+        steps=steps,
+        settings={**listed, **transformer.settings, **configs},
+        weights=[f"{module.path}/{WEIGHTS_FILE}" for module in layers],
     )
+
+
+def read_transformer(folder: Path) -> Sentences:
+    """What stands before the model: the default prompt, the length of texts, and whether they are made lower case.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    name = next((each for each in TRANSFORMER_FILES if _config(folder, each)), TRANSFORMER_FILE)
+    files = {each: _config(folder, each) for each in (PROMPTS_FILE, name) if (folder / each).is_file()}
+    model, prompts = files.get(name, {}), files.get(PROMPTS_FILE, {})
+    return Sentences(
+        Postprocess(),
+        prompt=_default_prompt(folder, prompts),
+        prompts={str(each): str(text) for each, text in (prompts.get("prompts") or {}).items() if text},
+        max_length=_whole(folder, name, model, "max_seq_length"),
+        lower=bool(model.get("do_lower_case")),
+        settings=files,
+    )
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether sentence-transformers wrote the folder as a classifier of pairs of texts."""
+    return bool(_config(folder, PROMPTS_FILE).get("model_type") == "CrossEncoder")
+
+
+def read_cross_encoder(folder: Path) -> Sentences:
+    """What stands before a cross-encoder; what every one of them says is none of its settings.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    found = read_transformer(folder)
+    own = {
+        name: {key: value for key, value in said.items() if SCORES.get(key) != value}
+        for name, said in found.settings.items()
+    }
+    return replace(found, settings=own)
 
 
 def lower_case(tokenizer: Any) -> None:
@@ -119,6 +175,8 @@ def lower_case(tokenizer: Any) -> None:
 
 def _default_prompt(folder: Path, config: Mapping[str, Any]) -> str:
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise CheckpointError(f"{folder / PROMPTS_FILE}: prompts are {prompts!r:.60}; expected a text for each name")
     if name is None:
         return ""
     if name not in prompts:
@@ -166,6 +224,14 @@ def _module(path: Path, entry: Mapping[str, Any]) -> _Found:
 def _config(folder: Path, name: str) -> dict[str, Any]:
     """One of the folder's files; a module without settings has none."""
     return read_json(folder / name, CheckpointError) if (folder / name).is_file() else {}
+
+
+def _whole(folder: Path, name: str, config: Mapping[str, Any], key: str) -> int | None:
+    """A whole number above 0 that a file may give."""
+    value = config.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise CheckpointError(f"{folder / name}: {key} is {value!r:.60}; expected a whole number above 0")
+    return value
 
 
 def _pooling(folder: Path, name: str) -> str:

@@ -18,6 +18,8 @@ from saten_runtime.vocabulary.files import (
     MODULES_FILE,
     PROMPTS_FILE,
     TOKENIZER_CONFIG_FILE,
+    TRANSFORMER_FILE,
+    TRANSFORMER_FILES,
 )
 
 __all__ = ["SETTINGS", "check_settings"]
@@ -59,7 +61,8 @@ def _said(source: Exportable) -> Iterator[tuple[str, str, str, Any]]:
             yield from ((file, MODULES_FILE, kind, None) for kind in values.values())
             continue
         folder, _, _ = file.rpartition("/")
-        kind = modules.get(folder, "Pooling").lower() if folder else file
+        named = TRANSFORMER_FILE if file in TRANSFORMER_FILES else file
+        kind = modules.get(folder, "Pooling").lower() if folder else named
         yield from ((file, kind, key, value) for key, value in values.items() if not _idle(source, file, key, value))
     if kind_of(source).cached:
         yield from (

@@ -42,7 +42,7 @@ ROWS = [
         PROMPTS_FILE,
         HONOURED,
         "default_prompt_name",
-        "the device puts the prompt before every text",
+        "the device puts the prompt before every text, and before the first of a pair",
         "test_vectors_are_those_of_sentence_transformers",
     ),
     *rows(
@@ -65,6 +65,14 @@ ROWS = [
         "saten-run eval compares vectors by their cosine; sentence-transformers takes it from the bundle",
         neutral=("cosine",),
     ),
+    *rows(
+        PROMPTS_FILE,
+        REPORTED,
+        "activation_fn",
+        "a cross-encoder's activation is not applied to the logits",
+        neutral=("torch.nn.modules.linear.Identity",),
+    ),
+    *rows(PROMPTS_FILE, HARMLESS, "keep_in_fp32_modules", "weights are read as float32, or the export is refused"),
     *rows(PROMPTS_FILE, HARMLESS, "__version__ model_type requirements", NAMES),
     *rows(
         TRANSFORMER_FILE, HONOURED, "max_seq_length", "texts are cut to it", "test_a_text_is_cut_where_python_cuts_it"

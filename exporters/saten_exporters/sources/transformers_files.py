@@ -26,6 +26,7 @@ __all__ = ["ROWS"]
 _GRAPH = "the graph is traced from the model that transformers builds with it"
 _IN_TOKENIZER = "the bundle's tokenizer.json is the tokenizer that transformers builds with it"
 _BEAMS = "one text is continued, by one token at a time"
+_ELSEWHERE = "as in transformers 5, only generation_config.json says how tokens are chosen"
 
 _CONFIG = [
     *rows(
@@ -36,7 +37,7 @@ _CONFIG = [
         "layer_norm_eps layer_norm_epsilon local_attention mlp_bias n_embd n_head n_heads n_inner n_layer n_layers "
         "norm_bias norm_eps num_attention_heads num_channels num_hidden_layers num_key_value_heads patch_size "
         "qkv_bias relative_attention_num_buckets rms_norm_eps scale_attn_by_inverse_layer_idx scale_attn_weights "
-        "sinusoidal_pos_embds tie_word_embeddings type_vocab_size vocab_size layer_types max_window_layers",
+        "sinusoidal_pos_embds tie_word_embeddings type_vocab_size vocab_size",
         _GRAPH,
         "test_an_export_is_whole_and_computes_what_torch_does",
     ),
@@ -50,8 +51,9 @@ _CONFIG = [
     *rows(
         CONFIG_FILE,
         HONOURED,
-        "rope_parameters rope_theta rope_scaling sliding_window use_sliding_window is_decoder add_cross_attention "
-        "position_embedding_type",
+        "rope_parameters rope_theta rope_scaling global_rope_theta local_rope_theta partial_rotary_factor "
+        "sliding_window use_sliding_window attention_chunk_size layer_types global_attn_every_n_layers "
+        "max_window_layers is_decoder is_causal add_cross_attention position_embedding_type",
         _GRAPH + "; what depends on the length is refused by name",
         "test_an_option_we_cannot_express",
     ),
@@ -61,9 +63,10 @@ _CONFIG = [
         CONFIG_FILE,
         HONOURED,
         "problem_type",
-        "several classes per item are refused",
+        "several classes or numbers per item are refused",
         "test_several_classes_at_once",
     ),
+    *rows(CONFIG_FILE, REFUSED, "per_layer_config", "every layer has the same sizes", REFUSAL, neutral=({},)),
     *rows(
         CONFIG_FILE,
         HONOURED,
@@ -89,7 +92,8 @@ _CONFIG = [
         HARMLESS,
         "attention_dropout attention_probs_dropout_prob attn_pdrop classifier_dropout dropout embd_pdrop "
         "embedding_dropout hidden_dropout_prob mlp_dropout qa_dropout resid_pdrop seq_classif_dropout "
-        "summary_first_dropout summary_last_dropout initializer_cutoff_factor initializer_range",
+        "summary_first_dropout summary_last_dropout initializer_cutoff_factor initializer_range "
+        "gradient_checkpointing",
         TRAINING,
     ),
     *rows(CONFIG_FILE, HARMLESS, "dtype torch_dtype", "weights are read as float32, or the export is refused"),
@@ -98,7 +102,8 @@ _CONFIG = [
         HARMLESS,
         "use_cache chunk_size_feed_forward deterministic_flash_attn reorder_and_upcast_attn pretraining_tp "
         "_attn_implementation_internal _experts_implementation_internal _post_init_done attn_implementation "
-        "reference_compile",
+        "experts_implementation reference_compile repad_logits_with_grad num_assistant_tokens "
+        "num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind target_lookbehind",
         SPEED,
     ),
     *rows(
@@ -112,10 +117,52 @@ _CONFIG = [
     *rows(
         CONFIG_FILE,
         HARMLESS,
-        "_name_or_path transformers_version task_specific_params finetuning_task language",
+        "_name_or_path name_or_path _commit_hash transformers_version task_specific_params finetuning_task language "
+        "tokenizer_class transformers.js_config",
         NAMES,
     ),
-    *rows(CONFIG_FILE, REPORTED, "sentence_transformers", "a cross-encoder's activation is not applied to the logits"),
+    *rows(
+        CONFIG_FILE,
+        HARMLESS,
+        "directionality n_ctx output_past pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+        "pooler_size_per_head pooler_type tie_weights_ pruned_heads torchscript use_bfloat16 is_llama_config "
+        "rope_interleaved unsloth_fixed unsloth_version",
+        "transformers 5 does not read it",
+        "test_what_transformers_does_not_read_changes_nothing",
+    ),
+    *rows(CONFIG_FILE, HARMLESS, "output_scores return_dict_in_generate", "only tokens are given"),
+    *rows(CONFIG_FILE, REPORTED, "max_length", _ELSEWHERE, neutral=(20,)),
+    *rows(CONFIG_FILE, REPORTED, "top_k", _ELSEWHERE, neutral=(50,)),
+    *rows(
+        CONFIG_FILE,
+        REPORTED,
+        "temperature top_p typical_p repetition_penalty encoder_repetition_penalty length_penalty num_beams "
+        "num_beam_groups num_return_sequences",
+        _ELSEWHERE,
+        neutral=(1,),
+    ),
+    *rows(
+        CONFIG_FILE,
+        REPORTED,
+        "do_sample early_stopping remove_invalid_values min_length no_repeat_ngram_size "
+        "encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff diversity_penalty",
+        _ELSEWHERE,
+        neutral=(0,),
+    ),
+    *rows(
+        CONFIG_FILE,
+        REPORTED,
+        "bad_words_ids forced_bos_token_id forced_eos_token_id exponential_decay_length_penalty suppress_tokens "
+        "begin_suppress_tokens",
+        _ELSEWHERE,
+    ),
+    *rows(
+        CONFIG_FILE,
+        REPORTED,
+        "sentence_transformers sbert_ce_default_activation_function",
+        "a cross-encoder's activation is not applied to the logits",
+        neutral=("torch.nn.modules.linear.Identity",),
+    ),
     *rows(CONFIG_FILE, REPORTED, "auto_map", "a model's own code is not run"),
 ]
 
@@ -207,7 +254,7 @@ _TOKENIZER = [
         "special_tokens_map_file gguf_file backend is_local local_files_only init_inputs files_loaded "
         "tokenizer_object tokenizer cache_dir commit_message force_download proxies repo_id revision subfolder "
         "token verbose use_source_tokenizer _commit_hash _from_auto _from_pipeline _json_padding _json_truncation "
-        "_spm_precompiled_charsmap transformers_version",
+        "_spm_precompiled_charsmap transformers_version full_tokenizer_file added_tokens_file trust_remote_code",
         NAMES,
     ),
     *rows(TOKENIZER_CONFIG_FILE, REPORTED, "auto_map", "a tokenizer's own code is not run"),
@@ -359,7 +406,8 @@ _PICTURES = [
     *rows(
         PREPROCESSOR_CONFIG_FILE,
         HARMLESS,
-        "data_format input_data_format return_tensors device disable_grouping image_seq_length use_fast",
+        "data_format input_data_format return_tensors device disable_grouping image_seq_length use_fast "
+        "_valid_processor_keys",
         "it is a matter of one call",
     ),
     *rows(PREPROCESSOR_CONFIG_FILE, HARMLESS, "image_processor_type feature_extractor_type processor_class", NAMES),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from saten_exporters.exportable import Exportable
 from saten_exporters.tracing.samples import KINDS, Kind
 from saten_runtime.errors import ExportError
-from saten_runtime.vocabulary.tasks import CLASSES, HUB_TASKS, IMAGES, Task, device_task
+from saten_runtime.vocabulary.tasks import CLASSES, HUB_TASKS, IMAGES, VALUES, Task, device_task
 
 __all__ = ["kind_of", "name_on_the_device", "task_of"]
 
@@ -18,12 +18,9 @@ def task_of(source: Exportable) -> Task:
     """
     if source.task not in HUB_TASKS:
         raise ExportError(f"no task {source.task!r}; there are: {', '.join(HUB_TASKS)}")
-    task, problem = HUB_TASKS[source.task], getattr(source.model.config, "problem_type", None)
-    if task.labels == CLASSES and problem == "multi_label_classification":
-        raise ExportError(
-            f"{source.source['model']}: problem_type = {problem!r} cannot be expressed; "
-            "a bundle says one class per item"
-        )
+    task = HUB_TASKS[source.task]
+    if task.labels == CLASSES:
+        _refuse_labels(source)
     return task
 
 
@@ -36,3 +33,18 @@ def kind_of(source: Exportable) -> Kind:
 def name_on_the_device(source: Exportable) -> str:
     """What a manifest calls the model's task."""
     return device_task(source.task, source.model.config.num_labels).name
+
+
+def _refuse_labels(source: Exportable) -> None:
+    """Refuse a classifier that says neither one class of several nor, of a text, one number."""
+    config = source.model.config
+    labels, problem = int(config.num_labels), getattr(config, "problem_type", None)
+    valued = device_task(source.task, labels).labels == VALUES
+    one = "a bundle says one class per item, or of a text one number"
+    if problem == "multi_label_classification" or (problem == "regression" and not valued):
+        what = f"problem_type = {problem!r} with {labels} label{'s' * (labels != 1)}"
+        raise ExportError(f"{source.source['model']}: {what} cannot be expressed; {one}")
+    if labels < 2 and not valued:
+        raise ExportError(
+            f"{source.source['model']}: num_labels = {labels} cannot be expressed for {source.task}; {one}"
+        )

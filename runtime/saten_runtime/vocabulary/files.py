@@ -13,6 +13,7 @@ __all__ = [
     "TOKENIZER_CONFIG_FILE",
     "TOKENIZER_FILE",
     "TRANSFORMER_FILE",
+    "TRANSFORMER_FILES",
 ]
 
 CONFIG_FILE = "config.json"
@@ -24,6 +25,14 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
 TRANSFORMER_FILE = "sentence_bert_config.json"
+# Its first versions named the last one after the family; the first counts that says anything.
+TRANSFORMER_FILES = (
+    TRANSFORMER_FILE,
+    *(
+        f"sentence_{family}_config.json"
+        for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+    ),
+)
 # Weights lie beside the graph in files whose names begin with the graph's.
 MODEL_FILE = "model.onnx"
 CARD_FILE = "README.md"

@@ -34,7 +34,7 @@ PROCESSORS = {
 def source(**fields: Any) -> Any:
     """A loaded model with these entries of its config, and the rest of it given by name."""
     entries = {"image_size": SIDE, "num_channels": 3, "id2label": {0: "no", 1: "yes"}, "problem_type": None}
-    config = SimpleNamespace(**entries, eos_token_id=3)
+    config = SimpleNamespace(**entries, num_labels=2, eos_token_id=3)
     known = {
         "task": "text-classification",
         "processor": None,
@@ -183,9 +183,34 @@ def test_a_task_that_there_is_not() -> None:
         task_of(source(task="translation"))
 
 
-def test_several_classes_at_once() -> None:
-    with pytest.raises(ExportError, match="problem_type = 'multi_label_classification' cannot be expressed"):
-        task_of(source(problem_type="multi_label_classification"))
+TEXTS, WORDS, PICTURES = "text-classification", "token-classification", "image-classification"
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "problem", "words"),
+    [
+        *((task, 2, "multi_label_classification", "with 2 labels cannot") for task in (TEXTS, WORDS, PICTURES)),
+        (TEXTS, 1, "multi_label_classification", "with 1 label cannot"),
+        *((task, 3, "regression", "problem_type = 'regression' with 3 labels") for task in (TEXTS, WORDS, PICTURES)),
+        *((task, 1, problem, "1") for task in (WORDS, PICTURES) for problem in (None, "regression")),
+        (TEXTS, 0, None, "num_labels = 0"),
+    ],
+)
+def test_several_classes_at_once(task: str, labels: int, problem: str | None, words: str) -> None:
+    with pytest.raises(ExportError, match=f"{words}.*a bundle says one class per item, or of a text one number"):
+        task_of(source(task=task, num_labels=labels, problem_type=problem))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "problem"),
+    [
+        (TEXTS, 1, None),
+        (TEXTS, 1, "regression"),
+        *((task, 2, problem) for task in (TEXTS, WORDS, PICTURES) for problem in (None, "single_label_classification")),
+    ],
+)
+def test_one_class_or_one_number(task: str, labels: int, problem: str | None) -> None:
+    assert task_of(source(task=task, num_labels=labels, problem_type=problem)) is HUB_TASKS[task]
 
 
 def test_kinds_of_inputs() -> None:

@@ -31,6 +31,7 @@ from saten_runtime.vocabulary.files import (
     PROMPTS_FILE,
     TOKENIZER_CONFIG_FILE,
     TRANSFORMER_FILE,
+    TRANSFORMER_FILES,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -51,14 +52,24 @@ def taken(function: Any) -> set[str]:
 # --- transformers ------------------------------------------------------------------------------------------------
 
 
+def entries_of(config: type) -> set[str]:
+    """What a config has, and what it takes out of its keywords, such as older spellings."""
+    made: Any = config()
+    builders = (vars(each).get(name) for each in config.__mro__ for name in ("__post_init__", CONVERTS))
+    return {*made.to_dict(), *vars(made), *(key for build in builders if build for key in taken(build))}
+
+
+CONVERTS = "convert_rope_params_to_dict"
+
+
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_the_table_names_every_entry_of_a_familys_config(model_type: str) -> None:
-    config = CONFIG_MAPPING[model_type]()
-    assert unlisted(CONFIG_FILE, {*config.to_dict(), *vars(config)}) == []
+    assert unlisted(CONFIG_FILE, entries_of(CONFIG_MAPPING[model_type])) == []
 
 
 def test_the_table_names_every_setting_of_generation() -> None:
     assert unlisted(GENERATION_CONFIG_FILE, vars(transformers.GenerationConfig())) == []
+    assert unlisted(CONFIG_FILE, transformers.GenerationConfig._get_default_generation_params()) == []
 
 
 @pytest.mark.parametrize(
@@ -132,6 +143,22 @@ def test_the_table_names_every_setting_of_an_embedding_model() -> None:
     assert unlisted(PROMPTS_FILE, read) == []
 
 
+def test_the_table_names_every_setting_of_a_cross_encoder() -> None:
+    sentence_modules()
+    from sentence_transformers import CrossEncoder
+
+    source = inspect.getsource(CrossEncoder)
+    read = set(re.findall(r'model_config(?:\.get\(|\[)"(\w+)"', source))
+    assert {"activation_fn", "keep_in_fp32_modules"} <= read
+    assert unlisted(PROMPTS_FILE, read) == []
+    assert unlisted(CONFIG_FILE, re.findall(r'hasattr\(config, "(sbert_\w+|sentence_\w+)"', source)) == []
+
+
+def test_older_names_of_a_file_are_those_of_sentence_transformers() -> None:
+    source = inspect.getsource(sentence_modules()["Transformer"].load_config)
+    assert re.findall(r'"(sentence_[\w-]+_config\.json)",', source) == list(TRANSFORMER_FILES)
+
+
 def test_old_spellings_of_poolings_are_those_of_sentence_transformers() -> None:
     pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules.pooling")
     assert list(OLD_POOLINGS.items()) == list(pooling._LEGACY_POOLING_MODE_KWARGS.items())
@@ -140,8 +167,33 @@ def test_old_spellings_of_poolings_are_those_of_sentence_transformers() -> None:
 # --- the table itself --------------------------------------------------------------------------------------------
 
 
+class NewerConfig(transformers.BertConfig):
+    """As if the library had an entry more, and took another out of its keywords."""
+
+    model_type = "newer"
+    brand_new: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("older_spelling", None)
+        super().__post_init__(**kwargs)
+
+
+class NewerTokenizer(transformers.PreTrainedTokenizerFast):
+    def __init__(self, *args: Any, brand_new: bool = False, **kwargs: Any) -> None:
+        kwargs.pop("older_spelling", None)
+        super().__init__(*args, **kwargs)
+
+
+class NewerGeneration(transformers.GenerationConfig):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.brand_new = 1
+
+
 def test_a_setting_that_is_added_is_missed() -> None:
-    assert unlisted(GENERATION_CONFIG_FILE, [*vars(transformers.GenerationConfig()), "brand_new"]) == ["brand_new"]
+    assert unlisted(CONFIG_FILE, entries_of(NewerConfig)) == ["brand_new", "older_spelling"]
+    assert unlisted(TOKENIZER_CONFIG_FILE, taken(NewerTokenizer.__init__)) == ["brand_new", "older_spelling"]
+    assert unlisted(GENERATION_CONFIG_FILE, vars(NewerGeneration())) == ["brand_new"]
     assert unlisted("pooling", ["pooling_mode", "attention_pooling"]) == ["attention_pooling"]
 
 
@@ -170,7 +222,7 @@ def listed(page: str, treatment: str) -> set[tuple[str, str]]:
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and cells[1] == treatment:
-            found |= {(cells[0].strip("`"), key) for key in re.findall(r"`(\w+)`", cells[2])}
+            found |= {(cells[0].strip("`"), key) for key in re.findall(r"`([\w.]+)`", cells[2])}
     return found
 
 

@@ -120,6 +120,34 @@ class TestTable:
                 "rope_parameters.rope_type = 'dynamic' cannot be expressed; expected one of: 'default', 'linear'",
             ),
             ("bert", "feature-extraction", {"is_decoder": True}, "bert with is_decoder = True cannot"),
+            *(
+                (
+                    "modernbert",
+                    "feature-extraction",
+                    {
+                        "rope_parameters": {
+                            "full_attention": {"rope_theta": 1e4, "rope_type": "default"},
+                            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+                            f"{kind}_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+                        }
+                    },
+                    f"modernbert with rope_parameters.{kind}_attention.rope_type = 'dynamic' cannot",
+                )
+                for kind in ("full", "sliding")
+            ),
+            *(
+                (
+                    family,
+                    "text-generation",
+                    {"layer_types": ["full_attention", "sliding_attention"]},
+                    rf"{family} with layer_types = \['full_attention', 'sliding_attention'\] cannot",
+                )
+                for family in ("llama", "qwen2", "qwen3", "mistral", "gpt2")
+            ),
+            ("llama", "text-generation", {"sliding_window": 8}, "llama with sliding_window = 8 cannot"),
+            ("gpt2", "text-generation", {"attention_chunk_size": 8}, "gpt2 with attention_chunk_size = 8 cannot"),
+            ("qwen2", "feature-extraction", {"is_causal": False}, "qwen2 with is_causal = False cannot"),
+            ("gpt2", "text-generation", {"add_cross_attention": True}, "gpt2 with add_cross_attention = True cannot"),
             ("roberta", "feature-extraction", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ],
     )

@@ -14,7 +14,8 @@ import torch
 
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.sentences import read_sentences
-from saten_runtime.errors import CheckpointError
+from saten_exporters.sources.check import SETTINGS, check_settings
+from saten_runtime.errors import CheckpointError, ExportError
 
 WIDTH = 64
 Written = Callable[..., Path]
@@ -113,6 +114,10 @@ FOLDERS: dict[str, tuple[dict[str, Any], list[tuple[str, str]] | None]] = {
     "prompt": ({"config_sentence_transformers.json": PROMPTED}, None),
     "cut vectors": ({"config_sentence_transformers.json": {"truncate_dim": 5}}, None),
     "short texts": ({"sentence_bert_config.json": {"max_seq_length": 6}}, None),
+    "an older name of a file": (
+        {"sentence_bert_config.json": {}, "sentence_xlm-roberta_config.json": {"max_seq_length": 7}},
+        None,
+    ),
 }
 
 
@@ -187,6 +192,9 @@ CUSTOM = "custom_code.MyModule"
             None,
             "default_prompt_name is 'query'",
         ),
+        ({"config_sentence_transformers.json": {"prompts": ["query: "]}}, None, "expected a text for each name"),
+        ({"config_sentence_transformers.json": {"truncate_dim": 0}}, None, "truncate_dim is 0; expected a whole"),
+        ({"sentence_bert_config.json": {"max_seq_length": "9"}}, None, "max_seq_length is '9'; expected a whole"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -204,3 +212,80 @@ def test_output_flags_change_nothing(written: Written, tiny_bert: Path, texts: l
     loaded = load_model(folder)
     assert same(embedded(loaded, texts[:3]), embedded(load_model(tiny_bert), texts[:3]))
     assert len(loaded.model(**loaded.encode(texts[:1]))) == 1
+
+
+def test_what_transformers_does_not_read_changes_nothing(written: Written, tiny_bert: Path, texts: list[str]) -> None:
+    me = "test_what_transformers_does_not_read_changes_nothing"
+    odd: dict[str, Any] = {row.key: 3 for row in SETTINGS.values() if row.test == me}
+    assert {"n_ctx", "pruned_heads", "rope_interleaved"} <= set(odd)
+    config = json.loads((tiny_bert / "config.json").read_text())
+    folder = written({"config.json": {**config, **odd, "pruned_heads": {"0": [1]}}})
+    assert same(embedded(load_model(folder), texts[:3]), embedded(load_model(tiny_bert), texts[:3]))
+
+
+# --- cross-encoders ----------------------------------------------------------------------------------------------
+
+PAIRS = [("GAR bel", "bel dor! " * 9), ("gar", "x9, bel?"), ("", "bel")]
+
+
+@pytest.fixture
+def cross_encoder(make_tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """A cross-encoder as the library saves it, with a prompt, a length, and texts in lower case."""
+    package = pytest.importorskip("sentence_transformers")
+    folder = tmp_path / "base"
+    shutil.copytree(make_tiny("bert", "text-classification", num_labels=1), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": None}))
+    model = package.CrossEncoder(
+        str(folder),
+        device="cpu",
+        prompts={"query": "Gar: "},
+        default_prompt_name="query",
+        activation_fn=torch.nn.Identity(),
+    )
+    model.save_pretrained(str(tmp_path / "cross"))
+    side = tmp_path / "cross" / "sentence_bert_config.json"
+    side.write_text(json.dumps({**json.loads(side.read_text()), "max_seq_length": 16, "do_lower_case": True}))
+    return tmp_path / "cross"
+
+
+def scores(folder: Path) -> np.ndarray:
+    """By what is loaded of it."""
+    loaded = load_model(folder)
+    with torch.no_grad():
+        return np.asarray(loaded.model(**loaded.encode(PAIRS)).logits[:, 0])
+
+
+def test_a_cross_encoder_scores_as_in_sentence_transformers(cross_encoder: Path) -> None:
+    package = pytest.importorskip("sentence_transformers")
+    wanted = package.CrossEncoder(str(cross_encoder), device="cpu").predict(PAIRS)
+    found = scores(cross_encoder)
+    assert same(found, wanted)
+    assert load_model(cross_encoder).task == "text-classification"
+    for name, change in {
+        "config_sentence_transformers.json": {"default_prompt_name": None},
+        "sentence_bert_config.json": {"max_seq_length": 8},
+    }.items():
+        path = cross_encoder / name
+        kept = path.read_text()
+        path.write_text(json.dumps({**json.loads(kept), **change}))
+        assert not same(scores(cross_encoder), found)
+        path.write_text(kept)
+
+
+def test_settings_of_a_cross_encoder_are_looked_at(cross_encoder: Path) -> None:
+    assert check_settings(load_model(cross_encoder)) == []
+    path = cross_encoder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "activation_fn": TANH}))
+    (notice,) = check_settings(load_model(cross_encoder))
+    assert notice.startswith("config_sentence_transformers.json: activation_fn = 'torch.nn.modules.activation.Tanh': ")
+    side = cross_encoder / "sentence_bert_config.json"
+    side.write_text(json.dumps({**json.loads(side.read_text()), "module_output_name": "token_embeddings_2"}))
+    with pytest.raises(ExportError, match="module_output_name = 'token_embeddings_2' cannot be honoured"):
+        check_settings(load_model(cross_encoder))
+
+
+def test_a_saved_cross_encoder_keeps_its_prompt(cross_encoder: Path, tmp_path: Path) -> None:
+    save_model(load_model(cross_encoder), tmp_path / "again")
+    assert same(scores(tmp_path / "again"), scores(cross_encoder))
+    assert load_model(tmp_path / "again").prompt == "Gar: "
