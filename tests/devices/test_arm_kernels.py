@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,26 @@ def test_the_wheel_serves_every_python_of_that_machine(kernels_wheel: Path) -> N
     name, version, *tags = kernels_wheel.stem.split("-")
     assert (name, tags) == ("saten_kernels", ["py3", "none", "manylinux2014_aarch64.manylinux_2_17_aarch64"])
     assert f'version = "{version}"' in (KERNELS / "pyproject.toml").read_text()
+
+
+def test_pip_finds_all_of_it_for_a_board(kernels_wheel, userland, tmp_path):
+    """`saten-runtime[kernels]` from a folder of wheels, the rest from the index: pip of this machine, for that one."""
+    dist, site = tmp_path / "dist", tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    wheel = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist)]
+    subprocess.run([*wheel, str(KERNELS.parent)], check=True)
+    shutil.copy(kernels_wheel, dist)
+    command = [*pip, "install", "--quiet", "--only-binary=:all:", "--find-links", str(dist), "--target", str(site)]
+    tags = [f"manylinux_2_{minor}_aarch64" for minor in (28, 27, 17)] + ["manylinux2014_aarch64"]
+    command += ["--python-version", "3.11", *(part for tag in tags for part in ("--platform", tag))]
+    done = subprocess.run([*command, "saten-runtime[kernels]"], capture_output=True, text=True)
+    if "No matching distribution found for saten" not in done.stderr and done.returncode:
+        pytest.skip(f"no wheels for aarch64: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    settings = [f"PYTHONPATH={site}", "OMP_NUM_THREADS=1", "PYTHONDONTWRITEBYTECODE=1"]
+    done = userland.run("env", *settings, "python3", "-c", PROBE, bind=[site])
+    found = Kernels(**json.loads(done.stdout))
+    assert (found.state, found.isa) == ("active", "neondot")
 
 
 @pytest.mark.parametrize("isa", PROCESSORS)
