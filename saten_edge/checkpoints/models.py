@@ -35,7 +35,7 @@ from saten_edge.checkpoints.sentences import (
 from saten_exporters.exportable import LayerParts
 from saten_runtime.bundle.manifest import Postprocess
 from saten_runtime.bundle.recipe import Recipe
-from saten_runtime.errors import CheckpointError, SatenError, UsageError
+from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 from saten_runtime.records.files import read_json, sha256_file
 from saten_runtime.records.folders import new_folder
 from saten_runtime.records.plain_text import one_line
@@ -61,6 +61,8 @@ from saten_runtime.vocabulary.tasks import (
 __all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
 
 # What a model says of itself, beside what sentence-transformers keeps.
+# Tokens of the shortest text that a graph can be traced for.
+SHORTEST_LENGTH = 2
 SETTINGS_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, PREPROCESSOR_CONFIG_FILE)
 # A config may ask for more outputs, or for a tuple of them; a graph has its task's, by name.
 ONE_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -414,7 +416,13 @@ def _max_length(said: int | None, model: Any, task: str, tokenizer: Any) -> int:
     positions = int(getattr(model.config, "max_position_embeddings", 512)) - first_position(model)
     if said is None and tokenizer is not None and PROMPTS not in HUB_TASKS[task].takes:
         said = tokenizer.model_max_length
-    return min(positions, int(said or positions))
+    length = min(positions, int(said or positions))
+    if tokenizer is not None and length < SHORTEST_LENGTH:
+        raise ExportError(
+            f"texts are cut to {length} token (model_max_length of the tokenizer, or max_seq_length), "
+            f"which leaves nothing of them; expected {SHORTEST_LENGTH} or more"
+        )
+    return length
 
 
 def _settings(folder: Path) -> dict[str, Any]:

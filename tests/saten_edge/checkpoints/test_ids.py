@@ -100,6 +100,11 @@ class TestPositions:
         with pytest.raises((IndexError, RuntimeError), match="out of"):
             loaded.model(input_ids=longer)
 
+    def test_one_that_leaves_nothing_of_a_text_is_refused(self, altered):
+        assert load_model(altered("bert", tokenizer={"model_max_length": 2})).max_length == 2
+        with pytest.raises(ExportError, match=r"cut to 1 token \(model_max_length"):
+            load_model(altered("electra", tokenizer={"model_max_length": 1}))
+
     def test_mpnet_counts_from_two_whatever_its_padding_is(self, altered):
         assert load_model(altered("mpnet", config={"pad_token_id": 7})).max_length == 94
 
