@@ -5,6 +5,7 @@ Nothing here imports torch, so that a command line that only prints its help ans
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -14,11 +15,11 @@ from saten_edge.decomposition.recipe import Recipe
 from saten_edge.training.columns import parse_columns
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.schedule import Schedule
-from saten_exporters.choice.settings import LARGEST_LOSS, ExportSettings
+from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
-__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "PhoneOptions"]
+__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "OptimizeOptions", "PhoneOptions"]
 
 DEFAULT_BUDGET = 0.25
 DEFAULT_KEEP = 0.75
@@ -214,3 +215,57 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+OBJECTIVES = ("bytes", "time", "accuracy")
+ENGINES = ("local",)
+DEFAULT_TRIALS = 16
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """A goal, how long it may be searched for, and what every trial has in common.
+
+    max_drop: hundredths of the metric, or per cent of one that should be low, against the dense model. max_mb: 10⁶
+    bytes of the whole bundle. max_ms: median at `tokens` tokens, one thread. objective: of `OBJECTIVES`; what is made
+    best among the bundles that meet the goal. trials: compressions that are looked at; None is `DEFAULT_TRIALS`, or,
+    where minutes end the search, no limit. steps, short_steps: of the fine-tuning of a finalist, and of one that only
+    ranks. confirm: share of the judge that no choice sees before the last.
+
+    Raises:
+        UsageError: a number out of its range, or no such objective or engine.
+    """
+
+    max_drop: float = option(
+        1.0, "Points that the metric may fall below the dense model's: hundredths, or per cent of a perplexity", low=0
+    )
+    max_mb: float | None = option(None, "Megabytes (10^6 bytes) that the bundle may take", low=0.001)
+    max_ms: float | None = option(None, "Milliseconds that the median run may take", low=0.0001)
+    objective: str = option("bytes", "What to make best within these limits: bytes, time or accuracy")
+    metric: str | None = option(None, "Metric of --max-drop, as eval names it; by default the task's first")
+    minutes: float = option(math.inf, "Minutes at most; what is under way is finished", low=0.01)
+    trials: int | None = option(None, "Compressions to look at; 16 by default, or as many as fit into --minutes", low=1)
+    finalists: int = option(3, "Trials that are fine-tuned fully and measured", low=1)
+    steps: int = option(400, "Steps of a full fine-tuning", low=1)
+    short_steps: int = option(60, "Steps of the short fine-tuning that ranks trials", low=1)
+    batch_size: int = option(32, "Examples per step of a fine-tuning", low=1)
+    max_length: int | None = option(None, "Tokens per text at most, in fine-tuning", low=2)
+    tokens: int = option(128, "Tokens per text of the runs that are timed", low=1)
+    rounds: int = option(5, "Times that each bundle is started and measured", low=1)
+    calibration_texts: int = option(256, "Texts of --data that weigh errors in compression", low=1)
+    confirm: float = option(0.5, "Share of --judge that is held out to confirm the winner", low=0.1, high=0.9)
+    target: str = option(DEFAULT_TARGET, "Kind of device: x86-64, x86-64+kernels, arm64, web or mobile")
+    seed: int = option(0, "Seed of the search, of new heads, and of the order of the examples", low=0)
+    engine: str = option("local", "Engine that runs trials: local, a pool of processes on this machine")
+    workers: int = option(0, "Processes of the engine; 0 is one for each core, up to 4", low=0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for name, value, known in (("objective", self.objective, OBJECTIVES), ("engine", self.engine, ENGINES)):
+            if value not in known:
+                raise UsageError(f"--{name} {value}: there are {', '.join(known)}")
+
+    @property
+    def most_trials(self) -> float:
+        """Trials at most; infinite where the minutes end the search."""
+        return self.trials or (DEFAULT_TRIALS if math.isinf(self.minutes) else math.inf)

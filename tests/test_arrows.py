@@ -55,7 +55,8 @@ ROOMS = {
             "training",
             "reports",
         ),
-        *("devices", "phone", "integrations", "options", "methods", "stages", "demo", "cli", "__main__"),
+        *("devices", "phone", "integrations", "options", "recipes", "methods"),
+        *("stages", "optimize", "demo", "cli", "__main__"),
     ),
 }
 

@@ -11,6 +11,7 @@
     ├── RuntimeMismatch             an ONNX Runtime, opset or IR version that does not fit
     ├── DeviceError                 a machine that cannot be reached or has too little left
     ├── ParityError                 exit 3: two computations of one thing disagree
+    ├── GoalMissed                  exit 3: a search whose goal nothing met
     └── InvalidRun                  exit 4: a measurement that must not be believed
 
 Every message says where, what was found, what was expected and what to do, in one line. A
@@ -26,6 +27,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "ExportError",
+    "GoalMissed",
     "InvalidRun",
     "ParityError",
     "RuntimeMismatch",
@@ -80,6 +82,12 @@ class DeviceError(SatenError):
 
 class ParityError(SatenError):
     """Two computations of one thing disagree beyond the derived bound."""
+
+    exit_code = 3
+
+
+class GoalMissed(SatenError):
+    """A search ended, and nothing that was measured meets its goal."""
 
     exit_code = 3
 

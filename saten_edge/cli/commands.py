@@ -23,6 +23,7 @@ from saten_edge.cli.export import export
 from saten_edge.cli.finetune import finetune
 from saten_edge.cli.import_checkpoint import import_checkpoint
 from saten_edge.cli.layout import layout
+from saten_edge.cli.optimize import optimize
 from saten_edge.cli.options import expanded
 from saten_edge.cli.phone import phone
 from saten_edge.cli.push import push
@@ -51,6 +52,7 @@ COMMANDS: Commands = {
     "report": report,
     "compare": compare,
     "demo": demo,
+    "optimize": optimize,
 }
 # Names that commands had before, which still work and say so.
 RENAMED = {"serve": "phone"}

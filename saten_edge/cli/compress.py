@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 import saten_edge
-from saten_edge.cli.options import Output, Overwrite
-from saten_edge.cli.printing import show, talk
+from saten_edge.cli.options import Output, Overwrite, Recipe
+from saten_edge.cli.printing import followed, show, talk
 from saten_edge.cli.tables import layers_table
 from saten_edge.options import CompressOptions
 from saten_edge.texts import read_items
@@ -25,13 +25,14 @@ def compress(
         Path | None, typer.Option(help="JSON Lines or CSV file of texts or images that weigh the errors")
     ] = None,
     texts: Annotated[int, typer.Option(min=1, help="Calibration texts or images to read at most")] = 512,
+    recipe: Recipe = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Compress a model into a Saten checkpoint."""
     read = read_items(calibration)[:texts] if calibration else ()
-    with talk(printing) as said:
+    with followed(recipe, "compress", options, output) as how, talk(printing) as said:
         table = saten_edge.compress(
-            model, output, options, calibration=read, resume=resume, overwrite=overwrite, progress=said.progress
+            model, output, how, calibration=read, resume=resume, overwrite=overwrite, progress=said.progress
         )
     show(table, layers_table, printing)

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 import saten_edge
-from saten_edge.cli.options import Output, Overwrite
-from saten_edge.cli.printing import show, talk
+from saten_edge.cli.options import Output, Overwrite, Recipe
+from saten_edge.cli.printing import followed, show, talk
 from saten_edge.options import ExportOptions
 from saten_runtime.bundle.manifest import Judgement
 from saten_runtime.options import Printing
@@ -25,6 +25,7 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPO", help="Upload the result to owner/name on the Hugging Face hub")
     ] = None,
+    recipe: Recipe = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Export to a bundle and verify it against torch."""
@@ -34,8 +35,12 @@ def export(
     if push_to_hub is not None:
         check_repository(push_to_hub)
     check_output(output, overwrite=overwrite, inputs=[model, options.dense, options.lowering, options.prices])
-    with laid_out(output, layout, overwrite=overwrite) as folder, talk(printing) as said:
-        bundle = saten_edge.export(model, folder, options, overwrite=overwrite, progress=said.progress)
+    with (
+        followed(recipe, "export", options, output) as how,
+        laid_out(output, layout, overwrite=overwrite) as folder,
+        talk(printing) as said,
+    ):
+        bundle = saten_edge.export(model, folder, how, overwrite=overwrite, progress=said.progress)
     for notice in bundle.manifest.notices:
         typer.echo(f"saten-edge: {printable(notice)}", err=True)
     result: dict[str, object] = {

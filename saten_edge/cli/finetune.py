@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import saten_edge
-from saten_edge.cli.options import Output, Overwrite
-from saten_edge.cli.printing import show, talk
+from saten_edge.cli.options import Output, Overwrite, Recipe
+from saten_edge.cli.printing import followed, show, talk
 from saten_edge.cli.tables import metrics_table
 from saten_edge.options import FinetuneOptions
 from saten_runtime.options import Printing
@@ -22,14 +22,16 @@ def finetune(
     data: Annotated[str, typer.Option(help="JSON Lines or CSV file, or NAME[:CONFIG] of a data set on the hub")],
     options: FinetuneOptions,
     printing: Printing,
+    recipe: Recipe = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped")] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labels, towards the dense model it was made from, or both."""
     main_process = os.environ.get("RANK", "0") == "0"
-    with talk(printing if main_process else replace(printing, quiet=True)) as said:
+    heard = printing if main_process else replace(printing, quiet=True)
+    with followed(recipe, "finetune", options, output) as how, talk(heard) as said:
         metrics = saten_edge.finetune(
-            model, output, data, options, resume=resume, overwrite=overwrite, progress=said.progress
+            model, output, data, how, resume=resume, overwrite=overwrite, progress=said.progress
         )
     if main_process:
         show(metrics, metrics_table, printing)

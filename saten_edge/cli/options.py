@@ -14,7 +14,7 @@ import typer
 
 from saten_runtime.options import Option, options_of, spelled
 
-__all__ = ["Devices", "Only", "Output", "Overwrite", "expanded"]
+__all__ = ["Devices", "Only", "Output", "Overwrite", "Recipe", "expanded"]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; it must not exist")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if saten-edge wrote it")]
@@ -25,6 +25,12 @@ Devices = Annotated[
         help="Device to run on: ssh://[user@]host[:port][/folder], adb:SERIAL or local; separate several by commas. "
         "Each gets its own folder in the output",
     ),
+]
+
+
+Recipe = Annotated[
+    Path | None,
+    typer.Option(help="YAML file of a recipe, which gives this stage's options; one given here, too, must agree"),
 ]
 
 

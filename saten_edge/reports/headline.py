@@ -11,7 +11,9 @@ __all__ = ["comparisons", "headline"]
 
 
 def headline(report: Report) -> str:
-    """One sentence: the smallest compressed bundle against the baseline, or the only bundle alone."""
+    """One sentence: a search's answer; the smallest compressed bundle against the baseline; the only bundle alone."""
+    if report.answer:
+        return report.answer
     pairs = _pairs(report)
     return _against(report, *pairs[0]) if pairs else _alone(report, report.baseline)
 

@@ -19,7 +19,7 @@ from saten_runtime.records.plain_text import printable
 from saten_runtime.records.reader import RESULTS, Count
 from saten_runtime.vocabulary.files import MODEL_FILE
 
-__all__ = ["Note", "Report", "Row", "Setting", "Step", "build_report", "environment_facts"]
+__all__ = ["Note", "Point", "Report", "Row", "Setting", "Step", "build_report", "environment_facts"]
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,28 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One candidate of a search. bytes: of the bundle. drop: points of the metric lost; None where not computed.
+
+    level: what the numbers are taken from. why: it was dropped. chosen: it is the answer.
+    """
+
+    name: str
+    bytes: int
+    drop: float | None
+    level: str
+    why: str = ""
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything the outputs show; no output reads a file or computes a measurement.
 
     baseline: the bundle ratios and percentages refer to. tokens: measured token counts, ascending.
     metrics: names, in the order of eval.json. cells, loads: all settings, as measured. profiles: by
-    bundle. generation: the cells in which a decoder generates, or reads after other tokens.
+    bundle. generation: the cells in which a decoder generates, or reads after other tokens. trials, answer: of a
+    search that found these bundles.
     """
 
     rows: tuple[Row, ...]
@@ -132,6 +148,8 @@ class Report:
     history: tuple[Step, ...]
     profiles: Mapping[str, Profile]
     generation: tuple[Cell, ...]
+    trials: tuple[Point, ...] = ()
+    answer: str = ""
 
     @property
     def failures(self) -> tuple[Cell, ...]:
@@ -147,6 +165,8 @@ def build_report(
     notes: Iterable[tuple[str, str]] = (),
     history: Iterable[Mapping[str, Any]] = (),
     profiles: Iterable[Mapping[str, Any]] = (),
+    trials: Iterable[Point] = (),
+    answer: str = "",
 ) -> Report:
     """Join opened bundles with the content of bench.json and eval.json, by bundle name.
 
@@ -180,6 +200,8 @@ def build_report(
         history=tuple(RESULTS.read(list[Step], list(history), "history")),
         profiles={profile.bundle: profile for profile in map(read_profile, profiles)},
         generation=tuple(cell for cell in measured.cells if not _is_run(cell)) if measured else (),
+        trials=tuple(trials),
+        answer=answer,
     )
 
 

@@ -12,6 +12,7 @@ from saten_edge.reports.curves import Curve, Spread, curve_chart, spread_chart
 from saten_edge.reports.model import Report, Row
 from saten_edge.reports.scatter import loss_chart, trade_chart
 from saten_edge.reports.text import MIB, mb, mib, milliseconds, plural
+from saten_edge.reports.trials import trials_chart
 from saten_runtime.bench.profiling import Profile
 
 __all__ = ["Plot", "plots"]
@@ -47,6 +48,17 @@ def _trade(report: Report) -> Plot | None:
         "upper left is best. The line joins the bundles that no other beats in both."
     )
     return Plot("The trade", caption, svg) if svg else None
+
+
+def _trials(report: Report) -> Plot | None:
+    svg = trials_chart(report.trials)
+    caption = (
+        "Every candidate of the search that was computed, by its bytes and the points it loses; lower and further left "
+        "is better. A cross is one that was dropped on its way, with what was known of it then. A dot was measured, "
+        "the large one is the answer, and the line joins those that no other beats in both. What loses more than the "
+        "axis shows is drawn at its end."
+    )
+    return Plot("The search", caption, svg) if svg else None
 
 
 def _latency(report: Report) -> Plot | None:
@@ -275,6 +287,7 @@ def _colors(report: Report) -> dict[str, str]:
 
 
 _PLOTS: tuple[Callable[[Report], Plot | None], ...] = (
+    _trials,
     _trade,
     _latency,
     _floor,

@@ -15,7 +15,7 @@ from saten_edge.reports.model import Report, Step
 from saten_edge.reports.svg import CHAR_PX, WIDTH, drawing, inline_svg, new_axes
 from saten_edge.reports.text import mb, metric_title, milliseconds, score
 
-__all__ = ["loss_chart", "trade_chart"]
+__all__ = ["log_x", "loss_chart", "trade_chart"]
 
 _LARGEST_PX = 30.0
 _SMALLEST_PX = 4.0
@@ -89,11 +89,15 @@ def _front(points: Sequence[_Point]) -> list[_Point]:
 def _limits(axes: Axes, points: Sequence[_Point]) -> None:
     times, scores = [point.milliseconds for point in points], [point.score for point in points]
     margin = max(max(scores) - min(scores), 0.01) * 0.45
-    low, high = min(times) / 1.45, max(times) * 1.45
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    log_x(axes, min(times) / 1.45, max(times) * 1.45)
     axes.set_ylim(min(scores) - margin, max(scores) + margin)
     axes.locator_params(axis="y", nbins=6)
+
+
+def log_x(axes: Axes, low: float, high: float) -> None:
+    """Make x logarithmic from `low` to `high`, with round numbers as its ticks."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

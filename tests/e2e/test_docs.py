@@ -22,8 +22,13 @@ from saten_runtime.arguments import make_parser
 
 DOCS = Path(__file__).parents[2] / "docs"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+QUICK_SEARCH = (
+    " --max-drop 100 --trials 2 --steps 2 --short-steps 1 --batch-size 8 --tokens 8 --rounds 1 --finalists 1"
+    " --calibration-texts 8 --workers 1"
+)
 # Options that make a command quick; they are appended, the rest is run as written.
 QUICK = {
+    "saten-edge optimize /": QUICK_SEARCH,  # with a model; a recipe says all of it
     "saten-edge finetune": " --steps 2 --batch-size 8",
     "torchrun": " --steps 2 --batch-size 8",
     "saten-edge bench": " --rounds 2 --min-time 0.02",
@@ -46,11 +51,13 @@ RUN = (
     "from-optimum.md",
     "lowering.md",
     "measuring.md",
+    "optimize.md",
     "python.md",
     "start.md",
     "targets.md",
 )
-SLOW = ("python.md", "start.md", "targets.md")  # all stages, as test_notebook.py runs them too; five exports
+# all stages, as test_notebook.py runs them too; five exports; searches
+SLOW = ("optimize.md", "python.md", "start.md", "targets.md")
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/phone/test_browser.py drives one",
     "bundle.md": "holds no command",
@@ -124,6 +131,7 @@ def folder(tmp_path, texts, tiny_bert):
     rows = [{"text": text, "label": k % 2} for k, text in enumerate(texts)]
     for name in ("texts", "train", "validation"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = rows[::-1]  # a judge that is the training data, byte for byte, is refused
     pairs = [{"query": first, "answer": second} for first, second in itertools.pairwise(texts[:20])]
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     save_file(theirs(tiny_bert), tmp_path / "theirs.safetensors")

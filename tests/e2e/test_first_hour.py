@@ -81,8 +81,8 @@ def environment(
 
 def script_for(newcomer: Newcomer, model: Path) -> str:
     """README's commands, quicker, on a model folder."""
-    readme = (ROOT / "README.md").read_text().split("## Your own model\n", 1)[1]
-    (script,) = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)[:1]
+    section = (ROOT / "README.md").read_text().split("## Your own model\n", 1)[1].split("\n## ", 1)[0]
+    script = next(found for found in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "-edge compress" in found)
     for written, said in {**newcomer.changes, HUB_NAME: shlex.quote(str(model))}.items():
         assert written in script
         script = script.replace(written, said)

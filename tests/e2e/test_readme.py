@@ -22,9 +22,9 @@ saten-edge() {
 
 
 def fenced(section: str) -> str:
-    """The first `sh` block below a heading."""
-    below = README.split(f"## {section}\n", 1)[1]
-    return re.search(r"```sh\n(.*?)```", below, re.DOTALL).group(1)
+    """The longest `sh` block below a heading and before the next."""
+    below = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
+    return max(re.findall(r"```sh\n(.*?)```", below, re.DOTALL), key=len)
 
 
 def test_the_stage_commands_run_as_written_up_to_the_report(long_bert, warm_path, offline, tmp_path):

@@ -9,6 +9,7 @@ table.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -123,6 +124,7 @@ def _plain(value: Any) -> Option:
     return [_plain(each) for each in value] if isinstance(value, Sequence) else value  # type: ignore[misc]
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

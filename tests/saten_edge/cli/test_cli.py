@@ -33,7 +33,7 @@ NAMES = [
     "report",
     "compare",
 ]
-NAMES += ["demo", "devices"]
+NAMES += ["demo", "optimize", "devices"]
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

@@ -1,0 +1,66 @@
+"""What has to be done to know something of a candidate: its stages, one task each, as a recipe has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saten_edge.optimize.space import Candidate
+from saten_edge.optimize.tasks import Input, Source, Task
+from saten_edge.options import ExportOptions, FinetuneOptions, OptimizeOptions
+from saten_edge.recipes import recorded
+from saten_edge.training.schedule import Schedule
+
+__all__ = ["Chains"]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """model, data: what was given. parts: of the judge, by name. headless: the model has to learn the labels first."""
+
+    model: Source
+    data: Source
+    parts: Mapping[str, Source]
+    options: OptimizeOptions
+    headless: bool
+
+    @property
+    def dense(self) -> Input:
+        """The dense model that is compressed, learned from, and compared with."""
+        if not self.headless:
+            return self.model
+        return Task("finetune", self._finetuned(self.options.steps, "fp32"), {"model": self.model, "data": self.data})
+
+    def bundle(self, candidate: Candidate, steps: int = 0) -> Task:
+        """The bundle of a candidate after so many steps of fine-tuning."""
+        how = ExportOptions(target=self.options.target, rows=self.options.tokens, **candidate.export)
+        options = {**recorded("export", how), "name": candidate.label}
+        return Task("export", options, {"model": self.checkpoint(candidate, steps)})
+
+    def checkpoint(self, candidate: Candidate, steps: int = 0) -> Input:
+        """The model of a candidate after so many steps of fine-tuning; the dense one as it is."""
+        if candidate.compress is None:
+            return self.dense
+        options = {**recorded("compress", candidate.compress), "texts": self.options.calibration_texts}
+        compressed = Task("compress", options, {"model": self.dense, "data": self.data})
+        if not steps:
+            return compressed
+        inputs: dict[str, Input] = {"model": compressed, "data": self.data, "teacher": self.dense}
+        return Task("finetune", self._finetuned(steps, candidate.precision), inputs)
+
+    def judged(self, candidate: Candidate, part: str, steps: int = 0) -> Task:
+        """The metrics of that bundle on a part of the judge."""
+        return Task("judge", {}, {"bundle": self.bundle(candidate, steps), "part": self.parts[part]})
+
+    def _finetuned(self, steps: int, precision: str) -> dict[str, Any]:
+        asked = self.options
+        schedule = Schedule(
+            steps=steps,
+            batch_size=asked.batch_size,
+            max_length=asked.max_length,
+            seed=asked.seed,
+            precision=precision,
+            save_every=max(steps, 200),
+        )
+        return recorded("finetune", replace(FinetuneOptions(), schedule=schedule))

@@ -1,0 +1,64 @@
+"""What a search starts from: model, data and judge, read and checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from saten_edge.checkpoints.models import resolve_model, task_in
+from saten_edge.optimize.estimate import Layers, layers_of
+from saten_edge.optimize.judging import Judge, Scale, needs_head, read_judge, scale_of
+from saten_edge.options import OptimizeOptions
+from saten_edge.training.job import head_of
+from saten_edge.training.objectives import TRAININGS
+from saten_runtime.errors import UsageError
+from saten_runtime.records.files import digest_of, sha256_file
+from saten_runtime.vocabulary.tasks import TEXT_CLASSIFICATION, TEXT_REGRESSION, device_task
+
+__all__ = ["Given", "model_hash", "read_inputs"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """metric, scale: what decides. headless: the model has to learn the labels first. hashes: sha256 by role."""
+
+    model: str
+    data: Path
+    judge: Judge
+    metric: str
+    scale: Scale
+    layers: Layers
+    headless: bool
+    hashes: dict[str, str]
+
+
+def read_inputs(model: str, data: Path, judge: Path, options: OptimizeOptions) -> Given:
+    """Read them.
+
+    Raises:
+        SatenError: whatever cannot be read, or does not fit together.
+    """
+    if not data.is_file():
+        raise UsageError(f"--data {data}: no such file; optimize reads files, so that what it was made of is known")
+    folder = resolve_model(model)
+    head, found = head_of(folder), read_judge(judge, data)
+    task = device_task(task_in(folder), head.labels or 0).name
+    headless = needs_head(found, task)
+    if headless:
+        task = TEXT_CLASSIFICATION.name if _are_classes(found) else TEXT_REGRESSION.name
+    if task not in TRAININGS:
+        raise UsageError(f"{model}: is for {task}, which cannot be fine-tuned; there are {', '.join(TRAININGS)}")
+    metric, scale = scale_of(found, task, options.metric)
+    hashes = {"model": model_hash(folder), "data": sha256_file(data), "judge": found.sha256}
+    return Given(model, data, found, metric, scale, layers_of(folder), headless, hashes)
+
+
+def model_hash(folder: Path) -> str:
+    """Of all files of a model that say anything of it."""
+    kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf")
+    files = sorted(path for kind in kinds for path in folder.rglob(kind) if path.is_file())
+    return digest_of({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
+
+
+def _are_classes(judge: Judge) -> bool:
+    return all(float(label).is_integer() for label in judge.data.columns.get("label", []))

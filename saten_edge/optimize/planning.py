@@ -1,0 +1,120 @@
+"""What a search would do, about how long that takes, the disk it needs, and what it cannot reach."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from saten_edge.optimize.engines import default_workers
+from saten_edge.optimize.estimate import Layers, estimate
+from saten_edge.optimize.judging import Judge
+from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival
+from saten_edge.optimize.space import FAMILIES, RIVALS, Candidate
+from saten_edge.options import OptimizeOptions
+from saten_runtime.errors import UsageError
+
+__all__ = ["Planned", "planned", "refuse_impossible"]
+
+USUAL_TOKENS = 32  # of an example, where nobody says more
+STARTING_S = 15.0  # of a stage: reading the model, tracing, verifying
+COMPRESSING = 60.0  # products as large as a matrix that a decomposition takes, for each of its smaller side
+MEASURED_PRODUCT = 512
+SMALLEST_BUDGET = 0.08
+
+
+@dataclass(frozen=True)
+class Planned:
+    """steps: what is done, in words, each with its minutes. disk_bytes: at the most."""
+
+    steps: list[tuple[str, float]]
+    disk_bytes: int
+    notes: list[str]
+
+    @property
+    def minutes(self) -> float:
+        """In all."""
+        return sum(minutes for _, minutes in self.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        steps = [{"step": step, "minutes": round(minutes, 1)} for step, minutes in self.steps]
+        return {"steps": steps, "minutes": round(self.minutes, 1), "disk_bytes": self.disk_bytes, "notes": self.notes}
+
+
+def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless: bool) -> Planned:
+    """The plan of a search."""
+    workers = options.workers or default_workers()
+    rate = _products_per_s()
+    multiplied = sum(inputs * outputs for kind, inputs, outputs in layers.matrices.values() if kind == "linear")
+    batch = multiplied * options.batch_size * (options.max_length or USUAL_TOKENS)
+    step_s = 4 * batch / rate  # forward, backward twice that, and the teacher
+    judged_s = multiplied * USUAL_TOKENS * judge.data.count / 2 / rate + STARTING_S
+    smaller = sum(i * o * min(i, o) for _, i, o in layers.matrices.values())
+    compressed_s = COMPRESSING * smaller / rate + STARTING_S
+    short_s = options.short_steps * step_s + 2 * STARTING_S + judged_s
+    full_s = options.steps * step_s + 2 * STARTING_S + judged_s
+    search_s = (compressed_s + judged_s + STARTING_S) + short_s / 2
+    count = options.most_trials
+    by_trials = count * search_s / workers / 60
+    searching = min(by_trials, SEARCH_SHARE * options.minutes)
+    trials = f"{count:.0f} trials" if count < float("inf") else f"trials for {searching:g} min"
+    steps = [
+        *([("fine-tune the dense model on the labels", full_s / 60)] if headless else []),
+        (f"export and judge the dense model at {len(RIVALS)} precisions", len(RIVALS) * judged_s / workers / 60),
+        (f"{trials} in batches of {BATCH}: {', '.join(name for name in FAMILIES if name != 'dense')}", searching),
+        (
+            f"fine-tune {options.finalists} finalists, {options.steps} steps each",
+            options.finalists * full_s / workers / 60,
+        ),
+        (
+            "measure them and the dense models in turns, and confirm",
+            options.rounds * (len(RIVALS) + options.finalists) / 12,
+        ),
+    ]
+    whole = layers.values * 4
+    disk = whole * (2 * BATCH + 2 * options.finalists + len(RIVALS) + 2 * headless)
+    return Planned(steps, disk, _notes(judge, options))
+
+
+def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | None = None) -> None:
+    """Refuse a size that nothing in the space can have.
+
+    first: the dense float32 bundle, once it is there: what it takes beside its weights, every bundle takes.
+
+    Raises:
+        UsageError: naming the least that is possible.
+    """
+    if options.max_mb is None:
+        return
+    least = min(
+        (Candidate("svd", "int4", SMALLEST_BUDGET), Candidate("sparse", "int4", SMALLEST_BUDGET, "grouped")),
+        key=lambda one: estimate(one, layers, options.target, 1).bytes,
+    )
+    beside = max(0, first.bytes - first.predicted.bytes) if first is not None else 0
+    size = estimate(least, layers, options.target, 1).bytes + beside
+    if options.max_mb * 1e6 < size:
+        raise UsageError(
+            f"--max-mb {options.max_mb:g}: the smallest bundle that is tried takes about {size / 1e6:.2g} MB, "
+            f"{(layers.others * 4 + beside) / 1e6:.2g} MB of it beside the matrices; allow more"
+        )
+
+
+def _notes(judge: Judge, options: OptimizeOptions) -> list[str]:
+    held = round(options.confirm * judge.data.count)
+    notes = [f"{judge.data.count - held} examples of the judge steer, {held} confirm"]
+    if judge.overlap:
+        notes.append(f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too")
+    return notes
+
+
+def _products_per_s() -> float:
+    """Multiply-accumulates a second of a product of this size, on one thread's share of this machine."""
+    side = MEASURED_PRODUCT
+    left, right = torch.ones(side, side), torch.ones(side, side)
+    torch.mm(left, right)
+    started = time.perf_counter()
+    torch.mm(left, right)
+    return side**3 / max(time.perf_counter() - started, 1e-9)

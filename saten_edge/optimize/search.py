@@ -1,0 +1,283 @@
+"""The search: batches of trials at rising cost, each step dropping what cannot win any more."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saten_edge.console import Progress, told
+from saten_edge.optimize.chains import Chains
+from saten_edge.optimize.engines import Engine
+from saten_edge.optimize.estimate import Estimate, Layers, estimate
+from saten_edge.optimize.judging import Scale
+from saten_edge.optimize.space import RIVALS, Candidate
+from saten_edge.optimize.study import LEVELS, Study, Trial
+from saten_edge.optimize.tasks import Task, folder_of, forget, outcome_of
+from saten_edge.options import OptimizeOptions
+from saten_runtime.errors import DataError, ExportError
+
+__all__ = ["REFUSED", "Rival", "Search"]
+
+# Trials that are asked for together and told together, whatever the number of workers, so that the set is the same.
+BATCH = 4
+# Candidates that a batch may pass over for nothing.
+MOST_ASKED = 32
+# A prediction has to be so far above a limit before it costs a candidate its place.
+MARGIN = 1.15
+# Of the minutes, what the search takes; the finalists have the rest.
+SEARCH_SHARE = 0.6
+# What a reason begins with where a stage would not do it.
+REFUSED = "refused: "
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A dense bundle: what it takes, what it loses on the part that steers, and what it was predicted to take."""
+
+    candidate: Candidate
+    bytes: int
+    metric: float
+    drop: float
+    predicted: Estimate
+
+
+@dataclass
+class Search:
+    """One search. work: folder of the tasks. metric, scale: what decides. began: of the minutes, monotonic seconds."""
+
+    chains: Chains
+    layers: Layers
+    options: OptimizeOptions
+    work: Path
+    metric: str
+    scale: Scale
+    engine: Engine
+    study: Study
+    progress: Progress | None
+    began: float
+
+    def rivals(self) -> list[Rival]:
+        """The dense bundles, float32 first; without those that the export refuses.
+
+        Raises:
+            ExportError, DataError: not even float32 can be exported and judged.
+        """
+        tasks = [self.chains.judged(each, "steer") for each in RIVALS]
+        outcomes = self.outcomes("export and judge the dense model", tasks)
+        if "refused" in outcomes[0]:
+            raise ExportError(f"the dense model: {outcomes[0]['refused']}")
+        first = self.value(outcomes[0])
+        if first is None:
+            raise DataError(f"--judge: {self.metric} is not defined for the dense model's answers; choose --metric")
+        return [
+            Rival(
+                candidate,
+                self.bytes_of(self.chains.bundle(candidate)),
+                self.value(found) or 0.0,
+                self.scale.drop(first, self.value(found)),
+                self.predicted(candidate),
+            )
+            for candidate, found in zip(RIVALS, outcomes, strict=True)
+            if "refused" not in found
+        ]
+
+    def run(self, rivals: Sequence[Rival]) -> list[Trial]:
+        """Ask, judge and tell until trials or minutes are at their end; all trials that there are then."""
+        while self._goes_on():
+            told_before = self.study.told
+            batch = self._next_batch(told_before)
+            trials = self._propose(batch, rivals)
+            known = {trial.number for trial in told_before}
+            for trial in self._judge_batch(trials, rivals):
+                if trial.number not in known:
+                    self.study.tell(trial)
+        return self.study.told
+
+    def predicted(self, candidate: Candidate) -> Estimate:
+        """Bytes of the weights and time of the layers, by the cost model."""
+        return estimate(candidate, self.layers, self.options.target, self.options.tokens)
+
+    def bytes_of(self, bundle: Task) -> int:
+        """Of a bundle that was exported."""
+        return int(outcome_of(bundle, self.work)["bytes"])
+
+    def looked_at(self, trials: Sequence[Trial]) -> int:
+        """How many trials were worth more than a prediction."""
+        return sum(trial.level != LEVELS[0] for trial in trials)
+
+    def _goes_on(self) -> bool:
+        """Whether there are trials and minutes left, and the last batch had something that was worth computing."""
+        trials, spent = self.study.told, (time.monotonic() - self.began) / 60
+        fruitless = bool(trials) and not self._is_torn(trials) and not self.looked_at(_last_batch(trials))
+        return (
+            not fruitless
+            and self.looked_at(trials) < self.options.most_trials
+            and spent < SEARCH_SHARE * self.options.minutes
+        )
+
+    def _next_batch(self, trials: Sequence[Trial]) -> int:
+        """The batch to go on with: the last, where a kill left it untold, which asking again shows."""
+        return max((trial.batch for trial in trials), default=-1) + (not self._is_torn(trials))
+
+    def _is_torn(self, trials: Sequence[Trial]) -> bool:
+        return bool(trials) and not any(trial.last for trial in _last_batch(trials))
+
+    def _propose(self, batch: int, rivals: Sequence[Rival]) -> list[Trial]:
+        """The trials of a batch, those that a prediction drops among them; none is asked for twice."""
+        before = [trial for trial in self.study.told if trial.batch < batch]
+        seen = {trial.candidate for trial in before}
+        number, wanted = len(before), min(BATCH, self.options.most_trials - self.looked_at(before))
+        trials: list[Trial] = []
+        for candidate in itertools.islice(self.study.ask(batch), MOST_ASKED):
+            if candidate in seen:
+                continue
+            seen.add(candidate)
+            trials.append(self._predict(number + len(trials), batch, candidate, rivals))
+            if sum(not trial.why for trial in trials) >= wanted:
+                break
+        return trials
+
+    def _predict(self, number: int, batch: int, candidate: Candidate, rivals: Sequence[Rival]) -> Trial:
+        found, first = self.predicted(candidate), rivals[0]
+        size = max(0, first.bytes - first.predicted.bytes) + found.bytes  # with the graph, the tokenizer …
+        trial = Trial(number, batch, candidate, size, found.us)
+        return replace(trial, why=self._hopeless(trial, rivals))
+
+    def _hopeless(self, trial: Trial, rivals: Sequence[Rival]) -> str:
+        """Why a prediction is enough to drop a trial; empty where it is not."""
+        limit = self.options.max_mb
+        if limit is not None and trial.bytes > MARGIN * 1e6 * limit:
+            return f"predicted to take {trial.bytes / 1e6:.1f} MB, --max-mb is {limit:g}"
+        if self.options.objective == "accuracy":
+            return ""
+        for rival in rivals:
+            smaller = trial.bytes > MARGIN * rival.bytes and trial.us > MARGIN * rival.predicted.us
+            if smaller and rival.drop <= self.options.max_drop:
+                return f"cannot win: {rival.candidate.label} is predicted to take fewer bytes and less time"
+        return ""
+
+    def _judge_batch(self, trials: list[Trial], rivals: Sequence[Rival]) -> list[Trial]:
+        """The trials of a batch with what their last level said."""
+        ended = {trial.number: trial for trial in trials if trial.why}
+        living = [trial for trial in trials if not trial.why]
+        for level, steps in ((LEVELS[1], 0), (LEVELS[2], self.options.short_steps)):
+            found = self._at_level(living, level, steps, rivals[0].metric)
+            judged = list(_without_hope(found, self.options.objective) if level == LEVELS[1] else found)
+            ended |= {trial.number: trial for trial in judged}
+            living = [trial for trial in judged if not trial.why]
+        self._save_disk(trials, {trial.number for trial in living})
+        done = [ended[number] for number in sorted(ended)]
+        return [*done[:-1], replace(done[-1], last=True)] if done else []
+
+    def _at_level(self, trials: Sequence[Trial], level: str, steps: int, dense: float) -> list[Trial]:
+        if not trials:
+            return []
+        tasks = [self.chains.judged(trial.candidate, "steer", steps) for trial in trials]
+        outcomes = self.outcomes(self._title(trials, level), tasks)
+        judged = []
+        for trial, found in zip(trials, outcomes, strict=True):
+            if "refused" in found:
+                judged.append(replace(trial, level=level, why=f"{REFUSED}{found['refused']}"))
+            else:
+                drop = self.scale.drop(dense, self.value(found))
+                size = self.bytes_of(self.chains.bundle(trial.candidate, steps))
+                judged.append(replace(trial, level=level, drop=drop, bytes=size))
+        return judged
+
+    def _title(self, trials: Sequence[Trial], level: str) -> str:
+        before = self.study.told
+        best = min(
+            (trial for trial in before if trial.level == LEVELS[2] and trial.drop is not None),
+            key=lambda trial: (max(0.0, (trial.drop or 0.0) - self.options.max_drop), trial.bytes),
+            default=None,
+        )
+        first, last = trials[0].number, trials[-1].number
+        which = f"trial {first}" if first == last else f"trials {first}-{last}"
+        words = [f"{which}, {level}", f"{self.looked_at(before)} done"]
+        if best is not None:
+            words.append(f"best so far {best.candidate.label}: {best.bytes / 1e6:.1f} MB, {best.drop:.2f} points lost")
+        if (left := self._minutes_left(before)) is not None:
+            words.append(f"about {left:.0f} min left")
+        return "; ".join(words)
+
+    def _minutes_left(self, trials: Sequence[Trial]) -> float | None:
+        """Of the search, by the trials that are to come or by its minutes."""
+        spent, done = (time.monotonic() - self.began) / 60, self.looked_at(trials)
+        by_trials = spent / done * (self.options.most_trials - done) if done else float("inf")
+        left = min(by_trials, SEARCH_SHARE * self.options.minutes - spent)
+        return max(0.0, left) if left < float("inf") else None
+
+    def minutes_of_a_finalist(self) -> float:
+        """By the short fine-tunings that were done; 0 where there were none."""
+        tasks = [
+            self.chains.checkpoint(trial.candidate, self.options.short_steps)
+            for trial in self.study.told
+            if trial.level == LEVELS[2] and trial.drop is not None
+        ]
+        spent = [float(outcome_of(task, self.work)["seconds"]) for task in tasks if isinstance(task, Task)]
+        return max(spent, default=0.0) / 60 * self.options.steps / self.options.short_steps
+
+    def outcomes(self, title: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """What tasks found that do not wait for each other."""
+        with told(self.progress, title) as advance:
+            return self.engine.run(tasks, _counting(advance, len(tasks)))
+
+    def value(self, outcome: dict[str, Any]) -> float | None:
+        """The metric that decides, of an outcome; None where it is not defined for such answers."""
+        value = outcome["metrics"].get(self.metric)
+        return None if value is None else float(value)
+
+    def _save_disk(self, trials: Sequence[Trial], living: set[int]) -> None:
+        """Remove models and bundles that nobody needs again; of a possible finalist the compressed model stays."""
+        for trial in trials:
+            tasks = [self.chains.bundle(trial.candidate), self.chains.bundle(trial.candidate, self.options.short_steps)]
+            tasks += [self.chains.checkpoint(trial.candidate, self.options.short_steps)]  # type: ignore[list-item]
+            tasks += [self.chains.checkpoint(trial.candidate)] * (trial.number not in living)  # type: ignore[list-item]
+            for task in tasks:
+                if folder_of(task, self.work).is_dir():
+                    forget(task, self.work)
+
+
+# objective → what a trial is sorted by
+SORTED_BY: Mapping[str, Callable[[Trial], tuple[float, int]]] = {
+    "accuracy": lambda trial: (trial.objectives[0], trial.number),
+    "time": lambda trial: (trial.objectives[1], trial.number),
+    "bytes": lambda trial: (trial.objectives[2], trial.number),
+}
+
+
+def _last_batch(trials: Sequence[Trial]) -> list[Trial]:
+    last = max(trial.batch for trial in trials)
+    return [trial for trial in trials if trial.batch == last]
+
+
+def _counting(advance: Callable[[float, float, str], None], total: int) -> Callable[[int], None]:
+    return lambda done: advance(done, total, f"{done} of {total}")
+
+
+def _without_hope(trials: Sequence[Trial], objective: str) -> Iterator[Trial]:
+    """Those that another of their batch beats before training are dropped, and at most half of the batch is kept.
+
+    What counts then is the place by points lost and the place by the objective, together: neither the largest alone,
+    which lose least, nor the smallest alone, which lose most.
+    """
+    sound = [trial for trial in trials if not trial.why]
+    front = [trial for trial in sound if not any(other.beats(trial) for other in sound)]
+    by_drop, by_objective = (sorted(front, key=SORTED_BY[name]) for name in ("accuracy", objective))
+    places = {trial.number: by_drop.index(trial) + by_objective.index(trial) for trial in front}
+    order = sorted(front, key=lambda trial: (places[trial.number], trial.number))
+    kept = order[: max(1, -(-len(sound) // 2))]
+    for trial in trials:
+        winner = next((other for other in sound if other.beats(trial)), None)
+        if trial.why or trial in kept:
+            yield trial
+        elif winner is not None:
+            yield replace(trial, why=f"before training, trial {winner.number} loses less in fewer bytes and less time")
+        else:
+            yield replace(
+                trial, why=f"before training, {len(kept)} of its batch are better in accuracy and {objective} together"
+            )

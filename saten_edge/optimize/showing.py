@@ -1,0 +1,116 @@
+"""What a search found, in words and as a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saten_edge.optimize.finals import Measured
+from saten_edge.optimize.goal import Row
+from saten_edge.optimize.judging import Judge
+from saten_edge.optimize.search import Search
+from saten_edge.optimize.space import STARTS
+from saten_edge.optimize.study import Trial
+from saten_edge.options import OptimizeOptions
+from saten_edge.reports import build_report, write_html
+from saten_edge.reports.model import Point
+from saten_edge.reports.text import metric_title, plural
+from saten_runtime.bundle.folder import Bundle
+
+__all__ = ["goal_words", "sentence", "table_rows", "trials_of", "write_report"]
+
+
+def sentence(best: Row | None, rows: Sequence[Row], options: OptimizeOptions, metric: str, ways: Sequence[str]) -> str:
+    """The answer."""
+    if best is None:
+        return f"Nothing meets {goal_words(options)}; nearest: {'; '.join(ways)}."
+    title = metric_title(metric)
+    numbers = [f"{best.bytes / 1e6:.2f} MB", *([f"{best.ms:.2f} ms"] if best.ms else [])]
+    lost = f"{_points(best.drop)} on the part that steered, {_points(best.confirm_drop)} on the one that confirms"
+    start = f"{best.name} is the answer to {goal_words(options)}: {', '.join(numbers)}, {title} {lost}"
+    if best.dense:
+        return f"{start}. It is dense: no compression that was tried is better."
+    int8 = next((row for row in rows if row.dense and row.candidate.precision == "int8"), None)
+    return f"{start}." if int8 is None else f"{start}; {best.bytes / int8.bytes:.2f} of dense-int8's bytes."
+
+
+def goal_words(options: OptimizeOptions) -> str:
+    """The goal, as the options have it."""
+    said = {"--max-drop": options.max_drop, "--max-mb": options.max_mb, "--max-ms": options.max_ms}
+    return ", ".join(f"{name} {value:g}" for name, value in said.items() if value is not None)
+
+
+def table_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Every measured bundle, for a terminal."""
+    head = ("bundle", "MB", "ms", "points lost, steering", "confirming")
+    lines = [
+        (
+            row.name,
+            f"{row.bytes / 1e6:.2f}",
+            "–" if row.ms is None else f"{row.ms:.3f}",
+            f"{row.drop:.2f}",
+            f"{row.confirm_drop:.2f}",
+        )
+        for row in rows
+    ]
+    return [head, *lines]
+
+
+def trials_of(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Every trial, as JSON data."""
+    return {"trials": [trial.to_json() for trial in trials]}
+
+
+def write_report(path: Path, search: Search, judge: Judge, measured: Measured, best: Row | None, said: str) -> None:
+    """The page: the answer, what was measured, and every trial a point with what it was made of."""
+    bundles = [Bundle.open(measured.bundles[row.name]) for row in measured.rows]
+    report = build_report(
+        bundles,
+        measured.bench.to_json(),
+        measured.evaluation,
+        notes=[("How it was found", _notes(search, judge, measured))],
+        answer=said,
+        trials=_points_of(measured, best),
+    )
+    write_html(report, path)
+
+
+def _points_of(measured: Measured, best: Row | None) -> list[Point]:
+    rows = [
+        Point(row.name, row.bytes, row.drop, "measured", "", row.name == (best.name if best else ""))
+        for row in measured.rows
+    ]
+    known = {row.trial for row in measured.rows}
+    trials = [
+        Point(f"{trial.number}: {trial.candidate.label}", trial.bytes, trial.drop, trial.level, trial.why)
+        for trial in measured.trials
+        if trial.number not in known
+    ]
+    return [*rows, *trials]
+
+
+def _notes(search: Search, judge: Judge, measured: Measured) -> str:
+    options, looked = search.options, search.looked_at(measured.trials)
+    steer = judge.data.count - round(options.confirm * judge.data.count)
+    paragraphs = [
+        f"Of {plural(len(measured.trials), 'candidate')}, {looked} were computed; the first {len(STARTS)} of a search "
+        "are usual good ones, Optuna draws all others. The cost model dropped those that could not win by their bytes "
+        "and time. The rest was compressed and judged before any training. Those that others beat were dropped, and "
+        f"what was left was ranked by {plural(options.short_steps, 'step')} of fine-tuning. The most promising were "
+        f"fine-tuned for {plural(options.steps, 'step')} and measured in turns with the dense models.",
+        f"{steer} examples of {judge.path.name} steered these choices; the metrics of the table are of the other "
+        f"{judge.data.count - steer}, which no choice saw but the last: the best bundle by the first part that meets "
+        "the goal on the second, too.",
+    ]
+    if judge.overlap:
+        paragraphs.append(
+            f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too; accuracy is "
+            "better here than on new examples."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _points(drop: float) -> str:
+    words = f"{abs(drop):.2f} points"
+    return f"{words} lower" if drop > 0 else f"{words} higher" if drop < 0 else "the same"

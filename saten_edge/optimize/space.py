@@ -1,0 +1,145 @@
+"""What can be tried: a candidate is a family of compressions and its knobs, each a row of a table."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saten_edge.checkpoints.selection import Selection
+from saten_edge.decomposition.recipe import Recipe
+from saten_edge.options import CompressOptions
+from saten_exporters.quantize import PRECISIONS
+
+__all__ = ["FAMILIES", "KEPT", "RIVALS", "STARTS", "Candidate", "Family", "drawn"]
+
+# Kinds of layers that may stay dense → shell patterns of their names, in every family of models.
+KEPT: Mapping[str, tuple[str, ...]] = {
+    "nothing": (),
+    "tables": ("*embeddings*", "*embed_tokens*", "*wte*", "*wpe*"),
+    "attention": ("*attention*", "*attn*"),
+}
+MEASURED = "measured"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One point of the space; a knob that its family does not have keeps its default and changes nothing.
+
+    budget: share of the dense bytes. split: the train's share of them, "measured" for each layer. lowering: "auto"
+    leaves it to the cost model. keep: a row of `KEPT`.
+    """
+
+    family: str
+    precision: str
+    budget: float = 1.0
+    pattern: str = "none"
+    group: int = 32
+    split: str = MEASURED
+    lowering: str = "auto"
+    keep: str = "nothing"
+
+    @property
+    def label(self) -> str:
+        """A name for people, files and bundles."""
+        knobs = {**vars(self), "budget": f"{self.budget:g}", "group": f"g{self.group}"}
+        plain = (*("family", "precision"), *(knob for knob in FAMILIES[self.family].knobs if knob != "precision"))
+        shown = [str(knobs[name]).replace(":", "of") for name in plain if not self._is_usual(name)]
+        return "-".join(shown)
+
+    @property
+    def compress(self) -> CompressOptions | None:
+        """How the model is compressed; None where it stays dense."""
+        family = FAMILIES[self.family]
+        if family.options is None:
+            return None
+        recipe = replace(family.options.recipe, share=self._share(family.options.recipe))
+        selection = Selection(exclude=KEPT[self.keep])
+        pattern = self.pattern if "pattern" in family.knobs else family.options.pattern
+        return CompressOptions(self.budget, pattern, self.group, recipe=recipe, selection=selection)
+
+    @property
+    def export(self) -> dict[str, Any]:
+        """What the export is told beside the target."""
+        return {"precision": self.precision, "lowering": None if self.lowering == "auto" else self.lowering}
+
+    def _share(self, recipe: Recipe) -> float | None:
+        if "split" not in FAMILIES[self.family].knobs:
+            return recipe.share
+        return None if self.split == MEASURED else float(self.split)
+
+    def _is_usual(self, name: str) -> bool:
+        usual = {"split": MEASURED, "lowering": "auto", "keep": "nothing"}
+        return getattr(self, name) == usual.get(name) or (name == "group" and self.pattern != "grouped")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A way to store a model. knobs: those that matter; options: what all of it have in common, None if it is dense."""
+
+    name: str
+    knobs: tuple[str, ...]
+    options: CompressOptions | None = None
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("dense", ("precision",)),
+        Family("svd", ("precision", "budget", "keep"), CompressOptions(pattern="none", recipe=Recipe(order=2))),
+        Family(
+            "sparse",
+            ("precision", "budget", "pattern", "group", "keep"),
+            CompressOptions(recipe=Recipe(share=0.0)),
+        ),
+        Family(
+            "saten",
+            ("precision", "budget", "pattern", "group", "split", "lowering", "keep"),
+            CompressOptions(),
+        ),
+    )
+}
+
+# knob → how Optuna draws it
+Draw = Callable[[Any], Any]
+KNOBS: Mapping[str, Draw] = {
+    "precision": lambda trial: trial.suggest_categorical("precision", list(PRECISIONS)),
+    "budget": lambda trial: round(trial.suggest_float("budget", 0.08, 0.6, log=True), 3),
+    "pattern": lambda trial: trial.suggest_categorical("pattern", ["grouped", "unstructured", "2:4"]),
+    "group": lambda trial: trial.suggest_categorical("group", [8, 16, 32, 64]),
+    "split": lambda trial: trial.suggest_categorical("split", [MEASURED, "0.25", "0.5", "0.75"]),
+    "lowering": lambda trial: trial.suggest_categorical("lowering", ["auto", "low-rank", "tt-chain"]),
+    "keep": lambda trial: trial.suggest_categorical("keep", list(KEPT)),
+}
+
+# The dense models that every compression has to beat.
+RIVALS = tuple(Candidate("dense", precision) for precision in PRECISIONS)
+# Where a search begins: what won in the benchmarks of encoders and decoders.
+STARTS = (
+    Candidate("saten", "int8", 0.285, "grouped", 32),
+    Candidate("saten", "int8", 0.4, "grouped", 16),
+    Candidate("svd", "int8", 0.25),
+    Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables"),
+)
+
+
+def drawn(trial: Any) -> Candidate:
+    """A candidate from an Optuna trial, or from one that has its parameters fixed."""
+    compressed = [name for name, family in FAMILIES.items() if family.options is not None]
+    family = FAMILIES[trial.suggest_categorical("family", compressed)]
+    values: dict[str, Any] = {}
+    for knob in family.knobs:
+        if knob != "group" or values.get("pattern") == "grouped":
+            values[knob] = KNOBS[knob](trial)
+    return Candidate(family.name, **values)
+
+
+@functools.cache
+def distributions(candidate: Candidate) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and distributions of a candidate, as `drawn` would have drawn it."""
+    from optuna.trial import FixedTrial
+
+    fixed = FixedTrial({"family": candidate.family, **vars(candidate)})
+    drawn(fixed)
+    return dict(fixed.params), dict(fixed.distributions)

@@ -1,0 +1,198 @@
+"""The parts of a search: what can be tried, predicted, judged and wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from saten_edge.checkpoints.compress import check_options
+from saten_edge.optimize.engines import ENGINES
+from saten_edge.optimize.estimate import estimate, layers_of
+from saten_edge.optimize.goal import Row, answer, meets, missed
+from saten_edge.optimize.judging import SCALES, Scale, needs_head, read_judge, scale_of
+from saten_edge.optimize.planning import refuse_impossible
+from saten_edge.optimize.space import FAMILIES, KNOBS, RIVALS, STARTS, Candidate, distributions, drawn
+from saten_edge.options import ENGINES as NAMED_ENGINES
+from saten_edge.options import OptimizeOptions
+from saten_edge.texts import write_lines
+from saten_exporters.quantize import PRECISIONS
+from saten_runtime.accuracy.measures import MEASURES
+from saten_runtime.errors import DataError, UsageError
+
+INT8 = Candidate("dense", "int8")
+
+
+# --- the space ---------------------------------------------------------------------------------------------------
+
+
+def test_names_of_candidates_differ_and_their_options_are_sound():
+    tried = [
+        *RIVALS,
+        *STARTS,
+        Candidate("sparse", "int4", 0.1, "2:4"),
+        Candidate("saten", "fp16", 0.3, "grouped", 8, "0.5"),
+    ]
+    assert len({each.label for each in tried}) == len(tried)
+    for each in tried:
+        if (options := each.compress) is not None:
+            check_options(options.share, options.pattern, options.group, "uniform", options.recipe, calibrated=False)
+    assert STARTS[0].label == "saten-int8-0.285-grouped-g32"
+
+
+def test_what_a_family_does_not_have_changes_nothing():
+    plain, odd = Candidate("svd", "int8", 0.25), Candidate("svd", "int8", 0.25, "grouped", 8, "0.5")
+    assert plain.label == odd.label
+    assert plain.compress.recipe == odd.compress.recipe
+    assert (plain.compress.recipe.order, plain.compress.pattern) == (2, "none")
+
+
+def test_every_knob_can_be_drawn_and_drawn_again():
+    pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
+    for candidate in STARTS:
+        params, spaces = distributions(candidate)
+        assert set(params) == set(spaces)
+        assert {*params} <= {"family", *KNOBS}
+        from optuna.trial import FixedTrial
+
+        again = drawn(FixedTrial(params))
+        assert again.label == candidate.label
+    assert {knob for family in FAMILIES.values() for knob in family.knobs} == set(KNOBS)
+
+
+def test_the_engines_that_are_named_are_there():
+    assert tuple(ENGINES) == NAMED_ENGINES
+    with pytest.raises(UsageError, match="--engine cloud: there are local"):
+        OptimizeOptions(engine="cloud")
+
+
+# --- predictions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # makes two bundles
+def test_predicted_bytes_are_those_of_the_export(tiny_bert: Path, tiny_bundle):
+    layers, options = layers_of(tiny_bert), Candidate("dense", "fp32")
+    assert len(layers.matrices) == 14
+    predicted = [estimate(dataclasses.replace(options, precision=name), layers, "x86-64", 32) for name in PRECISIONS]
+    assert predicted[0].bytes == 4 * layers.values
+    sizes = [tiny_bundle(f"dense-{name}") for name in ("fp32", "int8")]
+    stored = [(path / "model.onnx.data").stat().st_size for path in sizes]
+    for each, size in zip((predicted[0], predicted[list(PRECISIONS).index("int8")]), stored, strict=True):
+        assert each.bytes == pytest.approx(size, rel=0.15)
+    assert predicted[0].bytes > 3 * predicted[2].bytes  # and so the tolerance tells them apart
+
+
+def test_a_smaller_budget_is_predicted_to_take_less(tiny_bert: Path):
+    layers = layers_of(tiny_bert)
+    for family in ("svd", "sparse", "saten"):
+        large, small = (
+            estimate(Candidate(family, "fp32", budget, "grouped", 8), layers, "x86-64", 32) for budget in (0.5, 0.25)
+        )
+        assert small.bytes < large.bytes < 4 * layers.values
+        assert small.us < large.us
+    kept = estimate(Candidate("svd", "fp32", 0.25, keep="tables"), layers, "x86-64", 32)
+    assert kept.bytes > estimate(Candidate("svd", "fp32", 0.25), layers, "x86-64", 32).bytes
+
+
+def test_a_size_that_nothing_can_have_is_refused(tiny_bert: Path):
+    layers = layers_of(tiny_bert)
+    refuse_impossible(layers, OptimizeOptions(max_mb=1))
+    with pytest.raises(UsageError, match=r"--max-mb 0.01: the smallest bundle that is tried takes about"):
+        refuse_impossible(layers, OptimizeOptions(max_mb=0.01))
+
+
+# --- the judge ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    rows = [{"text": f"Text number {k}", "label": k % 2} for k in range(40)]
+    write_lines(tmp_path / "train.jsonl", rows[:20])
+    write_lines(tmp_path / "judge.jsonl", [*rows[20:], {"text": "text  NUMBER 3", "label": 1}])
+    return tmp_path / "train.jsonl", tmp_path / "judge.jsonl"
+
+
+def test_the_two_parts_of_a_judge_are_all_of_it(files, tmp_path: Path):
+    training, path = files
+    judge = read_judge(path, training)
+    assert judge.overlap == 1
+    parts = judge.write(tmp_path, 0.4, 0)
+    rows = {part: [json.loads(line) for line in found.read_text().splitlines()] for part, found in parts.items()}
+    assert {part: len(found) for part, found in rows.items()} == {"steer": 13, "confirm": 8}
+    assert sorted(row["text"] for found in rows.values() for row in found) == sorted(judge.data.columns["text"])
+    before = parts["steer"].read_bytes()
+    assert judge.write(tmp_path, 0.4, 0)["steer"].read_bytes() == before
+    assert judge.write(tmp_path, 0.4, 1)["steer"].read_bytes() != before
+
+
+def test_a_judge_that_is_the_training_data_is_refused(files, tmp_path: Path):
+    training, _ = files
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(training.read_bytes())
+    with pytest.raises(UsageError, match=r"copy\.jsonl: is the training data"):
+        read_judge(copy, training)
+    judge = read_judge(files[1], training)
+    with pytest.raises(UsageError, match="in each"):
+        judge.write(tmp_path, 0.9, 0)
+
+
+def test_a_metric_has_to_fit_the_task(files):
+    judge = read_judge(files[1], files[0])
+    assert scale_of(judge, "text-classification", None)[0] == "accuracy"
+    assert scale_of(judge, "text-classification", "matthews")[0] == "matthews"
+    assert needs_head(judge, "feature-extraction")
+    assert not needs_head(judge, "text-classification")
+    with pytest.raises(UsageError, match="--metric perplexity: classification has accuracy"):
+        scale_of(judge, "text-classification", "perplexity")
+    with pytest.raises(DataError, match="holds texts data, a model for text-generation is judged by plain"):
+        scale_of(judge, "text-generation", None)
+
+
+def test_every_measure_has_a_scale():
+    assert set(SCALES) == {measure.name for measure in MEASURES}
+    assert Scale().drop(0.9, 0.89) == 1.0
+    assert Scale(higher_is_better=False).drop(20.0, 21.0) == 5.0
+
+
+# --- the goal ----------------------------------------------------------------------------------------------------
+
+
+def row(name: str, size: int, ms: float, drop: float, confirmed: float | None = None) -> Row:
+    candidate = INT8 if name.startswith("dense") else STARTS[0]
+    return Row(name, candidate, None, size, ms, 0.9, drop, 0.9, drop if confirmed is None else confirmed)
+
+
+ROWS = [row("dense", 4_000_000, 4.0, 0.0), row("small", 1_000_000, 3.0, 0.9, 1.4), row("fast", 2_000_000, 1.0, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (OptimizeOptions(max_drop=2), "small"),
+        (OptimizeOptions(max_drop=1), "fast"),  # the smallest is within a point on the first part alone
+        (OptimizeOptions(max_drop=2, objective="time"), "fast"),
+        (OptimizeOptions(max_drop=2, objective="accuracy"), "dense"),
+        (OptimizeOptions(max_drop=2, max_ms=2), "fast"),
+        (OptimizeOptions(max_drop=0.1), "dense"),
+    ],
+)
+def test_the_best_that_meets_the_goal_on_both_parts(options: OptimizeOptions, name: str):
+    found = answer(ROWS, options)
+    assert found is not None
+    assert found.name == name
+
+
+def test_what_would_have_to_give():
+    options = OptimizeOptions(max_drop=0.4, max_mb=3)
+    assert answer(ROWS, options) is None
+    assert missed(ROWS, options)[:2] == ["fast would do with --max-drop 0.5", "dense would do with --max-mb 4"]
+    for asked in (dataclasses.replace(options, max_drop=0.5), dataclasses.replace(options, max_mb=4)):
+        assert answer(ROWS, asked) is not None
+
+
+def test_a_time_that_was_not_measured_meets_no_limit():
+    unknown = dataclasses.replace(ROWS[2], ms=None)
+    assert meets(unknown, OptimizeOptions())
+    assert not meets(unknown, OptimizeOptions(max_ms=1000))

@@ -1,0 +1,310 @@
+"""The search over stages that only pretend: what is dropped and why, and that a kill at any task changes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
+
+from saten_edge.optimize import tasks
+from saten_edge.optimize.chains import Chains
+from saten_edge.optimize.engines import Local
+from saten_edge.optimize.estimate import Layers
+from saten_edge.optimize.finals import chosen
+from saten_edge.optimize.judging import Scale
+from saten_edge.optimize.search import Search
+from saten_edge.optimize.space import RIVALS, STARTS
+from saten_edge.optimize.study import LEVELS, Study, Trial
+from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
+from saten_edge.options import OptimizeOptions
+from saten_exporters.quantize import PRECISIONS
+from saten_runtime.errors import DeviceError, ExportError, SatenError
+from saten_runtime.records.files import write_json
+
+LAYERS = Layers({f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}, 1000)
+BESIDE = 50_000  # bytes of graph and tokenizer
+OPTIONS = OptimizeOptions(trials=6)
+
+
+class Killed(BaseException):
+    """As a kill -9 of the driver: nothing is tidied up."""
+
+
+class Stages:
+    """Stages that write what they were told, and count how often they were done; the `dies`-th does not come back."""
+
+    def __init__(self, dies: int = -1, refused: str = "") -> None:
+        self.done: Counter[str] = Counter()
+        self.dies, self.refused = dies, refused
+
+    def kinds(self) -> dict[str, Callable[..., dict[str, Any]]]:
+        return {"compress": self.compress, "finetune": self.finetune, "export": self.export, "judge": self.judge}
+
+    def compress(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        return self._write(out, "compress", {"budget": options["budget"], "steps": 0})
+
+    def finetune(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        return self._write(out, "finetune", {**json.loads(inputs["model"].read_text()), "steps": options["steps"]})
+
+    def export(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        if options["precision"] == self.refused:
+            raise ExportError("too much is lost")
+        model = {"budget": 1.0, "steps": 1000}
+        if inputs["model"].suffix != ".dense":
+            model = json.loads(inputs["model"].read_text())
+        self._write(out, f"export {options['name']}", model)
+        bits = PRECISIONS[options["precision"]].bits
+        return {"bytes": int(model["budget"] * LAYERS.values * bits / 8) + BESIDE, "task": "toy"}
+
+    def judge(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        model = json.loads(inputs["bundle"].read_text())
+        self._write(out, "judge", model)
+        return {"metrics": {"accuracy": 0.9 - 0.3 * (1 - model["budget"]) / (1 + model["steps"])}}
+
+    def _write(self, out: Path, what: str, content: dict[str, Any]) -> dict[str, Any]:
+        if sum(self.done.values()) == self.dies:
+            raise Killed
+        self.done[what] += 1
+        write_json(out, content)
+        return {}
+
+
+class InThisProcess:
+    """An engine without processes."""
+
+    threads = 1
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def run(self, some: Sequence[Task], done: Callable[[int], None]) -> list[dict[str, Any]]:
+        found = []
+        for task in some:
+            found.append(outcome_of(Task.from_json(json.loads(json.dumps(task.to_json()))), self.work))
+            done(len(found))
+        return found
+
+
+def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> Search:
+    """A search in a folder, or what a killed one left of it."""
+    monkeypatch.setattr(tasks, "KINDS", stages.kinds())
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    sources = {name: Source(str(folder / name), name * 8) for name in ("data", "steer", "confirm")}
+    model = Source(str(folder / "model.dense"), "m" * 8)
+    chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
+    study, scale = Study(folder / "study.journal", options.seed), Scale()
+    engine = InThisProcess(work)
+    return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, time.monotonic())
+
+
+def searched(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> list[Trial]:
+    """The trials that there are in the end."""
+    search = search_in(folder, stages, monkeypatch, options)
+    return search.run(search.rivals())
+
+
+# --- what is dropped ---------------------------------------------------------------------------------------------
+
+
+def test_levels_drop_and_say_why(tmp_path: Path, monkeypatch):
+    stages = Stages()
+    trials = searched(tmp_path, stages, monkeypatch)
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert sum(trial.level != LEVELS[0] for trial in trials) == 6
+    assert len({trial.candidate for trial in trials}) == len(trials)
+    shortly = [trial for trial in trials if trial.level == LEVELS[2]]
+    assert 3 <= len(shortly) < 6
+    assert all(trial.why for trial in trials if trial not in shortly)
+    assert all(trial.drop is not None for trial in trials if trial.level != LEVELS[0])
+    # once before training and once after, each by its own hash
+    assert {count for name, count in stages.done.items() if name.startswith("export saten")} == {1, 2}
+    assert stages.done["compress"] == 6
+
+
+def test_what_is_predicted_to_be_too_large_costs_nothing(tmp_path: Path, monkeypatch):
+    trials = searched(tmp_path, Stages(), monkeypatch, OptimizeOptions(trials=8, max_mb=0.15))
+    dropped = [trial for trial in trials if trial.level == LEVELS[0]]
+    assert dropped
+    assert all(trial.why.endswith("MB, --max-mb is 0.15") and trial.drop is None for trial in dropped)
+    assert all(trial.bytes <= 1.15 * 150_000 for trial in trials if trial not in dropped)
+
+
+def test_a_rival_within_the_goal_makes_hopeless_what_is_larger_and_slower(tmp_path: Path, monkeypatch):
+    search = search_in(tmp_path, Stages(), monkeypatch)
+    rivals = search.rivals()
+    int8 = next(rival for rival in rivals if rival.candidate.precision == "int8")
+    larger = Trial(0, 0, STARTS[0], 2 * int8.bytes, 2 * int8.predicted.us)
+    assert search._hopeless(larger, [int8]) == ("cannot win: dense-int8 is predicted to take fewer bytes and less time")
+    assert search._hopeless(replace(larger, us=int8.predicted.us), [int8]) == ""
+    assert search._hopeless(replace(larger, bytes=int8.bytes), [int8]) == ""
+    assert search._hopeless(larger, [replace(int8, drop=1.1)]) == ""
+
+
+def test_a_goal_that_no_candidate_can_have_ends_the_search(tmp_path: Path, monkeypatch):
+    trials = searched(tmp_path, Stages(), monkeypatch, OptimizeOptions(max_mb=0.01))
+    assert {trial.level for trial in trials} == {LEVELS[0]}
+
+
+def test_what_a_stage_refuses_is_a_reason_and_not_an_end(tmp_path: Path, monkeypatch):
+    trials = searched(tmp_path, Stages(refused="int8"), monkeypatch)
+    refused = [trial for trial in trials if "too much is lost" in trial.why]
+    assert refused
+    assert all(trial.candidate.precision == "int8" for trial in refused)
+    with pytest.raises(ExportError, match="the dense model: too much is lost"):
+        searched(tmp_path / "other", Stages(refused="fp32"), monkeypatch)
+
+
+def test_the_finalists_are_those_that_can_win(tmp_path: Path, monkeypatch):
+    trials = searched(tmp_path, Stages(), monkeypatch)
+    first = chosen(trials, OPTIONS, 2)
+    assert len(first) == 2
+    assert all(trial.level == LEVELS[2] and not trial.why for trial in first)
+    by_accuracy = chosen(trials, OptimizeOptions(objective="accuracy"), 1)
+    assert by_accuracy[0].drop == min(trial.drop for trial in trials if trial.level == LEVELS[2])
+
+
+# --- kills -------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_that_is_killed_at_any_task_ends_with_the_same_trials(tmp_path: Path, monkeypatch):
+    whole = Stages()
+    expected = [trial.to_json() for trial in searched(tmp_path / "whole", whole, monkeypatch)]
+    count = sum(whole.done.values())
+    assert count > 20
+    for dies in range(0, count, 11):
+        folder = tmp_path / str(dies)
+        stages = Stages(dies)
+        with pytest.raises(Killed):
+            searched(folder, stages, monkeypatch)
+        later = Stages()
+        assert [trial.to_json() for trial in searched(folder, later, monkeypatch)] == expected
+        both = sum(stages.done.values()) + sum(later.done.values())
+        assert both == count
+
+
+def test_half_a_line_of_the_journal_is_what_a_kill_leaves(tmp_path: Path, monkeypatch):
+    expected = searched(tmp_path, Stages(), monkeypatch)
+    journal = tmp_path / "study.journal"
+    content = journal.read_bytes()
+    lines = content.splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-2]) + lines[-2][: len(lines[-2]) // 2])
+    Path(f"{journal}.lock").write_text("")
+    again = Stages()
+    assert searched(tmp_path, again, monkeypatch) == expected
+    assert not sum(again.done.values())
+
+
+def test_other_seeds_are_other_searches(tmp_path: Path, monkeypatch):
+    one, other = (
+        searched(tmp_path / str(seed), Stages(), monkeypatch, OptimizeOptions(trials=6, seed=seed)) for seed in (0, 1)
+    )
+    assert one[:4] == other[:4]  # the usual good ones
+    assert {trial.candidate for trial in one} != {trial.candidate for trial in other}
+
+
+# --- tasks -------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_of_everything_that_goes_in():
+    model = Source("here", "a")
+    task = Task("export", {"precision": "int8"}, {"model": model})
+    assert task.key == Task("export", {"precision": "int8"}, {"model": Source("elsewhere", "a")}).key
+    others = [
+        Task("export", {"precision": "fp32"}, {"model": model}),
+        Task("judge", {"precision": "int8"}, {"model": model}),
+        Task("export", {"precision": "int8"}, {"model": Source("here", "b")}),
+        Task("export", {"precision": "int8"}, {"model": Task("compress", {}, {"model": model})}),
+    ]
+    assert len({task.key, *(other.key for other in others)}) == 5
+    assert Task.from_json(json.loads(json.dumps(others[3].to_json()))) == others[3]
+
+
+def test_what_was_removed_is_made_again_and_the_outcome_stays(tmp_path: Path, monkeypatch):
+    stages = Stages()
+    monkeypatch.setattr(tasks, "KINDS", stages.kinds())
+    task = Task("compress", {"budget": 0.5}, {"model": Source("model", "m")})
+    first = outcome_of(task, tmp_path)
+    path = made(task, tmp_path)
+    before = path.read_bytes()
+    forget(task, tmp_path)
+    assert not path.exists()
+    assert outcome_of(task, tmp_path) == first
+    assert stages.done["compress"] == 1
+    assert made(task, tmp_path).read_bytes() == before
+    assert stages.done["compress"] == 2
+    assert [child.name for child in tmp_path.iterdir()] == [folder_of(task, tmp_path).name]
+
+
+# --- the pool of processes ---------------------------------------------------------------------------------------
+
+# A worker that answers with its process id, waits, and dies when it is told to, once.
+WORKER = """
+import os, time, pathlib
+from saten_runtime.machine.child import answer_requests
+def run(task, work):
+    mark = pathlib.Path(work) / "died"
+    if task["do"] == "always" or (task["do"] == "once" and not mark.exists()):
+        mark.write_text("")
+        os.kill(os.getpid(), 9)
+    time.sleep(0.05)
+    return {"pid": os.getpid(), "do": task["do"], "threads": os.environ["OMP_NUM_THREADS"]}
+answer_requests(lambda: {"run": run})
+"""
+
+
+@pytest.fixture
+def local(monkeypatch, tmp_path: Path) -> Callable[[int], Local]:
+    monkeypatch.setattr("saten_edge.optimize.engines._WORKER", f"exec({WORKER!r})")
+    return lambda workers: Local(tmp_path, workers, 3)
+
+
+def test_a_pool_answers_in_order_with_as_many_processes_as_it_may(local):
+    some, counted = [Task(f"task {k}") for k in range(8)], []
+    with local(2) as engine:
+        found = engine.run(some, counted.append)
+        again = engine.run(some[:2], lambda done: None)
+        children = list(engine._children)
+    assert {each["pid"] for each in again} <= {each["pid"] for each in found}
+    assert len(children) == 2
+    assert [each["do"] for each in found] == [task.do for task in some]
+    assert len({each["pid"] for each in found}) == 2
+    assert {each["threads"] for each in found} == {"3"}
+    assert counted == list(range(1, 9))
+    assert not any(child.alive for child in children)
+
+
+def test_a_worker_that_dies_loses_nothing_and_one_that_always_dies_is_an_error(local):
+    with local(2) as engine:
+        found = engine.run([Task("a"), Task("once"), Task("b")], lambda done: None)
+        assert [each["do"] for each in found] == ["a", "once", "b"]
+        with pytest.raises(DeviceError, match="killed by SIGKILL"):
+            engine.run([Task("always"), *[Task("c")] * 4], lambda done: None)
+
+
+def test_a_full_disk_ends_a_task_without_an_outcome(monkeypatch, tmp_path: Path):
+    def full(*given: object) -> dict[str, Any]:
+        raise OSError(28, "No space left on device", "/out/file")
+
+    monkeypatch.setattr(tasks, "KINDS", {"compress": full})
+    with pytest.raises(SatenError, match="/out/file: No space left on device"):
+        tasks._run(Task("compress").to_json(), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rivals_are_every_precision():
+    assert [(rival.family, rival.precision) for rival in RIVALS] == [("dense", name) for name in PRECISIONS]
