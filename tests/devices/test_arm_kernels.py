@@ -19,8 +19,15 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.run.kernels import Kernels, probe
 
 KERNELS = Path(__file__).parents[2] / "runtime" / "kernels"
-# Instruction set → an emulated processor that has it.
-PROCESSORS = {"scalar": "cortex-a72", "neon": "cortex-a72", "neondot": "cortex-a76", "neoni8mm": "max"}
+# Instruction set → an emulated processor with little else: a kernel that uses what it has not looked for dies there.
+# SME is off for ONNX Runtime's sake too: it multiplies bytes by SMOPA, which QEMU before 8.2.3 computes wrongly
+# (gitlab.com/qemu-project/qemu/-/issues/2083).
+PROCESSORS = {
+    "scalar": "cortex-a72",
+    "neon": "cortex-a72",
+    "neondot": "cortex-a76",
+    "neoni8mm": "max,sve=off,sme=off",
+}
 PROBE = "import json, dataclasses, saten_runtime.run.kernels as k; print(json.dumps(dataclasses.asdict(k.probe())))"
 HIDDEN_STATES = """
 import sys, numpy
