@@ -81,11 +81,8 @@ def _relative(target: str, page: str) -> str:
 
 
 def commands_page() -> str:
-    """Every command of both programs as a section, with what its `--help` prints."""
-    sections = [
-        "# Commands",
-        "`saten-edge` is for the workstation, `saten-run` for the device. Each section is what `--help` prints.",
-    ]
+    """Every command of both programs as a section, with what its `--help` prints; it follows docs/commands.md."""
+    sections = ["", "Each section below is what `--help` prints."]
     for program, helps in (("saten-edge", _helps_of_the_workstation), ("saten-run", _helps_of_the_device)):
         sections.append(f"## {program}")
         sections += [f"### {name}\n\n```text\n{text.strip()}\n```" for name, text in helps()]
@@ -156,7 +153,8 @@ def gather(root: Path, out: Path) -> None:
         copy = shutil.copytree if (root / source).is_dir() else shutil.copyfile
         copy(root / source, out / place)
     for place, make in MADE.items():
-        (out / place).write_text(make(), "utf-8")
+        with (out / place).open("a", encoding="utf-8") as page:
+            page.write(make())
 
 
 def main() -> int:

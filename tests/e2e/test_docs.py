@@ -61,6 +61,7 @@ SLOW = ("optimize.md", "python.md", "start.md", "targets.md")
 NOT_RUN = {
     "browser.md": "needs a browser that taps Start; tests/saten_edge/phone/test_browser.py drives one",
     "bundle.md": "holds no command",
+    "commands.md": "holds no block of commands",
     "faq.md": "holds no command",
     "glossary.md": "holds no command",
     "how-it-works.md": "holds no command",
