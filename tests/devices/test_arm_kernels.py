@@ -121,7 +121,7 @@ def expect_the_same(fp32: Path, int8: Path, hidden_states: HiddenStates, kernels
 
 def test_the_library_of_another_machine_is_one_line(site, arm_python, saten_bundle, tmp_path, monkeypatch):
     """Each way round: the aarch64 library here, and this machine's program there."""
-    monkeypatch.setenv("PYTHONPATH", f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(str(site))
     words = f"was built for aarch64, this is {os.uname().machine}; install the saten-kernels of this machine"
     assert probe() == Kernels("unusable", fault=f"{site}/saten_kernels/libsaten_kernels.so: {words}")
     library = tmp_path / "saten_kernels" / "libsaten_kernels.so"
