@@ -33,7 +33,7 @@ def register(place: Place) -> int:
 
     sys.path.insert(0, str(place.folder / "site"))
     os.environ.pop(kernels.SWITCH, None)
-    found = kernels._register(onnxruntime.SessionOptions())
+    found = kernels._register(onnxruntime.SessionOptions(), kernels._library())
     print(f"{found.state}: {found.words}", file=sys.stderr)
     return 2 if found.state == "unusable" else 0
 
