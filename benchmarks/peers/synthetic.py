@@ -11,7 +11,7 @@ from saten_exporters.choice.random_layers import idle_model, node_model
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import Form
 from saten_runtime.run import kernels
-from saten_runtime.run.products import EXACT_BYTES
+from saten_runtime.run.products import exact_entries
 
 __all__ = ["check", "idle_ns", "matrix_of", "samples_ns", "session"]
 
@@ -75,7 +75,8 @@ def _start(model: bytes, native: bool) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
-    options.add_session_config_entry(*EXACT_BYTES)
+    for entry in exact_entries().items():
+        options.add_session_config_entry(*entry)
     if native:
         kernels.register(options)
     return onnxruntime.InferenceSession(model, options)

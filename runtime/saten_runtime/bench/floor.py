@@ -24,7 +24,7 @@ from saten_runtime.bundle.layers import layers_of
 from saten_runtime.bundle.manifest import Layer
 from saten_runtime.records.plain_text import align
 from saten_runtime.records.reader import Positive
-from saten_runtime.run.products import EXACT_BYTES, product_model
+from saten_runtime.run.products import exact_entries, product_model
 
 __all__ = ["Floor", "Rates", "floor_of", "floor_of_work", "floor_report", "floor_table", "measure_rates", "moved_bytes"]
 
@@ -151,7 +151,8 @@ def _product(kind: str, threads: int) -> Callable[[], Any]:
     chance = np.random.default_rng(0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(*EXACT_BYTES)
+    for entry in exact_entries().items():
+        options.add_session_config_entry(*entry)
     if kind == "fp32":
         x = chance.standard_normal((rows, inner), np.float32)
         model = product_model("MatMul", {"w": chance.standard_normal((inner, columns), np.float32)})

@@ -13,7 +13,7 @@ from saten_runtime.errors import BundleError, RuntimeMismatch, SatenError, Usage
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.run.kernels import register
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
-from saten_runtime.run.products import EXACT_BYTES
+from saten_runtime.run.products import exact_entries
 
 __all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "session_entries", "session_options"]
 
@@ -98,7 +98,7 @@ def session_entries(mode: MemoryMode) -> dict[str, str]:
     return {
         "session.disable_prepacking": "0" if mode.prepacking else "1",
         "session.intra_op.allow_spinning": "0",
-        **dict([EXACT_BYTES]),
+        **exact_entries(),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 from saten_runtime import Bundle, SatenError
 from saten_runtime.errors import BundleError, RuntimeMismatch
 from saten_runtime.run.memory_modes import MEMORY_MODES
-from saten_runtime.run.session import make_session
+from saten_runtime.run.session import make_session, session_entries
 
 MakeBundle = Callable[..., Path]
 
@@ -30,7 +30,15 @@ def test_options_reach_onnxruntime(tiny: Path) -> None:
         assert not options.enable_mem_pattern
         assert options.get_session_config_entry("session.disable_prepacking") == str(int(not mode.prepacking))
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+
+
+@pytest.mark.parametrize("needed", [{}, {"session.x64quantprecision": "1"}])
+def test_exact_products_are_asked_for_where_they_are_not_exact(
+    monkeypatch: pytest.MonkeyPatch, needed: dict[str, str]
+) -> None:
+    monkeypatch.setattr("saten_runtime.run.session.exact_entries", lambda: needed)
+    entries = session_entries(MEMORY_MODES["fast"])
+    assert ("session.x64quantprecision" in entries) is bool(needed)
 
 
 def test_opset_of_the_future(make_bundle: MakeBundle) -> None:
