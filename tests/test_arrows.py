@@ -64,7 +64,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 450, 60
 ROOT = Path(__file__).parents[1]
 MEASURED = [
     path
-    for folder in ("saten_edge", "exporters", "runtime", "benchmarks", "tools", "optimum")
+    for folder in ("saten_edge", "exporters", "runtime", "benchmarks", "tools", "optimum", "tests")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

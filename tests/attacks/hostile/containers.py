@@ -8,10 +8,9 @@ import struct
 
 import torch
 
-from hostile.case import MEBIBYTE, Case, saten_edge
+from hostile.case import MEBIBYTE, Case
 from hostile.folders import (
     BIG,
-    CHECKPOINT,
     WEIGHTS,
     Runs,
     bring_in,
@@ -38,17 +37,10 @@ from hostile.folders import (
     zipped,
 )
 from hostile.recipes import BAD_RECIPES
-from hostile.sound import gguf_bytes, gguf_text
 
 __all__ = ["CASES"]
 
 ONE = {"a": ("F32", (2, 2))}
-
-GGUF = gguf_bytes(
-    {"general.architecture": (8, gguf_text("llama")), "llama.block_count": (4, struct.pack("<I", 10**9))},
-    {"a.weight": (0, (4, 2), 0)},
-    bytes(32),
-)
 
 CASES = [
     refused("K1", "empty file", header({}, raw=b""), r"model\.safetensors: 0 bytes"),
@@ -449,25 +441,5 @@ CASES = [
         "a link that leads nowhere",
         instead("tokenizer.json", lambda path: path.symlink_to("gone.json"), "bert"),
         r"gone\.json: is no regular file",
-    ),
-    *(
-        Case(
-            "K14",
-            name,
-            lambda place, content=content: (place.folder / "model.gguf").write_bytes(content),
-            lambda place: saten_edge("export", place.folder / "model.gguf", "-o", place.out, "--quiet"),
-            CHECKPOINT,
-            words,
-        )
-        for name, content, words in (
-            ("a GGUF file that is cut off", GGUF[:-16], r"model\.gguf: a\.weight ends at byte"),
-            ("2^63 tensors", GGUF[:8] + b"\xff" * 7 + GGUF[15:], r"model\.gguf: \d+ bytes are said|\d+ tensors"),
-            (
-                "a text of 2^62 bytes",
-                GGUF[:24] + b"\0" * 7 + b"\x40" + GGUF[32:],
-                r"a text of 4611686018427387904 bytes",
-            ),
-            ("no tensors for its layers", GGUF, r"model\.gguf: llama\.block_count is 1000000000"),
-        )
     ),
 ]
