@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -12,15 +11,13 @@ from typing import Any
 
 from saten_runtime.accuracy.columns import LABEL_COLUMNS, WORD_COLUMNS
 from saten_runtime.errors import DataError
-from saten_runtime.records.files import parse_object, replace_file
+from saten_runtime.records.files import replace_file
+from saten_runtime.records.rows import Placed, csv_rows, json_rows, read_content
 
-__all__ = ["FORMATS", "Row", "number_in", "read_items", "read_rows", "read_texts", "text_in", "write_lines"]
-
-# Where a row stands, for messages, and its values by column.
-Row = tuple[str, dict[str, Any]]
+__all__ = ["FORMATS", "number_in", "read_items", "read_rows", "read_texts", "text_in", "write_lines"]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Placed]:
     """The objects of a JSON Lines file or the rows of a CSV file with a header, in order.
 
     A CSV file's `label` is read as a number where it is one, so that both formats say the same.
@@ -28,12 +25,8 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: the file cannot be read, or a line is no object.
     """
-    read = FORMATS.get(path.suffix.lower(), _json_rows)
-    try:
-        content = path.read_text("utf-8-sig")  # spreadsheets begin a file with a mark
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"{path}: cannot be read ({cause}); expected a JSON Lines or CSV file") from None
-    return list(read(path, content))
+    read = FORMATS.get(path.suffix.lower(), json_rows)
+    return list(read(path, read_content(path)))
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -80,24 +73,9 @@ def write_lines(path: Path, objects: Iterable[dict[str, Any]]) -> None:
     )
 
 
-def _json_rows(path: Path, content: str) -> Iterator[Row]:
-    for number, line in enumerate(content.split("\n"), 1):  # JSON leaves other line ends inside its strings
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        yield where, parse_object(line.encode(), where, DataError, "expected one object per line")
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[Row]:
-    reader = csv.DictReader(content.splitlines(keepends=True), strict=True)
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{where}: expected {len(reader.fieldnames or ())} columns, as in the first line")
-            yield where, {**row, **({"label": number_in(row["label"])} if "label" in row else {})}
-    except csv.Error as cause:
-        raise DataError(f"{path}:{reader.line_num}: not CSV ({cause})") from None
+def _csv_rows(path: Path, content: bytes) -> Iterator[Placed]:
+    for where, row in csv_rows(path, content):
+        yield where, {**row, **({"label": number_in(row["label"])} if "label" in row else {})}
 
 
 def number_in(cell: str) -> int | float | str:
@@ -109,5 +87,5 @@ def number_in(cell: str) -> int | float | str:
 
 
 # file ending → its reader; any other is read as JSON Lines
-Reader = Callable[[Path, str], Iterator[Row]]
-FORMATS: dict[str, Reader] = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}
+Reader = Callable[[Path, bytes], Iterator[Placed]]
+FORMATS: dict[str, Reader] = {".jsonl": json_rows, ".json": json_rows, ".csv": _csv_rows}

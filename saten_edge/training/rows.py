@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_edge.texts import FORMATS, Row, number_in, read_rows, text_in
+from saten_edge.texts import FORMATS, number_in, read_rows, text_in
 from saten_edge.training.columns import EXPECTED, LABEL, label_column, layout_of
 from saten_edge.training.data import Examples
 from saten_edge.training.spans import answers_in, list_in
 from saten_runtime.accuracy.columns import IMAGE, QUESTION, WORDS
 from saten_runtime.errors import DataError
 from saten_runtime.records.plain_text import one_line
+from saten_runtime.records.rows import Placed
 from saten_runtime.vocabulary.tasks import (
     IMAGE_CLASSIFICATION,
     QUESTION_ANSWERING,
@@ -40,7 +41,7 @@ class Rows:
 
     source: str
     folder: Path
-    rows: list[Row]
+    rows: list[Placed]
     layout: dict[str, str] | None
     label: str | None
     chosen: bool = False
@@ -173,7 +174,7 @@ def _image(where: str, value: Any, folder: Path) -> Any:
     return path
 
 
-def _dataset_rows(source: str, split: str) -> list[Row]:
+def _dataset_rows(source: str, split: str) -> list[Placed]:
     import datasets
 
     name, _, config = source.partition(":")

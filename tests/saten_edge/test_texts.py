@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from saten_edge.texts import read_texts, write_lines
+from saten_edge.texts import read_rows, read_texts, write_lines
 from saten_runtime.errors import DataError
 
 
@@ -52,7 +52,7 @@ def test_empty_lines_are_passed_over(tmp_path: Path):
         (b'{"label": 1}\n', "holds no text"),
         (b'{"text": "a"}\n{"text": \n', r"data\.jsonl:2: not JSON"),
         (b'["a"]\n', r"data\.jsonl:1: expected a JSON object, found list"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", r"data\.jsonl:1: not JSON"),
     ],
     ids=["empty", "no text", "cut off", "list", "not UTF-8"],
 )
@@ -65,3 +65,10 @@ def test_what_holds_no_texts_is_refused(tmp_path: Path, content: bytes, message:
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"nowhere\.jsonl: cannot be read"):
         read_texts(tmp_path / "nowhere.jsonl")
+
+
+def test_a_line_separator_inside_a_cell_ends_no_row(tmp_path: Path) -> None:
+    """U+2028 and form feeds are whitespace to `str.splitlines`, and text to CSV."""
+    (tmp_path / "texts.csv").write_text('text,label\none\u2028two,1\n"three\x0cfour",0\n', "utf-8")
+    rows = [row for _, row in read_rows(tmp_path / "texts.csv")]
+    assert rows == [{"text": "one\u2028two", "label": 1}, {"text": "three\x0cfour", "label": 0}]

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saten_runtime.accuracy.columns import label_in, layouts_in
 from saten_runtime.errors import DataError
-from saten_runtime.records.files import parse_object, sha256_file
+from saten_runtime.records.files import sha256_file
+from saten_runtime.records.rows import Placed, Row, csv_rows, json_rows, read_content
 
 __all__ = [
     "CSV_LISTS",
     "KINDS",
     "Data",
     "Kind",
-    "Row",
     "checked_row",
-    "csv_rows",
     "in_our_names",
-    "json_rows",
-    "read_content",
     "read_data",
-    "without_mark",
+    "typed_rows",
 ]
-
-Row = dict[str, Any]
 
 
 class Label:
@@ -92,7 +84,7 @@ def read_data(path: Path) -> Data:
         DataError: with file and line: not JSON object, fields of no kind, a value of another type.
     """
     content = read_content(path)
-    read = csv_rows if path.suffix.lower() == ".csv" else json_rows
+    read = typed_rows if path.suffix.lower() == ".csv" else json_rows
     examples = list(read(path, content))
     if not examples:
         raise DataError(f"{path}: holds no examples; expected one JSON object per line, or CSV with a header")
@@ -103,53 +95,16 @@ def read_data(path: Path) -> Data:
     return Data(path, sha256_file(path), kind.name, columns)
 
 
-def read_content(path: Path) -> bytes:
-    """The bytes of a file.
+def typed_rows(path: Path, content: bytes) -> Iterator[Placed]:
+    """The rows of a CSV file; values are of the types of the header's kind.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: as `csv_rows`.
     """
-    try:
-        return path.read_bytes()
-    except OSError as cause:
-        raise DataError(f"{path}: cannot be read ({cause.strerror})") from None
-
-
-def without_mark(content: bytes) -> bytes:
-    """Without the byte order mark that some editors put before UTF-8."""
-    return content.removeprefix(codecs.BOM_UTF8)
-
-
-def json_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
-    """Place and fields of each line of JSON Lines; lines of white space are passed over.
-
-    Raises:
-        DataError: a line holds no JSON object.
-    """
-    for number, line in enumerate(without_mark(content).splitlines(), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield where, parse_object(line, where, DataError, "expected one object per line")
-
-
-def csv_rows(path: Path, content: bytes) -> Iterable[tuple[str, Row]]:
-    """Place and fields of each line of CSV below its header; values are of the types of the header's kind.
-
-    Raises:
-        DataError: it is no CSV, no UTF-8, or a line has other fields than the header.
-    """
-    try:
-        reader = csv.DictReader(io.StringIO(without_mark(content).decode(), newline=""), strict=True)
-        types = _csv_types(reader.fieldnames or ())
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(f"{where}: has other fields than the header, {len(types)} are expected")
-            yield where, {name: _CSV_VALUES[types[name]](text) for name, text in row.items()}
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path}: not UTF-8 text (byte {cause.start})") from None
-    except csv.Error as cause:
-        raise DataError(f"{path}: not CSV ({cause})") from None
+    types: dict[str, type] = {}
+    for where, row in csv_rows(path, content):
+        types = types or _csv_types(tuple(row))
+        yield where, {name: _CSV_VALUES[types[name]](text) for name, text in row.items()}
 
 
 def _csv_types(names: Sequence[str]) -> dict[str, type]:

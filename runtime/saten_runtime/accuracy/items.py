@@ -5,32 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_runtime.accuracy.data import (
-    KINDS,
-    Kind,
-    Row,
-    checked_row,
-    csv_rows,
-    in_our_names,
-    json_rows,
-    read_content,
-    without_mark,
-)
+from saten_runtime.accuracy.data import KINDS, Kind, checked_row, in_our_names, typed_rows
 from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DataError, UsageError
+from saten_runtime.records.rows import Placed, Row, json_rows, read_content, without_mark
 from saten_runtime.vocabulary.tasks import IMAGES, PAIRS, TEXTS
 
 __all__ = ["Given", "Item", "items_of", "read_given"]
 
-_Rows = Callable[[Path, bytes], Iterable[tuple[str, Row]]]
+_Rows = Callable[[Path, bytes], Iterator[Placed]]
 # By the end of a file's name; in any other file, the first line tells JSON Lines from plain text.
-_FORMATS: dict[str, _Rows] = {".csv": csv_rows, ".jsonl": json_rows, ".json": json_rows, ".ndjson": json_rows}
+_FORMATS: dict[str, _Rows] = {".csv": typed_rows, ".jsonl": json_rows, ".json": json_rows, ".ndjson": json_rows}
 
 
 @dataclass(frozen=True)
