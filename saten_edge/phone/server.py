@@ -20,13 +20,14 @@ from saten_edge.phone.app import make_app
 from saten_edge.phone.connection import Connection
 from saten_edge.phone.job import Job
 from saten_edge.phone.run import Run
-from saten_runtime.errors import DeviceError, UsageError
+from saten_runtime.errors import UsageError
 from saten_runtime.records.plain_text import printable
+from saten_runtime.serve.binding import is_loopback, listen, uvicorn_config
 
-__all__ = ["Address", "lan_address", "serve", "show_link", "uvicorn_config"]
+__all__ = ["Address", "lan_address", "serve", "show_link", "uvicorn_server"]
 
+_KEEP_ALIVE_S = 5
 _GRACE_S = 1  # for responses under way when the server ends
-_BACKLOG = 64
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,7 @@ class Address:
         Raises:
             DeviceError: the address is not of this machine, or the port is taken.
         """
-        try:
-            return socket.create_server((self.host, self.port), backlog=_BACKLOG)
-        except OSError as cause:
-            raise DeviceError(
-                f"{self.host}:{self.port}: cannot listen ({cause.strerror}); see --host, --port"
-            ) from None
+        return listen(self.host, self.port)
 
     def at(self, port: int) -> Address:
         """The same address with the port that was found."""
@@ -76,20 +72,16 @@ class Address:
     @property
     def is_secure(self) -> bool:
         """Whether browsers take a page from here for a secure context."""
-        return self.certificate is not None or self._is_loopback
+        return self.certificate is not None or is_loopback(self.host)
 
     def hosts(self) -> list[str]:
         """Names that a request may call this server by."""
-        return [self.host, "localhost", "127.0.0.1"] if self._is_loopback else [self.host]
+        return [self.host, "localhost", "127.0.0.1"] if is_loopback(self.host) else [self.host]
 
     def url(self, token: str) -> str:
         """What the phone opens. The token stands behind #, which browsers send to nobody."""
         scheme = "https" if self.certificate else "http"
         return f"{scheme}://{self.host}:{self.port}/#{token}"
-
-    @property
-    def _is_loopback(self) -> bool:
-        return self.host == "localhost" or self.host.startswith("127.")
 
 
 def lan_address() -> str:
@@ -166,7 +158,7 @@ class _Desk:
         self._job, self._out, self._address, self._once = job, out, address, once
         self._opened, self._done, self._talk = opened, done, talk
         self._handed_over = False
-        self.server = uvicorn.Server(uvicorn_config(make_app(job, self, address.hosts()), address))
+        self.server = uvicorn_server(make_app(job, self, address.hosts()), address)
         self.run = self._next_run()
 
     def announce(self) -> None:
@@ -199,20 +191,15 @@ class _Desk:
         return Run(self._job, next(folder for folder in folders if not folder.exists()))
 
 
-def uvicorn_config(app: Starlette, address: Address) -> uvicorn.Config:
-    """How uvicorn runs the routes: our connections, no proxy trusted, no log of addresses."""
-    return uvicorn.Config(
+def uvicorn_server(app: Starlette, address: Address) -> uvicorn.Server:
+    """What serves the routes, over https where the address has a certificate."""
+    config = uvicorn_config(
         app,
-        http=Connection,
-        ws="none",
+        Connection,
         lifespan="off",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=5,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
     )
+    return uvicorn.Server(config)

@@ -9,5 +9,6 @@ models      the bundles that are served, by name
 metrics     what was done, for Prometheus
 connection  caps and deadlines below the routes
 app         the routes, and who may call them
-server      binding, and the end
+binding     one address, and how uvicorn answers there
+server      the start, and the end
 """

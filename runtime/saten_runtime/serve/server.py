@@ -1,4 +1,4 @@
-"""Binding one address, and ending."""
+"""The server from its start to its end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pathlib import Path
 import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
-from saten_runtime.errors import DeviceError, UsageError
+from saten_runtime.errors import UsageError
 from saten_runtime.serve.app import make_app
+from saten_runtime.serve.binding import is_loopback, listen, uvicorn_config
 from saten_runtime.serve.connection import Connection
 from saten_runtime.serve.models import load_runners
 from saten_runtime.serve.options import API_KEY_VARIABLE, ServeOptions
 
 __all__ = ["Server", "make_server", "serve"]
 
-_BACKLOG = 256
+_KEEP_ALIVE_S = 30
 Listening = Callable[[str, list[str]], None]
 
 
@@ -39,7 +40,9 @@ def serve(
         SatenError: a bundle that cannot be loaded.
     """
     options = replace(options, api_key=options.api_key or os.environ.get(API_KEY_VARIABLE) or None)
-    with listen(options) as listening_socket:
+    if not options.host or ":" in options.host:
+        raise UsageError(f"--host {options.host!r}: expected an IPv4 address or a name")
+    with listen(options.host, options.port) as listening_socket:
         server = make_server(bundles, options, listening=listening)
         if not is_loopback(options.host) and options.api_key is None:
             notice(f"--host {options.host}: everybody who reaches this address may use the models; set --api-key")
@@ -54,17 +57,11 @@ def make_server(bundles: Sequence[Path], options: ServeOptions, *, listening: Li
     """
     runners = load_runners(bundles, options)
     hosts = [options.host, "localhost", "127.0.0.1"] if is_loopback(options.host) else ["*"]
-    config = uvicorn.Config(
+    config = uvicorn_config(
         make_app(runners, options, hosts),
-        http=Connection,
-        ws="none",
+        Connection,
         lifespan="on",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=30,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=options.grace_s,
     )
     return Server(config, options.host, lambda url: listening(url, list(runners)))
@@ -95,25 +92,3 @@ class Server(uvicorn.Server):
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
-
-
-def listen(options: ServeOptions) -> socket.socket:
-    """A socket bound to the address.
-
-    Raises:
-        UsageError: an IPv6 address, or none.
-        DeviceError: the address is not of this machine, or the port is taken.
-    """
-    if not options.host or ":" in options.host:
-        raise UsageError(f"--host {options.host!r}: expected an IPv4 address or a name")
-    try:
-        return socket.create_server((options.host, options.port), backlog=_BACKLOG)
-    except OSError as cause:
-        raise DeviceError(
-            f"{options.host}:{options.port}: cannot listen ({cause.strerror}); see --host, --port"
-        ) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    return host == "localhost" or host.startswith("127.")

@@ -19,8 +19,9 @@ Serving = Callable[..., AbstractContextManager[str]]
 @pytest.fixture(scope="session")
 def serving() -> Serving:
     """with serving(bundles, **fields of ServeOptions) as the server's address."""
+    from saten_runtime.serve.binding import listen
     from saten_runtime.serve.options import ServeOptions
-    from saten_runtime.serve.server import listen, make_server
+    from saten_runtime.serve.server import make_server
 
     @contextmanager
     def run(bundles: list[Path], **options: Any) -> Iterator[str]:
@@ -32,7 +33,7 @@ def serving() -> Serving:
             urls.append(url)
             begun.set()
 
-        with listen(chosen) as socket:
+        with listen(chosen.host, chosen.port) as socket:
             server = make_server(bundles, chosen, listening=listening)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
             thread.start()

@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnx
 import pytest
-import uvicorn
 
 import saten_edge.phone
 from saten_edge.phone import Address, Job, Run, make_job, ort
@@ -26,7 +25,7 @@ from saten_edge.phone.app import TOKEN_HEADER, make_app
 from saten_edge.phone.connection import Allowance
 from saten_edge.phone.job import graph_files
 from saten_edge.phone.questions import Question
-from saten_edge.phone.server import uvicorn_config
+from saten_edge.phone.server import uvicorn_server
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -150,7 +149,7 @@ def serving(job: Job, folder: Path, allowance: Allowance | None = None) -> Itera
     address = Address("127.0.0.1")
     desk = Counter(Run(job, folder))
     with address.listen() as listening:
-        server = uvicorn.Server(uvicorn_config(make_app(job, desk, address.hosts(), allowance), address))
+        server = uvicorn_server(make_app(job, desk, address.hosts(), allowance), address)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
