@@ -24,7 +24,7 @@ from saten_runtime.run.runner import Runner
 from saten_runtime.serve import answers
 from saten_runtime.serve.answers import CHAT, COMPLETION
 from saten_runtime.serve.batches import Full
-from saten_runtime.serve.connection import READ_DEADLINE_S, read_body
+from saten_runtime.serve.connection import GONE, READ_DEADLINE_S, read_body
 from saten_runtime.serve.metrics import Metrics
 from saten_runtime.serve.models import Embedder, Model, Writer, make_models
 from saten_runtime.serve.options import ServeOptions
@@ -43,7 +43,6 @@ Kind = TypeVar("Kind", Embedder, Writer)
 Handler = Callable[[Request], Awaitable[Response]]
 
 _HEALTH, _METRICS = "/healthz", "/metrics"
-_GONE = 499  # as nginx logs a client that did not wait
 _RETRY_S = "1"
 
 
@@ -160,7 +159,7 @@ class _Api:
 
     def _named(self, name: str) -> Model:
         if name not in self._models:
-            raise HTTPException(404, f"model {name!r:.100}: there are {', '.join(self._models)}")
+            raise _NoModel(404, f"model {name!r:.100}: there are {', '.join(self._models)}")
         return self._models[name]
 
     def _of(self, kind: type[Kind], name: str) -> Kind:
@@ -181,12 +180,16 @@ class _Api:
             if task.done():
                 return task.result()
             if gone.done():
-                raise HTTPException(_GONE, "the client went away")
+                raise HTTPException(GONE, "the client went away")
             raise TimeoutError
         finally:
             task.cancel()
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class _NoModel(HTTPException):
+    """A name that no bundle here has."""
 
 
 async def _gone(request: Request) -> None:
@@ -216,10 +219,10 @@ async def _broken(_: Request, error: Exception) -> Response:
 async def _say(_: Request, error: Exception) -> Response:
     """A refusal by its number; the connection is closed, so that an unread body is never read."""
     status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
-    return JSONResponse(answers.error(detail, _CODES.get(status)), status, headers={"Connection": "close"})
+    code = "model_not_found" if isinstance(error, _NoModel) else None
+    return JSONResponse(answers.error(detail, code), status, headers={"Connection": "close"})
 
 
-_CODES = {404: "model_not_found"}
 _SAID = {Full: "too many wait already; try again later", TimeoutError: "the answer took too long"}
 
 
@@ -252,7 +255,7 @@ class _Watch:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), _GONE
+        start, status = time.perf_counter(), GONE
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -261,6 +264,9 @@ class _Watch:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:  # it is answered farther out
+            status = 500
+            raise
         finally:
             route = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.answered(route, status, time.perf_counter() - start)

@@ -6,13 +6,14 @@ import asyncio
 
 import anyio
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["MOST_CONNECTIONS", "READ_DEADLINE_S", "Connection", "read_body"]
+__all__ = ["GONE", "MOST_CONNECTIONS", "READ_DEADLINE_S", "Connection", "read_body"]
 
 MOST_CONNECTIONS = 1024
 READ_DEADLINE_S = 10.0
+GONE = 499  # as nginx logs a client that did not wait
 _MOST_DIGITS = 12
 
 
@@ -67,7 +68,7 @@ async def read_body(request: Request, most_bytes: int, deadline_s: float) -> byt
     That it must say JSON keeps out the pages of other sites: their browser asks first, and gets no permission.
 
     Raises:
-        HTTPException: 415, 411, 413 or 408.
+        HTTPException: 415, 411, 413 or 408; `GONE` for a client that goes away amid it.
     """
     if request.headers.get("Content-Type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected Content-Type application/json")
@@ -81,3 +82,5 @@ async def read_body(request: Request, most_bytes: int, deadline_s: float) -> byt
             return await request.body()  # h11 gives no more than Content-Length
     except TimeoutError:
         raise HTTPException(408, f"the body took longer than {deadline_s:g} s") from None
+    except ClientDisconnect:
+        raise HTTPException(GONE, "the client went away") from None

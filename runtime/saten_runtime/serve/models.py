@@ -36,7 +36,7 @@ class Embedder:
     route = "/v1/embeddings"
 
     def __init__(self, name: str, runner: Runner, options: ServeOptions, seen: Callable[[int], None]) -> None:
-        self.name, self._runner = name, runner
+        self.name, self._runner, self._most = name, runner, options.queue
         self._batches = Batches(self._run, most=options.batch, queue=options.queue, seen=seen)
 
     @property
@@ -50,9 +50,12 @@ class Embedder:
         dimensions: as many of a vector's first numbers, at unit length again where the bundle's vectors have it.
 
         Raises:
-            UsageError: a text with more tokens than the bundle takes, or with none; more dimensions than it has.
+            UsageError: more texts than may wait; a text with more tokens than the bundle takes, or with none; more
+                dimensions than it has.
             Full: too many texts wait.
         """
+        if len(texts) > self._most:
+            raise UsageError(f"input: has {len(texts)} texts, and at most {self._most} may wait here; send it in parts")
         rows = await asyncio.to_thread(self._runner.encoder.encode, texts)
         for index, row in enumerate(rows):
             if row.cut or not len(row):

@@ -111,6 +111,25 @@ class Message:
         return {"role": SYSTEM if self.role == "developer" else self.role, "content": self.content}
 
 
+class Messages(list[Message]):
+    """The turns of a conversation."""
+
+    @classmethod
+    def from_json(cls, value: object, where: str, error: Callable[[str], Exception]) -> Messages:
+        """Read them.
+
+        Raises:
+            whatever `error` builds: a message with a field that this server does not know, or without one it needs.
+        """
+        given = [_said(each) for each in value] if isinstance(value, list) else value
+        return cls(_READER.read(list[Message], given, where))
+
+
+def _said(given: Any) -> Any:
+    """An object without its nulls, which are as good as nothing; anything else as it is."""
+    return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
+
 @dataclass(frozen=True)
 class EmbeddingRequest:
     """Of /v1/embeddings. dimensions: how many of a vector's first numbers are kept."""
@@ -154,7 +173,7 @@ class CompletionRequest(SpeechRequest):
 class ChatRequest(SpeechRequest):
     """Of /v1/chat/completions."""
 
-    messages: list[Message] = field(default_factory=list)
+    messages: Messages = field(default_factory=Messages)
     max_completion_tokens: Natural | None = None
     logprobs: _FALSE = False
     store: _FALSE = False
@@ -169,8 +188,7 @@ def parse_request(kind: type[Request], content: bytes) -> Request:
     Raises:
         DataError: not JSON, a field that is missing or not known, or a value that is not taken; names the field.
     """
-    given = parse_object(content, "body", DataError, "send what OpenAI's client sends")
-    said = {name: value for name, value in given.items() if value is not None}
+    said = _said(parse_object(content, "body", DataError, "send what OpenAI's client sends"))
     fields: dict[str, Any] = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
     odd = [name for name in said if name not in fields]
     if odd:

@@ -89,7 +89,9 @@ def test_other_requests_are_refused(
     serving: Any, tiny: Path, path: str, body: Any, headers: dict[str, str], status: int
 ) -> None:
     with serving([tiny], max_body=5000) as url:
-        assert ask(url, path, body, headers)[0] == status
+        found, refusal, _ = ask(url, path, body, headers)
+        assert found == status
+        assert ("model_not_found" in str(refusal)) is (path == "/v1/embeddings" and status == 404)
         assert ask(url, "/v1/embeddings", TEXT)[0] == 200
 
 
@@ -106,9 +108,10 @@ def test_more_than_may_wait_are_turned_away_and_the_others_answered(
     assert len({answer[1]["choices"][0]["text"] for answer in found if answer[0] == 200}) == 1
 
 
-def test_more_texts_than_may_wait_are_turned_away(serving: Any, tiny: Path) -> None:
+def test_more_texts_than_ever_may_wait_are_no_matter_of_time(serving: Any, tiny: Path) -> None:
     with serving([tiny], queue=4) as url:
-        assert ask(url, "/v1/embeddings", {**TEXT, "input": ["w1"] * 5})[0] == 429
+        status, refusal, _ = ask(url, "/v1/embeddings", {**TEXT, "input": ["w1"] * 5})
+        assert (status, "has 5 texts, and at most 4 may wait" in refusal["error"]["message"]) == (400, True)
         assert ask(url, "/v1/embeddings", {**TEXT, "input": ["w1"] * 4})[0] == 200
 
 
@@ -160,6 +163,23 @@ def test_a_head_that_does_not_end_is_dropped(serving: Any, tiny: Path, monkeypat
             assert slow.recv(1) == b""
 
 
+def test_a_client_that_goes_away_amid_its_body_is_no_defect(
+    serving: Any, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = 'saten_requests_total{route="/v1/embeddings",code="499"} 1'
+    with serving([tiny]) as url:
+        place = urlsplit(url)
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((place.hostname, place.port)) as gone:
+            gone.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+            time.sleep(0.1)
+        end = time.monotonic() + 10
+        while counted not in ask(url, "/metrics")[1] and time.monotonic() < end:
+            time.sleep(0.05)
+        assert counted in ask(url, "/metrics")[1]
+    assert caplog.text == ""
+
+
 def test_a_defect_is_said_without_its_inside(
     serving: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +187,7 @@ def test_a_defect_is_said_without_its_inside(
     with serving([tiny]) as url:
         status, answer, _ = ask(url, "/v1/embeddings", TEXT)
         assert ask(url, "/healthz")[0] == 200
+        assert 'saten_requests_total{route="/v1/embeddings",code="500"} 1' in ask(url, "/metrics")[1]
     assert (status, answer["error"]["message"]) == (500, "a defect of the server; its log says more")
     assert "ZeroDivisionError" in caplog.text
 

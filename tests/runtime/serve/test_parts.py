@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from saten_runtime.errors import DataError
 from saten_runtime.run.text import Ids
-from saten_runtime.serve.batches import _Waiting, alike
+from saten_runtime.serve.batches import Batches, Full, _Waiting, alike
 from saten_runtime.serve.metrics import Metrics
 from saten_runtime.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, parse_request
 
@@ -31,7 +33,7 @@ def test_a_run_is_at_most_half_padding(lengths: list[int]) -> None:
 def test_what_openais_interface_says_is_read() -> None:
     asked = parse_request(
         ChatRequest,
-        b'{"model": "m", "messages": [{"role": "system", "content": "a"}, {"role": "user", "content":'
+        b'{"model": "m", "messages": [{"role": "system", "content": "a", "refusal": null}, {"role": "user", "content":'
         b' [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]}], "stop": "x", "temperature": null}',
     )
     assert [(one.role, one.content) for one in asked.messages] == [("system", "a"), ("user", "bc")]
@@ -52,6 +54,10 @@ def test_what_openais_interface_says_is_read() -> None:
         (CompletionRequest, '{"model": "m", "prompt": "a", "stream_options": {"x": true}}', "include_usage alone"),
         (CompletionRequest, '{"model": "m", "prompt": "a", "temperature": 1e999}', "not JSON"),
         (ChatRequest, '{"model": "m", "messages": [{"role": "tool", "content": "a"}]}', "role: found"),
+        (ChatRequest, '{"model": "m", "messages": [{"role": "user", "content": "a", "name": "b"}]}', "unknown 'name'"),
+        (ChatRequest, '{"model": "m", "messages": [{"role": "user", "content": null}]}', "content is missing"),
+        (ChatRequest, '{"model": "m", "messages": ["a"]}', "messages[0]: found 'a', expected an object"),
+        (ChatRequest, '{"model": "m", "messages": "a"}', "messages: found 'a', expected a list"),
         (
             ChatRequest,
             '{"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url", "text": ""}]}]}',
@@ -63,6 +69,31 @@ def test_what_openais_interface_says_is_read() -> None:
 def test_what_cannot_be_honoured_is_named(kind: type, body: str, words: str) -> None:
     with pytest.raises(DataError, match=re.escape(words)):
         parse_request(kind, body.encode())
+
+
+def test_texts_beyond_those_that_may_wait_are_turned_away_until_some_are_run() -> None:
+    may_run = threading.Event()
+
+    def run(rows: list[Ids]) -> list[Any]:
+        may_run.wait(20)
+        return [np.float32(len(row)) for row in rows]
+
+    async def ask() -> None:
+        batches = Batches(run, most=1, queue=2, seen=lambda _: None)
+        row = Ids(np.zeros(3, np.int64), np.zeros(3, np.int64))
+        running = asyncio.create_task(batches.submit([row]))
+        while not running.done() and (batches.waiting or not batches._arrived.is_set()):
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(batches.submit([row, row]))
+        await asyncio.sleep(0)
+        with pytest.raises(Full):
+            await batches.submit([row])
+        may_run.set()
+        assert await waiting == [3, 3]
+        assert await batches.submit([row]) == [3]
+        await batches.close()
+
+    asyncio.run(ask())
 
 
 def test_counts_of_a_histogram_grow_with_its_bounds_and_names_are_escaped() -> None:
