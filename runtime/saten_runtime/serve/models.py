@@ -95,7 +95,13 @@ class Writer:
         """How many prompts wait."""
         return self._seats.waiting
 
-    async def speak(self, prompt: Prompt, asked: SpeechRequest, most: int | None) -> tuple[Speech, int]:
+    def deadline(self) -> float:
+        """When the answer to a request of now has taken too long, by the monotonic clock."""
+        return time.monotonic() + self._options.timeout_s
+
+    async def speak(
+        self, prompt: Prompt, asked: SpeechRequest, most: int | None, deadline: float
+    ) -> tuple[Speech, int]:
         """A continuation that has begun, and how many tokens its prompt has.
 
         prompt: a text, or messages that are answered. most: tokens that were asked for.
@@ -107,7 +113,7 @@ class Writer:
         """
         how = self._sampling(asked, most)
         ids = await asyncio.to_thread(self._runner.prompt_ids, prompt)
-        speech = Speech(self._runner, ids, how, time.monotonic() + self._options.timeout_s)
+        speech = Speech(self._runner, ids, how, deadline)
         await self._seats.start(speech)
         return speech, len(ids)
 

@@ -26,6 +26,7 @@ class Turn:
         self, writer: Writer, asked: SpeechRequest, prompts: Sequence[Prompt], most: int | None, voice: Voice
     ) -> None:
         self.writer, self.asked, self._prompts, self._most, self._voice = writer, asked, prompts, most, voice
+        self._deadline = writer.deadline()
         self._speeches: list[Speech] = []
         self.read = 0
 
@@ -75,7 +76,7 @@ class Turn:
         yield self._voice.piece(index, "", speech.finish, is_first)
 
     async def _begin(self, prompt: Prompt) -> Speech:
-        speech, read = await self.writer.speak(prompt, self.asked, self._most)
+        speech, read = await self.writer.speak(prompt, self.asked, self._most, self._deadline)
         self._speeches.append(speech)
         self.read += read
         return speech

@@ -138,6 +138,16 @@ def test_an_answer_that_takes_too_long_ends(serving: Any, writer: Path, slow_tok
         assert ask(url, "/v1/completions", {**PROMPT, "max_tokens": 2})[0] == 200  # the seat is free again
 
 
+def test_the_time_is_that_of_all_prompts_of_a_request(serving: Any, writer: Path, slow_tokens: list[int]) -> None:
+    asked = {**PROMPT, "max_tokens": 8, "stream": True}
+    with serving([writer], timeout_s=1.5) as url:  # 30 tokens at most: enough for the 8 of one prompt
+        assert "took too long" not in ask(url, "/v1/completions", asked)[1]
+        made = len(slow_tokens)
+        assert "took too long" in ask(url, "/v1/completions", {**asked, "prompt": ["w1"] * 8})[1]
+    assert made == 8
+    assert len(slow_tokens) - made <= 31  # one more was being made
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_went_away_gets_nothing_more_made(
     serving: Any, writer: Path, slow_tokens: list[int], stream: bool
