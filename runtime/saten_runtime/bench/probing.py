@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Probes:
-    """What an archive holds; rows: the numbers of rows of x to time each with."""
+    """What an archive holds, `IDLE` among it; rows: the numbers of rows of x to time each with, one at least."""
 
     schema_version: int
     rows: list[Natural]
@@ -136,8 +137,9 @@ def time_probes(archive: Path, *, rounds: int = _ROUNDS, limit_s: float = _LIMIT
         active = facts["kernels"]["state"] == "active"
         names = [probe.name for probe in listed.probes if active or not probe.native]
         samples, disturbances, states = _measure(archive, names, listed.rows, rounds, limit_s)
+    # Probes that took turns share what disturbed them; told once, the limits for too few readings hold.
     cells = [
-        Timed(f"{name}, {rows} rows", found, disturbances=disturbances)
+        Timed(f"{name}, {rows} rows", found, disturbances=disturbances.pop(rows, ()))
         for (name, rows), found in samples.items()
         if name != IDLE
     ]
@@ -159,10 +161,13 @@ Samples = dict[tuple[str, int], list[list[int]]]
 
 def _measure(
     archive: Path, names: Sequence[str], rows: Sequence[int], rounds: int, limit_s: float
-) -> tuple[Samples, list[Disturbance], list[State]]:
-    """Samples (ns) by probe and rows, one list per round; as many rounds as fit into the limit, one at least."""
+) -> tuple[Samples, dict[int, list[Disturbance]], list[State]]:
+    """Samples (ns) by probe and rows, one list per round; as many rounds as fit into the limit, one at least.
+
+    Then what disturbed the turns, by rows, and the states of the machine.
+    """
     samples: Samples = defaultdict(list)
-    disturbances: list[Disturbance] = []
+    disturbances: dict[int, list[Disturbance]] = defaultdict(list)
     states = [State.read()]
     started = time.monotonic()
     for index in range(rounds):
@@ -173,7 +178,7 @@ def _measure(
             for count in rows:
                 with LoadMeter(Path("/")) as load:
                     answer = child.ask("turn", rows=count, timeout_s=_ANSWER_LIMIT_S)
-                disturbances.append(load.read(answer["elapsed_ns"] / 1e9, answer["switches"]))
+                disturbances[count].append(load.read(answer["elapsed_ns"] / 1e9, answer["switches"]))
                 for name, found in answer["samples_ns"].items():
                     samples[name, count].append(found)
         states.append(State.read())
@@ -201,6 +206,8 @@ def _listed(archive: Path) -> Probes:
     probes = Reader(DataError, exact=True, text=printable).read(Probes, value, PROBES_FILE)
     if probes.schema_version != SCHEMA_VERSION:
         raise DataError(f"{archive}: schema_version is {probes.schema_version}, expected {SCHEMA_VERSION}")
+    if not probes.rows or IDLE not in {probe.name for probe in probes.probes if not probe.native}:
+        raise DataError(f"{archive}: {PROBES_FILE} has no rows, or no probe {IDLE!r}; send it again")
     return probes
 
 
@@ -215,7 +222,7 @@ def _member(archive: Path, name: str) -> bytes:
             if opened.getinfo(name).file_size > _MOST_PROBE_BYTES:
                 raise DataError(f"{archive}: {name} is larger than {_MOST_PROBE_BYTES} bytes")
             return opened.read(name)
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError) as cause:
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as cause:
         raise DataError(f"{archive}: expected an archive of probes ({cause}); send it again") from None
 
 

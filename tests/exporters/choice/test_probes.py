@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saten_exporters.choice.fitting import fitted
 from saten_exporters.choice.prices import shipped_prices
 from saten_exporters.choice.probes import Sizes, samples_of, write_probes
+from saten_runtime.bench import probing
 from saten_runtime.bench.probing import PROBES_FILE, read_probing, time_probes
+from saten_runtime.bench.verdict import Timed
 from saten_runtime.errors import DataError
 
 TINY = Sizes(((128, 128),), (256, 64), (1, 8))
@@ -69,6 +72,11 @@ def without(archive: Path, out: Path, **changed: bytes | None) -> Path:
         (b'{"schema_version": 9, "rows": [1], "probes": []}', "schema_version is 9, expected 1"),
         (b'{"schema_version": 1, "rows": [0], "probes": []}', "rows[0]: found 0"),
         (b'{"schema_version": 1, "rows": [1], "probes": [{"name": 3}]}', "expected"),
+        (b'{"schema_version": 1, "rows": [1], "probes": []}', "no probe 'idle'"),
+        (
+            b'{"schema_version": 1, "rows": [], "probes": [{"name": "idle", "width": 1, "ids": 0, "native": false}]}',
+            "has no rows",
+        ),
     ],
 )
 def test_an_archive_that_is_none_is_refused(listing: bytes | None, words: str, archive: Path, tmp_path: Path) -> None:
@@ -76,6 +84,33 @@ def test_an_archive_that_is_none_is_refused(listing: bytes | None, words: str, a
     with pytest.raises(DataError) as caught:
         time_probes(damaged)
     assert words in str(caught.value)
+
+
+def test_a_member_that_does_not_unpack_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "probes.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr(PROBES_FILE, b" " * 1000)
+    content = bytearray(path.read_bytes())
+    content[30 + len(PROBES_FILE)] |= 0b110  # behind the head of the file: a type of block that DEFLATE does not have
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="expected an archive of probes"):
+        time_probes(path)
+
+
+def test_a_turn_is_disturbed_once(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Timed] = []
+    original = probing.judge
+
+    def watched(states: Any, cells: Any, *rest: Any, **more: Any) -> Any:
+        judged.extend(cells)
+        return original(states, cells, *rest, **more)
+
+    monkeypatch.setattr(probing, "judge", watched)
+    time_probes(archive, rounds=1)
+    told = [cell for cell in judged if cell.disturbances]
+    assert sorted(int(cell.name.split()[-2]) for cell in told) == list(TINY.rows)
+    assert [len(cell.disturbances) for cell in told] == [1, 1]
+    assert len(judged) > len(told)
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
