@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from saten_runtime.bench.probing import ProbingResult, read_probing
 from saten_runtime.bench.results import Verdict
 from saten_runtime.errors import DeviceError
 from saten_runtime.records.reader import RESULTS
+from saten_runtime.records.system import user_cache
 from saten_runtime.run.kernels import Kernels
 
 __all__ = ["calibrate", "known_prices", "measured_on", "prices_of"]
@@ -61,8 +61,7 @@ def prices_of(device: Device, target: str, talk: Talk, *, emulated: bool = False
 
 def known_prices(facts: MeasuredOn) -> Path:
     """Where the prices of a device are kept; another device, ONNX Runtime or kernels have another place."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "saten-edge" / "prices" / f"{_ODD.sub('-', facts.name)}-{facts.key}.json"
+    return user_cache("prices") / f"{_ODD.sub('-', facts.name)}-{facts.key}.json"
 
 
 def measured_on(name: str, environment: Mapping[str, Any]) -> MeasuredOn:

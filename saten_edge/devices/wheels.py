@@ -17,6 +17,7 @@ from saten_edge.devices.board import Hello
 from saten_runtime.errors import DeviceError
 from saten_runtime.records.files import key_of, write_json
 from saten_runtime.records.folders import new_folder
+from saten_runtime.records.system import user_cache
 
 __all__ = ["fetch_wheels", "runtime_wheel", "wheel_cache", "wheel_tags"]
 
@@ -92,7 +93,7 @@ def _record(contents: dict[str, bytes], info: str) -> str:
 
 def wheel_cache() -> Path:
     """Where the wheels for boards are kept, and where those of the kernels are looked for."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saten-edge" / "wheels"
+    return user_cache("wheels")
 
 
 def _download(requirements: list[str], hello: Hello, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where systems differ: locks, opening what may be a link, and who else is alive.
+"""Where systems differ: locks, opening what may be a link, who else is alive, and what is a user's own.
 
 What Linux and macOS have and Windows has not is asked for here alone.
 """
@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["NO_LINK", "WINDOWS", "is_dead", "is_followed_link", "lock", "user"]
+__all__ = ["NO_LINK", "WINDOWS", "is_dead", "is_followed_link", "lock", "user", "user_cache"]
 
 WINDOWS = os.name == "nt"
 # A link is not followed, a pipe is not waited for, and nothing is made of the bytes.
@@ -70,3 +70,16 @@ def is_dead(process: int) -> bool:
 def user() -> str:
     """A name of this user that a file name can hold."""
     return str(os.getuid()) if hasattr(os, "getuid") else "".join(filter(str.isalnum, os.environ.get("USERNAME", "")))
+
+
+def user_cache(name: str) -> Path:
+    """The folder for what can be made again, by the XDG Base Directory Specification; ours of this name in it.
+
+    Raises:
+        FileNotFoundError: the user has no home, and `XDG_CACHE_HOME` names no folder.
+    """
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home for a cache; set XDG_CACHE_HOME to a folder") from None
+    return Path(cache) / "saten-edge" / name

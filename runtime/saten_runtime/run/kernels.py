@@ -26,6 +26,7 @@ from saten_runtime.machine.child import how_it_ended, python_command
 from saten_runtime.machine.device import cpu_flags, cpu_model
 from saten_runtime.records.files import key_of, parse_json
 from saten_runtime.records.plain_text import last_line, one_line
+from saten_runtime.records.system import user_cache
 
 __all__ = ["SWITCH", "Kernels", "probe", "register"]
 
@@ -63,9 +64,10 @@ def register(options: Any) -> Kernels:
     Where they cannot although they are installed, one line says so, once in a process. A library that was never loaded
     on this processor is loaded in a process of its own first: one that it ends there would end this one, too.
     """
-    found = _tried()
+    library = _library()
+    found = _tried(library)
     if found is None or found.state == "active":
-        found = _register(options, _library())
+        found = _register(options, library)
     if found.state == "unusable":
         _say(f"native kernels: {found.fault}; the function bodies run instead")
     return found
@@ -88,39 +90,45 @@ def probe() -> Kernels:
     return found
 
 
-def _tried() -> Kernels | None:
+def _tried(library: Path | None) -> Kernels | None:
     """What came of loading the library in a process of its own, where it was not loaded here before."""
-    library = _library()
     if library is None or _fault(library) or os.environ.get(SWITCH) == "0" or _is_known(library):
         return None
-    return _probe_once(_mark(library))
+    return _probe_once(_key(library))
 
 
 @functools.cache
-def _probe_once(mark: Path) -> Kernels:
-    """Once for each library that a process meets; mark: of the library."""
+def _probe_once(key: str) -> Kernels:
+    """Once for each library that a process meets; key: of the library."""
     return probe()
 
 
 def _is_known(library: Path) -> bool:
     """Whether this very file was loaded on this very processor before, and nothing happened."""
-    return _mark(library).is_file()
+    with contextlib.suppress(OSError):  # no home
+        return _mark(library).is_file()
+    return False
 
 
 def _note(library: Path) -> None:
-    with contextlib.suppress(OSError):  # a home that takes no file: it is tried again next time
-        _mark(library).parent.mkdir(parents=True, exist_ok=True)
-        _mark(library).touch()
+    with contextlib.suppress(OSError):  # no home, or one that takes no file: it is tried again next time
+        mark = _mark(library)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def _mark(library: Path) -> Path:
+    return user_cache("kernels") / _key(library)
+
+
+def _key(library: Path) -> str:
+    """Of this very file on this very processor."""
     try:
         found = library.stat()
         facts = [str(library), found.st_size, found.st_mtime_ns, cpu_model(), sorted(cpu_flags())]
     except OSError:
         facts = [str(library)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "saten-edge" / "kernels" / key_of(facts)
+    return key_of(facts)
 
 
 def _main(library: str | None) -> None:

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 
 from saten_runtime.doctor import examine
+from saten_runtime.records.system import user_cache
 from saten_runtime.run import kernels
 from saten_runtime.run.kernels import SWITCH, Kernels, probe, register
 from saten_runtime.run.runner import Runner
@@ -141,10 +142,23 @@ def test_what_was_loaded_once_is_not_tried_again(
     found = Kernels("active", "1.2", "neon")
     answer = f"print({json.dumps(json.dumps(vars(found)))})"
     monkeypatch.setattr(kernels, "python_command", lambda code: [sys.executable, "-c", answer])
-    assert kernels._tried() == found
-    assert kernels._tried() is None
+    assert kernels._tried(crashing) == found
+    assert kernels._tried(crashing) is None
     crashing.write_bytes(crashing.read_bytes() + b"another")  # another build is another library
-    assert kernels._tried() == found
+    assert kernels._tried(crashing) == found
+
+
+def test_without_a_home_it_is_tried_every_time(crashing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(FileNotFoundError, match="set XDG_CACHE_HOME"):
+        user_cache("kernels")
+    assert register(onnxruntime.SessionOptions()).fault.startswith(f"{crashing}: killed by SIGILL")
+
+
+def homeless() -> Path:
+    """As `Path.home` ends for a user whom the system does not know, with no HOME."""
+    raise RuntimeError("Could not determine home directory.")
 
 
 @pytest.mark.parametrize(
