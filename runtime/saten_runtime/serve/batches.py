@@ -51,7 +51,7 @@ class Batches:
         return len(self._waiting)
 
     async def submit(self, rows: Sequence[Ids]) -> list[Vector]:
-        """The vectors of texts, in their order. Cancelled, those that still wait are not run.
+        """The vectors of texts, in their order. Cancelled, those that still wait are not run, and wait no more.
 
         Raises:
             Full: more would wait than may.
@@ -61,7 +61,13 @@ class Batches:
         mine = [_Waiting(row, asyncio.get_running_loop().create_future()) for row in rows]
         self._waiting.extend(mine)
         self._arrived.set()
-        return await asyncio.gather(*(each.answer for each in mine))
+        try:
+            return await asyncio.gather(*(each.answer for each in mine))
+        except BaseException:  # also where one of them failed
+            for each in mine:
+                each.answer.cancel()
+            self._waiting = deque(each for each in self._waiting if not each.answer.done())
+            raise
 
     async def close(self) -> None:
         """Run nothing more."""

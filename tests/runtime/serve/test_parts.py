@@ -71,7 +71,7 @@ def test_what_cannot_be_honoured_is_named(kind: type, body: str, words: str) -> 
         parse_request(kind, body.encode())
 
 
-def test_texts_beyond_those_that_may_wait_are_turned_away_until_some_are_run() -> None:
+def test_only_so_many_texts_wait_and_those_of_nobody_do_not_count() -> None:
     may_run = threading.Event()
 
     def run(rows: list[Ids]) -> list[Any]:
@@ -84,6 +84,11 @@ def test_texts_beyond_those_that_may_wait_are_turned_away_until_some_are_run() -
         running = asyncio.create_task(batches.submit([row]))
         while not running.done() and (batches.waiting or not batches._arrived.is_set()):
             await asyncio.sleep(0)
+        left = asyncio.create_task(batches.submit([row, row]))
+        await asyncio.sleep(0)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert batches.waiting == 0
         waiting = asyncio.create_task(batches.submit([row, row]))
         await asyncio.sleep(0)
         with pytest.raises(Full):
