@@ -25,7 +25,7 @@ from saten_runtime.accuracy.metrics import cosines
 from saten_runtime.accuracy.results import Metrics
 from saten_runtime.bundle.folder import VALIDATION_FOLDER, Bundle
 from saten_runtime.errors import DataError, UsageError
-from saten_runtime.run.parity import Comparison, compare_case, read_cases
+from saten_runtime.run.parity import Comparison, compare_case, read_cases, usual_sizes
 from saten_runtime.run.runner import Runner
 from saten_runtime.run.text import Feeds
 
@@ -74,10 +74,11 @@ class Exam:
 
         answers[k]: to question k; those of all cases at least.
         """
-        bound = self.bundle.manifest.tolerance.get("relative")
+        manifest, task = self.bundle.manifest, self.bundle.task
+        bound, usual = manifest.tolerance.get("relative"), usual_sizes(task, self.cases, manifest.outputs)
         compared: list[Comparison] = []
         for (case, arrays), answer in zip(self.cases.items(), answers, strict=False):
-            rows = compare_case(self.bundle.task, case, answer, arrays, bound=bound)
+            rows = compare_case(task, case, answer, arrays, usual, bound=bound)
             compared += [dataclasses.replace(row, optimized=True) for row in rows]
         return compared
 

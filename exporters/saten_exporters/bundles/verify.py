@@ -23,6 +23,7 @@ from saten_runtime.run.parity import (
     compare_case,
     in_columns,
     read_cases,
+    usual_sizes,
     write_case,
 )
 from saten_runtime.vocabulary.operators import DOMAIN, EMBEDDING
@@ -36,8 +37,8 @@ PRODUCTS: Mapping[str, int] = {"MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "GroupQ
 # activations is known only when they are, so below these the error is measured at export, and kept.
 DERIVED: Mapping[str, float] = {"fp32": 0.0, "fp16": 2.0**-11}
 
-# Where half of the measured errors are above this, no rounding to so few bits explains them. One alone may be: few
-# logits near 0. Random weights make the most of every rounding, trained ones stay far below.
+# Where half of the measured errors are above this, no rounding to so few bits explains them. One alone may be, of a few
+# logits. Random weights make the most of every rounding, trained ones stay far below.
 LARGEST_USUAL = {"int8": 0.5, "int8-block": 0.5, "int4": 1.0}
 # Of a larger vocabulary as many tokens are compared, and the likeliest of every row: 29 MB of logits become 1.
 MOST_COLUMNS, LIKELIEST = 2048, 8
@@ -80,16 +81,21 @@ def approximation(bundle: Bundle, dense: Exportable) -> list[Comparison]:
     Raises:
         UsageError: `dense` is of another task or architecture.
     """
-    manifest, outputs, rows = bundle.manifest, task_of(dense).outputs, []
+    manifest, outputs = bundle.manifest, task_of(dense).outputs
     ours = f"{manifest.task} by {manifest.source['architecture']}"
     theirs = f"{name_on_the_device(dense)} by {dense.source['architecture']}"
     if ours != theirs:
         raise UsageError(f"{dense.source['model']}: does {theirs}, the model to export {ours}; they cannot be compared")
-    for name, arrays in read_cases(bundle).items():
+    cases, wanted = read_cases(bundle), {}
+    for name, arrays in cases.items():
         inputs = {each: torch.from_numpy(arrays[each]) for each in manifest.inputs if each in arrays}
-        wanted = {**arrays, **in_columns(_computed(dense, inputs, outputs), arrays)}
-        rows += compare_case(bundle.task, name, {each: arrays[each] for each in outputs}, wanted)
-    return rows
+        wanted[name] = {**arrays, **in_columns(_computed(dense, inputs, outputs), arrays)}
+    usual = usual_sizes(bundle.task, wanted, outputs)
+    return [
+        row
+        for name, arrays in cases.items()
+        for row in compare_case(bundle.task, name, {each: arrays[each] for each in outputs}, wanted[name], usual)
+    ]
 
 
 def _computed(source: Exportable, inputs: Mapping[str, torch.Tensor], outputs: Sequence[str]) -> dict[str, np.ndarray]:

@@ -11,7 +11,8 @@ Of a large vocabulary, `<case>.columns.npy` says which tokens' logits are stored
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ __all__ = [
     "parity_table",
     "read_cases",
     "replay",
+    "usual_sizes",
     "write_case",
 ]
 
@@ -54,7 +56,8 @@ class Comparison:
     """One output of one case under one setting.
 
     relative_error: the larger of ‖Δ‖/‖y‖ (Euclidean) and max|Δ| / max|y| over the tokens that are not
-    padding. bound: what it may be, or None where there is none yet. cosine: between the two outputs.
+    padding; numbers that are smaller than those of all cases usually are count as large as these. bound: what it may
+    be, or None where there is none yet. cosine: between the two outputs.
     Of a decoder, same_token: share of tokens after which both find the same next token likeliest; kl: mean
     Kullback-Leibler divergence, in nats, of the distributions of the next token from torch's. Both are among the tokens
     whose logits are stored.
@@ -128,6 +131,7 @@ def compare(bundle: Bundle) -> list[Comparison]:
         BundleError: the bundle carries no cases, or their arrays are damaged.
     """
     bound, cases = bundle.manifest.tolerance.get("relative"), read_cases(bundle)
+    usual = usual_sizes(bundle.task, cases, bundle.manifest.outputs)
     results = []
     plain = bundle.manifest.precision != "int8" or exact_bytes(optimized=False)
     for optimized in (False, True) if plain else (True,):
@@ -135,27 +139,52 @@ def compare(bundle: Bundle) -> list[Comparison]:
         for case, arrays in cases.items():
             with ort_errors(f"{bundle.name}: case {case}", ParityError):
                 outputs = replay(bundle, session, arrays)
-            compared = compare_case(bundle.task, case, outputs, arrays, bound=bound)
+            compared = compare_case(bundle.task, case, outputs, arrays, usual, bound=bound)
             results += [replace(row, optimized=optimized) for row in compared]
         del session  # before the next one is made: two of a large model may be more than there is memory for
     return results
 
 
-def compare_case(task: Task, case: str, got: Arrays, wanted: Arrays, *, bound: float | None = None) -> list[Comparison]:
-    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too.
+def usual_sizes(task: Task, cases: Mapping[str, Arrays], outputs: Iterable[str]) -> dict[str, float]:
+    """The root mean square of each output's numbers in all cases that have it, as torch computed them.
+
+    Rounding a sum errs in proportion to what is added, not to what it comes to. A case of few numbers, such as the one
+    logit of one token, may come to almost 0; its error is that of numbers of the usual size.
+    """
+    found: dict[str, float] = {}
+    for name in outputs:
+        parts = [_unpadded(arrays[name], _mask(task, arrays)) for arrays in cases.values() if name in arrays]
+        squares = sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
+        found[name] = math.sqrt(squares / max(sum(part.size for part in parts), 1))
+    return found
+
+
+def compare_case(
+    task: Task, case: str, got: Arrays, wanted: Arrays, usual: Mapping[str, float], *, bound: float | None = None
+) -> list[Comparison]:
+    """Each output in `got` with the one in `wanted`, which holds the case's inputs, too; usual: by `usual_sizes`.
 
     A mask of tokens applies to outputs with a row per token alone.
     """
-    mask = wanted.get("attention_mask") if not task.per_item else None
+    mask = _mask(task, wanted)
     rows = []
     for name, value in got.items():
-        error, cosine = compare_outputs(value, wanted[name], mask)
+        error, cosine = compare_outputs(value, wanted[name], mask, usual[name])
         row = Comparison(case, name, False, list(value.shape), error, cosine, bound)
         if READS in wanted and value.shape == wanted[name].shape:
             same, kl = compare_tokens(value, wanted[name], mask)
             row = replace(row, same_token=same, kl=kl)
         rows.append(row)
     return rows
+
+
+def _mask(task: Task, case: Arrays) -> npt.NDArray[Any] | None:
+    return case.get("attention_mask") if not task.per_item else None
+
+
+def _unpadded(output: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """The numbers of the tokens that are not padding, of an output with a row per token."""
+    return output[mask == 1] if mask is not None and output.shape[:2] == mask.shape else output
 
 
 def replay(bundle: Bundle, session: Any, arrays: Arrays) -> Arrays:
@@ -211,20 +240,19 @@ def _log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def compare_outputs(
-    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None
+    got: npt.NDArray[Any], wanted: npt.NDArray[Any], mask: npt.NDArray[Any] | None, usual: float = 0.0
 ) -> tuple[float, float]:
     """(relative error, cosine) as in `Comparison`; another shape than wanted is an infinite error.
 
-    mask: (batch, tokens) of a model over tokens; outputs (batch, tokens, …) are compared where it is 1.
+    mask: (batch, tokens) of a model over tokens; outputs (batch, tokens, …) are compared where it is 1. usual: size of
+    such numbers, where these are smaller.
     """
     if got.shape != wanted.shape:
         return float("inf"), float("nan")
-    if mask is not None and got.shape[:2] == mask.shape:
-        got, wanted = got[mask == 1], wanted[mask == 1]
-    x, y = got.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
+    x, y = (_unpadded(array, mask).astype(np.float64).ravel() for array in (got, wanted))
     difference, tiny = x - y, np.finfo(np.float64).tiny
-    euclidean = np.linalg.norm(difference) / max(float(np.linalg.norm(y)), tiny)
-    largest = np.abs(difference).max(initial=0) / max(float(np.abs(y).max(initial=0)), tiny)
+    euclidean = np.linalg.norm(difference) / max(float(np.linalg.norm(y)), usual * math.sqrt(y.size), tiny)
+    largest = np.abs(difference).max(initial=0) / max(float(np.abs(y).max(initial=0)), usual, tiny)
     cosine = float(x @ y) / max(float(np.linalg.norm(x) * np.linalg.norm(y)), tiny)
     return float(np.maximum(euclidean, largest)), cosine
 
@@ -266,7 +294,10 @@ def read_cases(bundle: Bundle) -> dict[str, Arrays]:
         case, _, name = Path(file).stem.partition(".")
         try:
             with (bundle.path / file).open("rb") as stream:
-                cases.setdefault(case, {})[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"of numbers; it holds {array.dtype}")
+            cases.setdefault(case, {})[name] = array
         except (ValueError, OSError, MemoryError) as cause:
             raise BundleError(f"{bundle.path / file}: not an array ({cause}); export the bundle again") from None
     if not cases:

@@ -21,9 +21,11 @@ from saten_runtime.run.parity import (
     compare_outputs,
     compare_tokens,
     parity_table,
+    usual_sizes,
     write_case,
 )
 from saten_runtime.run.session import make_session
+from saten_runtime.vocabulary.tasks import FEATURE_EXTRACTION, QUESTION_ANSWERING, TEXT_REGRESSION
 
 BOUND = 1e-5
 SHAPES = {"one": (1, 1), "padded": (2, 7)}
@@ -179,6 +181,28 @@ def test_the_scale_does_not_matter(wanted: np.ndarray, factor: float) -> None:
     assert error == pytest.approx(same, rel=1e-9)
 
 
+def test_a_number_near_zero_errs_as_those_of_the_usual_size_do() -> None:
+    """One logit that is 0 by chance is rounded as all others are; what is more than rounding is still seen."""
+    cases = {"single": {"logits": np.array([[3e-3]])}, "padded": {"logits": np.array([[1.0], [-1.0], [1.0]])}}
+    usual = usual_sizes(TEXT_REGRESSION, cases, ["logits"])["logits"]
+    assert usual == pytest.approx(math.sqrt(3 / 4), rel=1e-5)
+    wanted, rounding = cases["single"]["logits"], 2.0**-24
+    assert compare_outputs(wanted + rounding, wanted, None)[0] > BOUND
+    assert compare_outputs(wanted + rounding, wanted, None, usual)[0] == pytest.approx(rounding / usual)
+    assert compare_outputs(wanted + rounding, wanted, None, usual)[0] < BOUND
+    assert compare_outputs(wanted + 1e-4, wanted, None, usual)[0] > BOUND
+    assert compare_outputs(wanted + 1e-4, 1e3 * wanted, None, usual)[0] > 0.9  # larger numbers: their own size
+
+
+def test_the_usual_size_leaves_out_padding_alone() -> None:
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    logits = np.where(mask == 1, 2.0, 1e6)
+    case = {"a": {"attention_mask": mask, "logits": logits, "hidden": logits[..., None]}}
+    for task in (QUESTION_ANSWERING, FEATURE_EXTRACTION):
+        assert usual_sizes(task, case, ["logits", "hidden"]) == {"logits": 2, "hidden": 2}
+    assert usual_sizes(TEXT_REGRESSION, case, ["logits"])["logits"] > 1e5  # a row per text
+
+
 # --- tokens ------------------------------------------------------------------------------------------------------
 
 
@@ -319,6 +343,13 @@ def test_a_damaged_array(content: bytes, make_checked: Callable[..., Path]) -> N
     folder = make_checked()
     (folder / "validation" / "one.input_ids.npy").write_bytes(content)
     with pytest.raises(BundleError, match=r"one\.input_ids\.npy: not an array"):
+        check_parity(Bundle.open(rehash(folder)))
+
+
+def test_an_array_of_words(make_checked: Callable[..., Path]) -> None:
+    folder = make_checked()
+    np.save(folder / "validation" / "one.last_hidden_state.npy", np.array(["a"]))
+    with pytest.raises(BundleError, match=r"one\.last_hidden_state\.npy: not an array \(of numbers; it holds <U1\)"):
         check_parity(Bundle.open(rehash(folder)))
 
 
