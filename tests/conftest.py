@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
+from hypothesis.internal.conjecture import providers
 from warm_python import COMMANDS, WarmPython
 
 import saten_runtime  # noqa: F401  before a test imports onnxruntime, whose telemetry it turns off
@@ -26,6 +27,9 @@ import saten_runtime  # noqa: F401  before a test imports onnxruntime, whose tel
 PHASES = (Phase.explicit, Phase.generate, Phase.shrink)
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, phases=PHASES)
 settings.load_profile("repeatable")
+# Hypothesis also draws constants that it finds in the modules loaded so far, which depend on the tests that ran before;
+# tests/test_examples.py says whether this still keeps it from that.
+pytest.MonkeyPatch().setattr(providers, "_get_local_constants", lambda: providers._local_constants, raising=False)
 
 # A shell's background job, and what it starts, ignores Ctrl-C; the tests that press it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
