@@ -17,11 +17,12 @@ __all__ = ["chat_of"]
 
 # Contents that no template has in its own texts.
 _MARKS = {SYSTEM: "‹system 1›", USER: "‹user 2›", ASSISTANT: "‹assistant 3›"}
+_DATED = "it writes the date, for which the bundle has that of the export"
 _CONTENTS = ("Hi", "two\nlines\n\n", "  spaces  ", "", "\ttab <|x|> {{ 1 }} é", "a <think>b</think> c")
 
 
 def chat_of(tokenizer: Any) -> tuple[Chat | None, str]:
-    """The chat template of a tokenizer, and why it has none; the reason is empty where it never had any."""
+    """The chat template of a tokenizer, and why it has none, or what of it a text cannot say; often nothing."""
     if not getattr(tokenizer, "chat_template", None):
         return None, ""
     try:
@@ -33,7 +34,7 @@ def chat_of(tokenizer: Any) -> tuple[Chat | None, str]:
     for trim in (False, True):
         chat = replace(found, trim=trim)
         if all(_rendered(tokenizer, each) == chat.render(each) for each in _conversations(chat)):
-            return chat, ""
+            return chat, _DATED if _is_dated(tokenizer) else ""
     return None, "it changes the contents of messages"
 
 
@@ -83,9 +84,15 @@ def _marked(*roles: str) -> list[Message]:
     return [{"role": role, "content": _MARKS[role]} for role in roles]
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True) -> str:
+def _is_dated(tokenizer: Any) -> bool:
+    """Whether another date makes another text; templates get it by the function `strftime_now`."""
+    other = _rendered(tokenizer, _marked(USER), strftime_now=lambda form: "‹date 4›")
+    return other != _rendered(tokenizer, _marked(USER))
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True, **given: Any) -> str:
     plain = [dict(message) for message in messages]
-    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=answer))
+    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=answer, **given))
 
 
 def _conversations(chat: Chat) -> list[list[Message]]:

@@ -90,9 +90,10 @@ def _neutral(row: Setting, value: Any) -> bool:
 
 
 def _chat_notices(source: Exportable) -> list[str]:
-    """Why a decoder's chat template is not in the bundle; none where it is, or where there never was one."""
-    why = chat_of(source.tokenizer)[1] if kind_of(source).cached else ""
-    return [f"chat_template: {why}, which no bundle expresses; `saten-run chat` refuses this one"] if why else []
+    """What a bundle does not say of a decoder's chat template; nothing where it says all, or there never was one."""
+    chat, why = chat_of(source.tokenizer) if kind_of(source).cached else (None, "")
+    refused = ", which no bundle expresses; `saten-run chat` refuses this one" if chat is None else ""
+    return [f"chat_template: {why}{refused}"] if why else []
 
 
 def _refuse_clean_up(source: Exportable) -> None:

@@ -35,6 +35,7 @@ MISTRAL = (
     "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
     "{{ message['content'] + eos_token}}{% endif %}{% endfor %}"
 )
+DATED = CHATML.replace("You help.", "Today is ' + strftime_now('%Y') + '.")
 LOUD = CHATML.replace("message['content']", "message['content'] | upper")
 COUNTING = CHATML.replace("message['role'] +", "message['role'] + (loop.index | string) +")
 THINKING = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
@@ -72,6 +73,15 @@ def test_the_default_system_message_is_kept() -> None:
     assert chat.render([{"role": "user", "content": "Hi"}]) == (
         "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize(("template", "why"), [(CHATML, ""), (DATED, "it writes the date, for which")])
+def test_a_date_is_kept_and_said(template: str, why: str) -> None:
+    chat, said = chat_of(tokenizer(template))
+    assert chat is not None
+    assert ("Today is 20" in chat.opening) == bool(why)
+    assert said.startswith(why)
+    assert bool(said) == bool(why)
 
 
 @pytest.mark.parametrize(
