@@ -312,13 +312,19 @@ class ORTModelForCausalLM(ORTModel, GenerationMixin):  # type: ignore[misc]
         mask gives, which the graph counts itself.
 
         Raises:
-            UsageError: padded rows with a cache, or more tokens than the bundle takes.
+            UsageError: padded rows with a cache, other positions, or more tokens than the bundle takes.
         """
         if input_ids is None:
             raise UsageError(f"{self.name_or_path}: input_ids is missing")
         ids = input_ids.cpu().numpy()
         mask = np.ones_like(ids) if attention_mask is None else attention_mask.cpu().numpy()
         cache = past_key_values or (DecoderCache(self.runner.decoder()) if use_cache else None)
+        own = mask[:, -ids.shape[1] :]
+        counted = own.cumsum(axis=1) - 1 + (cache.get_seq_length() if cache else 0)
+        if position_ids is not None and (position_ids.cpu().numpy() != counted)[own != 0].any():
+            raise UsageError(
+                f"{self.name_or_path}: position_ids are not those of the tokens in the mask; leave them out"
+            )
         if mask.all():
             logits = (cache.decoder if cache else self.runner.decoder()).step(ids)
         elif cache is None:

@@ -141,7 +141,9 @@ def test_logits_of_padded_rows_and_of_a_cache_are_those_of_the_model(pair: Calla
         padded = theirs(ids, attention_mask=mask, position_ids=position_ids).logits
         whole = theirs(ids).logits
     kept = mask.bool()
-    torch.testing.assert_close(decoder(ids, attention_mask=mask).logits[kept], padded[kept], atol=ABSOLUTE, rtol=0)
+    told = decoder(ids, attention_mask=mask, position_ids=position_ids).logits
+    torch.testing.assert_close(told[kept], padded[kept], atol=ABSOLUTE, rtol=0)
+    assert torch.equal(decoder(ids, attention_mask=mask).logits[kept], told[kept])
     torch.testing.assert_close(decoder(ids).logits, whole, atol=ABSOLUTE, rtol=0)
     assert (padded[kept] - whole[kept]).abs().max() > 10 * ABSOLUTE
     first = decoder(ids[:1, :4], use_cache=True)
@@ -165,6 +167,7 @@ def test_what_a_bundle_cannot_is_refused(pair: Callable[[str], Pair], tmp_path: 
         "one text of a prompt": lambda: decoder.generate(ids, num_beams=2),
         "a bundle runs on the CPU": lambda: model.to("cuda"),
         "input_ids is missing": lambda: model(attention_mask=ids),
+        "position_ids are not those": lambda: decoder(ids, position_ids=torch.arange(1, 4)[None]),
         "takes no pixel_values": lambda: model(ids, pixel_values=ids),
         "transformers 5 has no pipeline for question-answering": lambda: ours.pipeline(
             model=pair("question-answering")[1]
