@@ -27,8 +27,19 @@ __all__ = ["ADAPTER_FILE", "Adapter", "adapter_config", "split_adapters"]
 ADAPTER_FILE = "adapter_config.json"
 
 _PART = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
-# Settings that add something else than scale · B A, or to other layers, and what they are where they add nothing.
-_UNREAD = ("use_dora", "alpha_pattern", "layer_replication", "trainable_token_indices", "lora_bias")
+# Settings that add something else than scale · B A, or not to all tokens, or to other layers, where they say anything.
+_UNREAD = (
+    "use_dora",
+    "use_qalora",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "trainable_token_indices",
+    "lora_bias",
+)
+# `init_lora_weights` that leave the base's weights alone. PiSSA, OLoRA, CorDA and LoftQ take a part off them: such an
+# adapter belongs on what they leave, not on the base.
+_INITIAL = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,10 @@ def _scale(src: Path) -> tuple[float, bool]:
             f"{src}: holds an adapter that is not merged, and a state dict does not say its scale; put the "
             f"{ADAPTER_FILE} beside it that model.save_pretrained(FOLDER) writes where it was made"
         )
-    kind, alpha = config.get("peft_type"), config.get("lora_alpha")
+    kind, alpha, initial = (config.get(name) for name in ("peft_type", "lora_alpha", "init_lora_weights"))
     unread = [name for name in _UNREAD if config.get(name)]
+    if initial not in _INITIAL:
+        unread.append(f"init_lora_weights {initial!r:.40}")
     if kind != "LORA" or unread or isinstance(alpha, bool) or not isinstance(alpha, int | float):
         found = f"peft_type {kind!r:.40}, lora_alpha {alpha!r:.40}" + "".join(f", {name}" for name in unread)
         raise CheckpointError(

@@ -286,9 +286,10 @@ def _placed(src: Path, model: Any, layers: Mapping[str, ForeignLayer], row: Arch
                 f"{src}: {layer.name!r} is not a layer of {type(model).__name__}; is --base its model?"
             )
     for head, table in tied_head(model).items():
-        if head in placed and not placed[head].factors and table in placed:
-            weights = [placed[name].rest.get("weight") for name in (head, table)]
-            if weights[0] is None or weights[1] is None or not torch.equal(weights[0], weights[1]):
+        if head in placed and not placed[head].factors:
+            both = [placed[name] for name in (head, table) if name in placed and placed[name].adapter is None]
+            weights = [layer.rest["weight"] for layer in both if "weight" in layer.rest]
+            if len(weights) < 2 or not torch.equal(*weights):
                 raise CheckpointError(f"{src}: {head} and {table} differ, and --base has one weight for both")
     return placed
 

@@ -46,8 +46,9 @@ _DEFAULTS: Mapping[str, object] = {"rope.freq_base": 10000.0, "attention.head_co
 _STOPS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 _SPECIAL = {"bos_token_id": "tokenizer.ggml.bos_token_id", "pad_token_id": "tokenizer.ggml.padding_token_id"}
 # Every digit is a token of its own, then GPT-2's splits, which are what transformers takes where it knows no better.
+# "default" is not among them: llama.cpp then cuts out punctuation and threes of digits first.
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
-_AS_GPT2 = ("gpt-2", "gpt2", "default")
+_AS_GPT2 = ("gpt-2", "gpt2")
 _WEIGHTS_FILE = "model.safetensors"
 
 

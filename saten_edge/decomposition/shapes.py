@@ -85,7 +85,7 @@ def side_dims(n: int, parts: int) -> tuple[tuple[int, ...], ...]:
     """Every ordered factorization of n without 1, and padded ones of like size; none for a small prime.
 
     Of padded dims that are `ALIKE` the ones with the least padding stay, the first of several, and none where an exact
-    factorization is alike: 30522 has 6 exact ones of 2 parts and 45 of 435 padded ones.
+    factorization is alike: 30522 has 6 exact ones of 2 parts and 44 of 435 padded ones.
     """
     if parts == 1:
         return ((n,),)

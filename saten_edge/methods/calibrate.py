@@ -20,7 +20,7 @@ from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.records.files import digest_of, sha256_file
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
-__all__ = ["BATCH", "calibrate", "described", "encoded"]
+__all__ = ["BATCH", "calibrate", "described", "encoded", "rows_at_once"]
 
 BATCH, TOKENS = 32, 128
 # Sensitivities are measured on the first texts, one at a time: a backward pass keeps every layer's activations.
@@ -45,7 +45,7 @@ def calibrate(
     """
     images = isinstance(items[0], Path)
     ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
-    starts = range(0, len(ordered), rows := _rows_at_once(loaded))
+    starts = range(0, len(ordered), rows := rows_at_once(loaded))
     steps = len(starts) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
 
@@ -71,7 +71,7 @@ def calibrate(
     return Measured(moments, sensitivities, described(items))
 
 
-def _rows_at_once(loaded: LoadedModel) -> int:
+def rows_at_once(loaded: LoadedModel) -> int:
     """Texts or images that a forward pass takes: fewer where each token has a logit for every word."""
     if loaded.task != TEXT_GENERATION.hub:
         return BATCH

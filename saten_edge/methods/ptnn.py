@@ -30,7 +30,7 @@ from saten_edge.decomposition.decompose import Decomposition, check_sizes
 from saten_edge.decomposition.fitting import fitting
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named, scatter
 from saten_edge.decomposition.sensitivity import model_output
-from saten_edge.methods.calibrate import BATCH, calibrate, described, encoded
+from saten_edge.methods.calibrate import BATCH, calibrate, described, encoded, rows_at_once
 from saten_edge.methods.method import Job, Method
 from saten_edge.options import CompressOptions
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
@@ -97,9 +97,10 @@ class _Work:
         self._exact = {name: matrix.clone() for name, matrix in found.items()}
         self.fitting, self.judging = split(job.items)
         self.error = 0.0
+        rows = rows_at_once(job.loaded)
         with torch.no_grad():
             self._batches = [
-                encoded(job.loaded, self.judging[start : start + BATCH]) for start in range(0, len(self.judging), BATCH)
+                encoded(job.loaded, self.judging[start : start + rows]) for start in range(0, len(self.judging), rows)
             ]
             self._wanted = [model_output(job.loaded.model, batch) for batch in self._batches]
 

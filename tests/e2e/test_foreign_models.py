@@ -154,6 +154,7 @@ def test_an_adapter_is_merged_into_its_base(model: Path, adapter: Path, saten_ed
     ("changes", "words"),
     [
         ({"use_dora": True}, "lora_alpha 12, use_dora; expected plain LORA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter_4'; expected plain LORA"),
         ({"peft_type": "IA3"}, "says peft_type 'IA3'"),
         ({"lora_alpha": "x"}, "lora_alpha 'x'"),
     ],

@@ -106,6 +106,11 @@ def base(make_tiny: Callable[..., Path]) -> Path:
     return make_tiny("bert", "feature-extraction", seed=1)
 
 
+def _adapter_of_a_query() -> dict[str, torch.Tensor]:
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    return {f"{layer}.lora_A.weight": torch.ones(2, 64), f"{layer}.lora_B.weight": torch.ones(64, 2)}
+
+
 def write(foreign: Foreign, path: Path) -> Path:
     if path.suffix == ".safetensors":
         save_file(foreign.state, path)
@@ -300,6 +305,21 @@ class TestRefusals:
         source.state["lm_head.weight"] = source.state["lm_head.weight"] + 1
         with pytest.raises(CheckpointError, match=r"lm_head and model\.embed_tokens differ"):
             import_checkpoint(write(source, tmp_path / "model.safetensors"), make_tiny("qwen2", "text-generation"))
+
+    def test_an_adapter_or_a_copy_of_a_head_alone_that_the_base_ties(self, make_tiny, tmp_path):
+        """Written into the weight that both share, it would change the table too."""
+        tied = make_tiny("qwen2", "text-generation")
+        weight = load_model(tied).model.lm_head.weight.detach()
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 4}))
+        halves = {"lora_A.weight": torch.ones(2, weight.shape[1]), "lora_B.weight": torch.ones(weight.shape[0], 2)}
+        for tensors in (halves, {"weight": weight + 1}):
+            state = {f"base_model.model.lm_head.{part}": tensor for part, tensor in tensors.items()}
+            save_file(state | _adapter_of_a_query(), tmp_path / "adapter_model.safetensors")
+            with pytest.raises(CheckpointError, match=r"lm_head and model\.embed_tokens differ"):
+                import_checkpoint(tmp_path, tied)
+        save_file(_adapter_of_a_query(), tmp_path / "adapter_model.safetensors")
+        merged, _ = import_checkpoint(tmp_path, tied)
+        assert torch.equal(merged.model.lm_head.weight, weight)
 
     def test_pickles_run_no_code(self, tmp_path):
         class Evil:

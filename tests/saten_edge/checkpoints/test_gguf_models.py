@@ -118,6 +118,7 @@ def test_a_setting_that_nobody_reads(tmp_path: Path) -> None:
     ("old", "new", "words"),
     [
         (b"smollm", b"unseen", "splits texts as 'unseen'"),
+        (b"\6\0\0\0\0\0\0\0smollm", b"\7\0\0\0\0\0\0\0default", "splits texts as 'default'"),
         (b"gpt2", b"bert", "its tokenizer 'bert' is not known"),
         (b"output_norm.weight", b"output_nurm.weight", "output_nurm.weight is no weight"),
         (b"eos_token_id\4\0\0\0\2\0", b"eos_token_id\4\0\0\0\2\2", "eos_token_id is 514, and there are 265 tokens"),
