@@ -21,14 +21,23 @@ CHAT_TEMPLATE = (
 
 
 def save_gguf(
-    path: Path, kind: str = "F32", *, seed: int = 7, template: str | None = CHAT_TEMPLATE, **more: Any
+    path: Path,
+    kind: str = "F32",
+    *,
+    seed: int = 7,
+    template: str | None = CHAT_TEMPLATE,
+    split: str = "smollm",
+    **more: Any,
 ) -> Path:
-    """A small random Llama with a byte-level tokenizer; kind: what its matrices are stored as. more: settings of it."""
+    """A small random Llama with a byte-level tokenizer; kind: what its matrices are stored as. more: settings of it.
+
+    split: how its tokenizer says that it splits texts.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
     tokens = [*SPECIAL, *_bytes(), *(merge.replace(" ", "") for merge in MERGES)]
-    _describe(writer, tokens, template)
+    _describe(writer, tokens, template, split)
     for name, value in more.items():
         writer.add_float32(f"llama.{name}", value)
     random = np.random.default_rng(seed)
@@ -46,7 +55,7 @@ def save_gguf(
     return path
 
 
-def _describe(writer: Any, tokens: list[str], template: str | None) -> None:
+def _describe(writer: Any, tokens: list[str], template: str | None, split: str) -> None:
     writer.add_context_length(CONTEXT)
     writer.add_vocab_size(len(tokens))
     writer.add_embedding_length(WIDTH)
@@ -58,7 +67,7 @@ def _describe(writer: Any, tokens: list[str], template: str | None) -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
     writer.add_token_merges(MERGES)

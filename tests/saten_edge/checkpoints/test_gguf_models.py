@@ -118,7 +118,6 @@ def test_a_setting_that_nobody_reads(tmp_path: Path) -> None:
     ("old", "new", "words"),
     [
         (b"smollm", b"unseen", "splits texts as 'unseen'"),
-        (b"\6\0\0\0\0\0\0\0smollm", b"\7\0\0\0\0\0\0\0default", "splits texts as 'default'"),
         (b"gpt2", b"bert", "its tokenizer 'bert' is not known"),
         (b"output_norm.weight", b"output_nurm.weight", "output_nurm.weight is no weight"),
         (b"eos_token_id\4\0\0\0\2\0", b"eos_token_id\4\0\0\0\2\2", "eos_token_id is 514, and there are 265 tokens"),
@@ -133,6 +132,14 @@ def test_what_is_wrong_is_named(old: bytes, new: bytes, words: str, tiny: Path, 
     (tmp_path / "x.gguf").write_bytes(tiny.read_bytes().replace(old, new))
     with pytest.raises((CheckpointError, ExportError), match=words):
         load_model(tmp_path / "x.gguf")
+
+
+def test_default_is_no_way_to_split_texts(tmp_path: Path) -> None:
+    """llama.cpp splits them as no tokenizer of transformers does; the twin is GPT-2's way."""
+    with pytest.raises(CheckpointError, match="splits texts as 'default', which is not known"):
+        load_model(save_gguf(tmp_path / "tiny.gguf", split="default"))
+    tokenizer = load_model(save_gguf(tmp_path / "tiny.gguf", split="gpt-2")).tokenizer
+    assert [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a 123")] == ["a", "Ġ123"]
 
 
 def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
