@@ -13,9 +13,10 @@ from saten_edge.optimize.inputs import model_hash, read_inputs
 from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.tasks import Source, made, outcome_of
 from saten_edge.options import OptimizeOptions
-from saten_edge.recipes import stages_in
+from saten_edge.recipes import stages_in, write_recipe
 from saten_edge.texts import write_lines
 from saten_runtime.bundle.folder import Bundle
+from saten_runtime.bundle.recipe import Recipe, Stage
 from saten_runtime.records.files import sha256_file
 
 OPTIONS = OptimizeOptions(batch_size=8, max_length=16, calibration_texts=8, tokens=8, steps=2)
@@ -68,6 +69,14 @@ def test_a_models_hash_is_of_everything_that_says_something_of_it(tiny_bert: Pat
     assert model_hash(copy) != model_hash(tiny_bert)
 
 
+def test_the_hash_of_a_model_of_one_file_is_of_its_content(tmp_path: Path):
+    one, other = tmp_path / "one.gguf", tmp_path / "other.gguf"
+    for path, content in ((one, b"GGUF 1"), (other, b"GGUF 2")):
+        path.write_bytes(content)
+    assert model_hash(one) == sha256_file(one)
+    assert model_hash(one) != model_hash(other)
+
+
 def test_a_dry_run_writes_nothing(run, tiny_bert: Path, data: Path, tmp_path: Path):
     files = ("--data", data / "train.jsonl", "--judge", data / "judge.jsonl")
     code, out, _ = run("optimize", tiny_bert, "-o", tmp_path / "out", *files, *QUICK, "--dry-run")
@@ -105,6 +114,16 @@ def test_bad_input_is_one_line_and_writes_nothing(name: str, run, tiny_bert: Pat
     assert message in shown
     assert shown.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--resume", "--judge"])
+def test_an_option_that_a_recipe_does_not_read_is_refused(option: str, run, tmp_path: Path):
+    write_recipe(tmp_path / "recipe.yaml", Recipe((Stage("optimize", {}),)))
+    given = (option, "judge.jsonl") if option == "--judge" else (option,)
+    code, out, shown = run("optimize", "-o", tmp_path / "out", "--recipe", tmp_path / "recipe.yaml", *given)
+    assert (code, out) == (2, "")
+    assert f"recipe.yaml: makes one bundle again and does not read {option}" in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_only_a_recipe_does_without(run, tiny_bert: Path, tmp_path: Path):

@@ -127,6 +127,16 @@ def test_the_two_parts_of_a_judge_are_all_of_it(files, tmp_path: Path):
     assert judge.write(tmp_path, 0.4, 1)["steer"].read_bytes() != before
 
 
+@pytest.mark.parametrize("columns", [("sentence", "label"), ("review", "labels")])
+def test_an_overlap_is_found_under_other_usual_names(columns: tuple[str, str], files, tmp_path: Path):
+    other = tmp_path / "other.jsonl"
+    rows = [json.loads(line) for line in files[0].read_text().splitlines()]
+    write_lines(other, [dict(zip(columns, row.values(), strict=True)) for row in rows])
+    assert read_judge(files[1], other).overlap == 1
+    write_lines(other, [{columns[0]: "nothing of the judge", columns[1]: 0}])
+    assert read_judge(files[1], other).overlap == 0
+
+
 def test_a_judge_that_is_the_training_data_is_refused(files, tmp_path: Path):
     training, _ = files
     copy = tmp_path / "copy.jsonl"
@@ -154,6 +164,17 @@ def test_every_measure_has_a_scale():
     assert set(SCALES) == {measure.name for measure in MEASURES}
     assert Scale().drop(0.9, 0.89) == 1.0
     assert Scale(higher_is_better=False).drop(20.0, 21.0) == 5.0
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_nothing_meets_a_goal_by_a_metric_that_is_not_defined(higher: bool):
+    scale = Scale(higher_is_better=higher)
+    assert scale.drop(None, 0.9) == scale.drop(0.9, None) == scale.drop(None, None) == 100.0
+    assert scale.drop(0.9, 0.9) == scale.drop(0.0, 0.0) == 0.0
+
+
+def test_a_dense_model_without_any_error_is_not_met_by_one_with_some():
+    assert Scale(higher_is_better=False).drop(0.0, 0.1) > 100
 
 
 # --- the goal ----------------------------------------------------------------------------------------------------

@@ -169,6 +169,41 @@ def test_what_a_stage_refuses_is_a_reason_and_not_an_end(tmp_path: Path, monkeyp
         searched(tmp_path / "other", Stages(refused="fp32"), monkeypatch)
 
 
+def test_labels_are_learned_once_before_anything_waits_for_them(tmp_path: Path, monkeypatch):
+    search, asked = search_in(tmp_path, Stages(), monkeypatch), []
+    write_json(tmp_path / "model.dense", {"budget": 1.0})
+    search.chains = replace(search.chains, headless=True)
+    run = search.engine.run
+    monkeypatch.setattr(
+        search.engine, "run", lambda some, done: asked.append([task.do for task in some]) or run(some, done)
+    )
+    assert len(search.rivals()) == len(RIVALS)
+    assert asked == [["finetune"], ["judge"] * len(RIVALS)]
+
+
+def test_a_batch_that_has_nothing_new_ends_the_search(tmp_path: Path, monkeypatch):
+    search, asked = search_in(tmp_path, Stages(), monkeypatch), []
+    monkeypatch.setattr(search, "_propose", lambda batch, rivals: asked.append(batch) or [])
+    monkeypatch.setattr(search, "_goes_on", lambda: len(asked) < 3)
+    assert search.run(search.rivals()) == []
+    assert asked == [0]
+
+
+@pytest.mark.parametrize("steps", [60, 400])
+def test_bundles_of_finalists_are_not_made_twice(steps: int, tmp_path: Path, monkeypatch):
+    """Where the short fine-tuning is as long as the full one, its bundle is the finalist's."""
+    options = OptimizeOptions(trials=6, steps=steps)
+    search = search_in(tmp_path, Stages(), monkeypatch, options)
+    (finalist,) = chosen(search.run(search.rivals()), options, 1)
+    short = made_already(search, finalist, options.short_steps)
+    assert short is (steps == options.short_steps)
+    assert not made_already(search, finalist, 0)
+
+
+def made_already(search: Search, trial: Trial, steps: int) -> bool:
+    return (folder_of(search.chains.bundle(trial.candidate, steps), search.work) / "exported").exists()
+
+
 def test_the_finalists_are_those_that_can_win(tmp_path: Path, monkeypatch):
     trials = searched(tmp_path, Stages(), monkeypatch)
     first = chosen(trials, OPTIONS, 2)
@@ -248,6 +283,23 @@ def test_what_was_removed_is_made_again_and_the_outcome_stays(tmp_path: Path, mo
     assert made(task, tmp_path).read_bytes() == before
     assert stages.done["compress"] == 2
     assert [child.name for child in tmp_path.iterdir()] == [folder_of(task, tmp_path).name]
+
+
+def test_what_another_process_made_meanwhile_stays_for_it_may_be_read(tmp_path: Path, monkeypatch):
+    task = Task("compress", {"budget": 0.5}, {"model": Source("model", "m")})
+    place = folder_of(task, tmp_path)
+
+    def other_is_first(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        for folder in (out, place / out.name):
+            folder.mkdir(parents=True)
+        (place / out.name / "others").touch()
+        write_json(place / "outcome.json", {"seconds": 0})
+        return {}
+
+    monkeypatch.setattr(tasks, "KINDS", {"compress": other_is_first})
+    assert "refused" not in outcome_of(task, tmp_path)
+    assert [path.name for path in made(task, tmp_path).iterdir()] == ["others"]
+    assert list(tmp_path.iterdir()) == [place]
 
 
 # --- the pool of processes ---------------------------------------------------------------------------------------
