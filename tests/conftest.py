@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,8 +225,18 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The lock that keeps benchmarks apart lies there: tests beside these, in other processes, must not hold it."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
 @pytest.fixture(scope="session")
-def offline() -> dict[str, str]:
+def offline(temporary_folder: None) -> dict[str, str]:
     """The environment without a way to the hub, in which `warm_python` has imported torch."""
     return {**os.environ, **OFFLINE}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +37,8 @@ def optimize(
     from saten_edge import optimize as search
 
     if recipe is not None:
-        _replay(recipe, output, model, data, options, overwrite, printing)
+        unread = {"--judge": judge, "--dry-run": dry_run, "--resume": resume}
+        _replay(recipe, output, model, data, options, overwrite, printing, unread)
         return
     missing = [name for name, given in (("MODEL", model), ("--data", data), ("--judge", judge)) if given is None]
     if model is None or data is None or judge is None:
@@ -66,11 +68,14 @@ def _replay(
     options: OptimizeOptions,
     overwrite: bool,
     printing: Printing,
+    unread: Mapping[str, object],
 ) -> None:
     from saten_edge.optimize import replay
     from saten_edge.recipes import merged, read_recipe
 
     file = read_recipe(recipe)
+    if given := [name for name, value in unread.items() if value]:
+        raise UsageError(f"--recipe {recipe}: makes one bundle again and does not read {' or '.join(given)}")
     merged(file, "optimize", options)  # an option that says something else is refused
     with talk(printing) as said:
         bundle = replay(file, output, model=model, data=data, overwrite=overwrite, progress=said.progress)

@@ -111,7 +111,7 @@ class Finals:
     ) -> Row:
         scale, first = self.search.scale, self.rivals[0]
         dense, found = confirm[first.candidate.label], confirm[candidate.label]
-        drops = scale.drop(first.metric, steer), scale.drop(dense or 0.0, found)
+        drops = scale.drop(first.metric, steer), scale.drop(dense, found)
         ms = next((cell.p50_ms for cell in bench.cells if cell.bundle == candidate.label and cell.failed is None), None)
         return Row(candidate.label, candidate, trial, size, ms, steer, drops[0], found, drops[1])
 

@@ -54,8 +54,10 @@ def read_inputs(model: str, data: Path, judge: Path, options: OptimizeOptions) -
 
 
 def model_hash(folder: Path) -> str:
-    """Of all files of a model that say anything of it."""
-    kinds = ("*.safetensors", "*.json", "*.txt", "*.model", "*.gguf")
+    """Of all files of a model that say anything of it, or of its one file."""
+    if folder.is_file():
+        return sha256_file(folder)
+    kinds = ("*.safetensors", "*.json", "*.txt", "*.model")
     files = sorted(path for kind in kinds for path in folder.rglob(kind) if path.is_file())
     return digest_of({path.relative_to(folder).as_posix(): sha256_file(path) for path in files})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saten_edge.texts import read_rows, write_lines
-from saten_runtime.accuracy.data import KINDS, Data, read_data
+from saten_runtime.accuracy.data import KINDS, Data, in_our_names, read_data
 from saten_runtime.accuracy.measures import MEASURES
 from saten_runtime.errors import DataError, UsageError
 from saten_runtime.records.files import sha256_file
@@ -30,16 +30,19 @@ class Scale:
     higher_is_better: bool = True
     per_unit: float = 100.0
 
-    def drop(self, dense: float, found: float | None) -> float:
+    def drop(self, dense: float | None, found: float | None) -> float:
         """Points that `found` is worse than `dense`; negative where it is better.
 
-        found: None where the metric is not defined, such as a correlation with answers that are all the same.
+        None is where the metric is not defined, such as a correlation with answers that are all the same: nothing says
+        then that less is lost than everything.
         """
-        if found is None:
+        if dense is None or found is None:
             return NOTHING_LEFT
         if self.higher_is_better:
             return round((dense - found) * self.per_unit, 9)  # without the rounding of the subtraction
-        return round(min((found / dense - 1) * 100, MOST_POINTS), 9) if dense else 0.0
+        if not dense:
+            return MOST_POINTS if found else 0.0
+        return round(min((found / dense - 1) * 100, MOST_POINTS), 9)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,9 @@ def read_judge(path: Path, training: Path) -> Judge:
         raise UsageError(f"--judge {path}: is the training data, {training}; judge by examples that are not trained on")
     data = read_data(path)
     inputs = next(kind for kind in KINDS if kind.name == data.kind).inputs
-    trained = {_text(row, inputs) for _, row in read_rows(training)}
+    rows = read_rows(training)
+    named = in_our_names(rows, KINDS, labelled=False) if rows else []
+    trained = {_text(row, inputs) for _, row in named}
     shared = sum(_text(row, inputs) in trained for row in _rows(data, inputs))
     return Judge(path, data, sha256, shared)
 

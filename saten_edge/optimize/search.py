@@ -16,7 +16,7 @@ from saten_edge.optimize.estimate import Estimate, Layers, estimate
 from saten_edge.optimize.judging import Scale
 from saten_edge.optimize.space import RIVALS, Candidate
 from saten_edge.optimize.study import LEVELS, Study, Trial
-from saten_edge.optimize.tasks import Task, folder_of, forget, outcome_of
+from saten_edge.optimize.tasks import Input, Task, folder_of, forget, outcome_of
 from saten_edge.options import OptimizeOptions
 from saten_runtime.errors import DataError, ExportError
 
@@ -66,6 +66,8 @@ class Search:
         Raises:
             ExportError, DataError: not even float32 can be exported and judged.
         """
+        if isinstance(self.chains.dense, Task):  # once, for all that follows waits for it
+            self.outcomes("fine-tune the dense model on the labels", [self.chains.dense])
         tasks = [self.chains.judged(each, "steer") for each in RIVALS]
         outcomes = self.outcomes("export and judge the dense model", tasks)
         if "refused" in outcomes[0]:
@@ -92,9 +94,11 @@ class Search:
             batch = self._next_batch(told_before)
             trials = self._propose(batch, rivals)
             known = {trial.number for trial in told_before}
-            for trial in self._judge_batch(trials, rivals):
-                if trial.number not in known:
-                    self.study.tell(trial)
+            new = [trial for trial in self._judge_batch(trials, rivals) if trial.number not in known]
+            if not new:
+                break  # nothing is told, so that the same would be asked for again
+            for trial in new:
+                self.study.tell(trial)
         return self.study.told
 
     def predicted(self, candidate: Candidate) -> Estimate:
@@ -232,13 +236,18 @@ class Search:
         return None if value is None else float(value)
 
     def _save_disk(self, trials: Sequence[Trial], living: set[int]) -> None:
-        """Remove models and bundles that nobody needs again; of a possible finalist the compressed model stays."""
+        """Remove models and bundles that nobody needs again.
+
+        Of a possible finalist the compressed model stays, and its bundle, where a short fine-tuning is a full one.
+        """
+        chains, short = self.chains, self.options.short_steps
         for trial in trials:
-            tasks = [self.chains.bundle(trial.candidate), self.chains.bundle(trial.candidate, self.options.short_steps)]
-            tasks += [self.chains.checkpoint(trial.candidate, self.options.short_steps)]  # type: ignore[list-item]
-            tasks += [self.chains.checkpoint(trial.candidate)] * (trial.number not in living)  # type: ignore[list-item]
-            for task in tasks:
-                if folder_of(task, self.work).is_dir():
+            candidate, lives = trial.candidate, trial.number in living
+            spent: list[Input] = [chains.bundle(candidate), chains.checkpoint(candidate, short)]
+            spent += [] if lives else [chains.checkpoint(candidate)]
+            spent += [] if lives and short == self.options.steps else [chains.bundle(candidate, short)]
+            for task in spent:
+                if isinstance(task, Task) and folder_of(task, self.work).is_dir():
                     forget(task, self.work)
 
 

@@ -139,14 +139,26 @@ def _make(task: Task, work: Path) -> dict[str, Any]:
             found = {"refused": str(cause)}
         result = {**found, "seconds": round(time.monotonic() - started, 3)}
         write_json(aside / OUTCOME, result)
-        remove(folder)
-        with contextlib.suppress(OSError):  # another process was as far
-            os.replace(aside, folder)
+        _put(aside, folder, _made_name(task))
     except REFUSALS as cause:  # of an input
         return {"refused": str(cause)}
     finally:
         remove(aside)
     return result
+
+
+def _put(aside: Path, folder: Path, name: str) -> None:
+    """Give the folder of a task its name; where it is there, it stays, for another process may read it.
+
+    name: of what the task made, which alone is missing where it was removed to save the disk.
+    """
+    try:
+        os.replace(aside, folder)
+    except OSError:
+        if not (folder / OUTCOME).is_file():
+            raise
+        with contextlib.suppress(OSError):  # another process was as far
+            os.replace(aside / name, folder / name)
 
 
 def _compress(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
