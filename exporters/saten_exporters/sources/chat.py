@@ -17,6 +17,7 @@ __all__ = ["chat_of"]
 
 # Contents that no template has in its own texts.
 _MARKS = {SYSTEM: "‹system 1›", USER: "‹user 2›", ASSISTANT: "‹assistant 3›"}
+_OTHER_DATE = "{% macro strftime_now(form) %}‹date 4›{% endmacro %}"
 _DATED = "it writes the date, for which the bundle has that of the export"
 _CONTENTS = ("Hi", "two\nlines\n\n", "  spaces  ", "", "\ttab <|x|> {{ 1 }} é", "a <think>b</think> c")
 
@@ -85,9 +86,9 @@ def _marked(*roles: str) -> list[Message]:
 
 
 def _is_dated(tokenizer: Any) -> bool:
-    """Whether another date makes another text; templates get it by the function `strftime_now`."""
-    other = _rendered(tokenizer, _marked(USER), strftime_now=lambda form: "‹date 4›")
-    return other != _rendered(tokenizer, _marked(USER))
+    """Whether another date makes another text; templates get it by the function `strftime_now`, which a macro hides."""
+    other = _OTHER_DATE + tokenizer.get_chat_template()
+    return _rendered(tokenizer, _marked(USER), chat_template=other) != _rendered(tokenizer, _marked(USER))
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Message], *, answer: bool = True, **given: Any) -> str:
