@@ -29,9 +29,9 @@ ROUNDING = 1e-5
 # How 8-bit activations are cut into blocks is each build's own affair: a product's input is off by up to half a step of
 # 1 / 127 of its largest, in either of two builds; products one after the other add up.
 STEP = 1 / 127
-# onnxruntime-web 1.23 gives other numbers here than native versions do, by two steps of 8 bits. Why is not known; the
-# other int8 bundles agree to rounding.
-UNEXPLAINED = {("web", "unstructured-int8"): 2 * STEP}
+# An activation in the middle between two codes of 8 bits goes to one in one build and to the other in the next, whose
+# layer norms differ in the last bit. What then becomes of the outputs is seen here, where such bits are drawn.
+LAST_BIT, DRAWS = 1e-6, 8
 # What every version reads in ORT format; of MatMulNBits, it keeps attributes that older ones do not know.
 ORT_PRECISION = "int8"
 
@@ -198,6 +198,26 @@ def products(model: ir.Model, nodes: Iterable[ir.Node]) -> int:
     )
 
 
+def what_last_bits_make(
+    case: Path, feeds: Arrays, wanted: np.ndarray, run_ort: Callable[..., list[np.ndarray]]
+) -> float:
+    """How far outputs of 8-bit activations go where the last bits of layer norms are others; 0 for the rest."""
+    if not case.name.endswith("-int8"):
+        return 0.0
+    model = ir.load(case / "model.onnx")
+    ir.external_data.load_to_model(model)
+    biases = {node.inputs[2] for node in model.graph if node.op_type == "LayerNormalization"}
+    original = {bias: bias.const_value.numpy() for bias in biases}
+    found = []
+    for seed in range(DRAWS):
+        random = np.random.default_rng(seed)
+        for bias in sorted(biases, key=lambda value: value.name):
+            moved = original[bias] + random.choice([-LAST_BIT, LAST_BIT], original[bias].shape)
+            bias.const_value = ir.tensor(moved.astype(np.float32), name=bias.name)
+        found.append(compare_outputs(run_ort(model, feeds)[0], wanted, feeds["attention_mask"])[0])
+    return max(found)
+
+
 def agree(
     case: Path, got: np.ndarray | str, wanted: np.ndarray, mask: np.ndarray | None, allowed: float = ROUNDING
 ) -> bool:
@@ -224,7 +244,7 @@ def test_bundles_and_operators(
     for name, got in outputs.items():
         feeds = {file.stem: np.load(file) for file in (cases / name).glob("*.npy")}
         wanted, mask = run_ort(cases / name / "model.onnx", feeds)[0], feeds.get("attention_mask")
-        allowed = UNEXPLAINED.get((target.name, name), ROUNDING)
+        allowed = ROUNDING + what_last_bits_make(cases / name, feeds, wanted, run_ort)
         assert agree(cases / name, got, wanted, mask, allowed), name
         assert not agree(cases / name, np.roll(got, 1, axis=-1), wanted, mask, allowed), name
 
