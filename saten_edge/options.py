@@ -230,7 +230,8 @@ class OptimizeOptions:
     bytes of the whole bundle. max_ms: median at `tokens` tokens, one thread. objective: of `OBJECTIVES`; what is made
     best among the bundles that meet the goal. trials: compressions that are looked at; None is `DEFAULT_TRIALS`, or,
     where minutes end the search, no limit. steps, short_steps: of the fine-tuning of a finalist, and of one that only
-    ranks. confirm: share of the judge that no choice sees before the last.
+    ranks. confirm: share of the judge that no choice sees before the last. device: URLs of the devices on which the
+    finalists are timed, ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them.
 
     Raises:
         UsageError: a number out of its range, or no such objective or engine.
@@ -256,6 +257,9 @@ class OptimizeOptions:
     confirm: float = option(0.5, "Share of --judge that is held out to confirm the winner", low=0.1, high=0.9)
     target: str = option(DEFAULT_TARGET, "Kind of device: x86-64, x86-64+kernels, arm64, web or mobile")
     seed: int = option(0, "Seed of the search, of new heads, and of the order of the examples", low=0)
+    device: tuple[str, ...] = option(
+        (), "Time finalists on this device (ssh://…, adb:… or local), not here; repeat it for several", metavar="DEVICE"
+    )
     engine: str = option("local", "Engine that runs trials: local, a pool of processes on this machine")
     workers: int = option(0, "Processes of the engine; 0 is one for each core, up to 4", low=0)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import saten_edge
+from saten_edge.devices.device import Device
 from saten_edge.optimize.goal import Row
+from saten_edge.optimize.measuring import Times, measure
 from saten_edge.optimize.search import REFUSED, Rival, Search
 from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.study import LEVELS, Trial
@@ -17,7 +19,6 @@ from saten_edge.options import OptimizeOptions
 from saten_edge.reports.text import plural
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import Plan
-from saten_runtime.bench.results import BenchResult
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.records.files import key_of
 
@@ -29,11 +30,11 @@ HOPED_POINTS = 3.0
 
 @dataclass(frozen=True)
 class Measured:
-    """Every bundle that was measured. bundles: their folders by name; bench, evaluation: as the report reads them."""
+    """Every bundle that was measured. bundles: their folders by name; evaluation: as the report reads it."""
 
     rows: list[Row]
     bundles: Mapping[str, Path]
-    bench: BenchResult
+    times: Times
     evaluation: dict[str, Any]
     trials: list[Trial]
 
@@ -55,10 +56,11 @@ def chosen(trials: Sequence[Trial], options: OptimizeOptions, count: int) -> lis
 
 @dataclass
 class Finals:
-    """search: the one that came before. rivals: the dense bundles, float32 first."""
+    """search: the one that came before. rivals: the dense bundles, float32 first. devices: where times are taken."""
 
     search: Search
     rivals: Sequence[Rival]
+    devices: Sequence[Device] = ()
 
     def run(self, trials: Sequence[Trial], count: int) -> Measured:
         """Train, measure and confirm up to `count` finalists, and all rivals."""
@@ -86,7 +88,7 @@ class Finals:
             **{each.candidate: options.steps for each in finalists},
         }
         bundles = {c.label: made(search.chains.bundle(c, count), search.work) for c, count in steps.items()}
-        bench = self._bench({c.label: search.chains.bundle(c, count) for c, count in steps.items()}, bundles)
+        times = self._times({c.label: search.chains.bundle(c, count) for c, count in steps.items()}, bundles)
         confirmed = saten_edge.evaluate(
             list(bundles.values()),
             search.chains.parts["confirm"].path,
@@ -94,11 +96,11 @@ class Finals:
             progress=search.progress,
         )
         values = {row["bundle"]: search.value(row) for row in confirmed["rows"]}
-        rows = [self._row(rival.candidate, None, rival.metric, values, bench, rival.bytes) for rival in self.rivals]
+        rows = [self._row(rival.candidate, None, rival.metric, values, times, rival.bytes) for rival in self.rivals]
         for trial in finalists:
             steered = outcome_of(search.chains.judged(trial.candidate, "steer", options.steps), search.work)
-            rows.append(self._row(trial.candidate, trial.number, search.value(steered), values, bench, trial.bytes))
-        return Measured(rows, bundles, bench, confirmed, trials)
+            rows.append(self._row(trial.candidate, trial.number, search.value(steered), values, times, trial.bytes))
+        return Measured(rows, bundles, times, confirmed, trials)
 
     def _row(
         self,
@@ -106,16 +108,18 @@ class Finals:
         trial: int | None,
         steer: float | None,
         confirm: Mapping[str, float | None],
-        bench: BenchResult,
+        times: Times,
         size: int,
     ) -> Row:
         scale, first = self.search.scale, self.rivals[0]
         dense, found = confirm[first.candidate.label], confirm[candidate.label]
         drops = scale.drop(first.metric, steer), scale.drop(dense, found)
-        ms = next((cell.p50_ms for cell in bench.cells if cell.bundle == candidate.label and cell.failed is None), None)
-        return Row(candidate.label, candidate, trial, size, ms, steer, drops[0], found, drops[1])
+        measured = times.of(candidate.label)
+        ms = slowest(measured.values())
+        named = {device: value for device, value in measured.items() if device}
+        return Row(candidate.label, candidate, trial, size, ms, steer, drops[0], found, drops[1], named)
 
-    def _bench(self, tasks: Mapping[str, Task], bundles: Mapping[str, Path]) -> BenchResult:
+    def _times(self, tasks: Mapping[str, Task], bundles: Mapping[str, Path]) -> Times:
         """In turns; a run that was killed is gone on with."""
         options, paths = self.search.options, list(bundles.values())
         first = Bundle.open(paths[0])
@@ -123,8 +127,13 @@ class Finals:
         tokens = min(options.tokens, longest)
         plan = Plan(tokens=(tokens,), generate=(min(tokens, 32),), rounds=options.rounds)
         key = key_of([[task.key for task in tasks.values()], plan.to_json()])
-        output, progress = self.search.work / f"bench-{key}", self.search.progress
-        return saten_edge.bench(paths, plan, baseline=paths[0], output=output, resume=True, progress=progress)
+        return measure(paths, plan, self.devices, self.search.work / f"bench-{key}", self.search.progress)
+
+
+def slowest(times: Iterable[float | None]) -> float | None:
+    """The longest of some times; None where one is missing."""
+    found = list(times)
+    return None if None in found else max(each for each in found if each is not None)
 
 
 def _replaced(trials: Sequence[Trial], by: Sequence[Trial]) -> list[Trial]:

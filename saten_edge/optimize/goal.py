@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from saten_edge.optimize.space import Candidate
@@ -17,8 +17,8 @@ __all__ = ["Limit", "Row", "answer", "excess", "limits", "meets", "missed", "pre
 class Row:
     """A bundle that was measured. drop, confirm_drop: points lost on the part that steers and on the one that confirms.
 
-    steer, confirm: the metric itself; None where it is not defined. ms: median; None where it failed. trial: its
-    number; None of a dense model.
+    steer, confirm: the metric itself; None where it is not defined. ms: median, on the slowest device; None where it
+    failed. ms_on: the same by device, where devices were named. trial: its number; None of a dense model.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Row:
     drop: float
     confirm: float | None
     confirm_drop: float
+    ms_on: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def dense(self) -> bool:

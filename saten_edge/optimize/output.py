@@ -21,7 +21,7 @@ STUDY_FILE, REPORT_FILE, RECIPE_FILE, RESULT_FILE = "study.journal", "report.htm
 WORK, CHOSEN, BASELINES = "work", "chosen", "baselines"
 OURS = (STUDY_FILE, REPORT_FILE, RECIPE_FILE, RESULT_FILE, WORK, CHOSEN, BASELINES)
 # What may change when a search goes on: its goal, how long it takes, and how many trials are finalists.
-MAY_CHANGE = ("max_drop", "max_mb", "max_ms", "objective", "minutes", "trials", "finalists", "rounds")
+MAY_CHANGE = ("max_drop", "max_mb", "max_ms", "objective", "minutes", "trials", "finalists", "rounds", "device")
 
 
 def claim(

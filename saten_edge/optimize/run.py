@@ -18,6 +18,7 @@ from saten_edge.optimize.engines import ENGINES
 from saten_edge.optimize.finals import Finals, Measured
 from saten_edge.optimize.goal import Row, answer, missed
 from saten_edge.optimize.inputs import Given, read_inputs
+from saten_edge.optimize.measuring import reach
 from saten_edge.optimize.output import (
     BASELINES,
     CHOSEN,
@@ -93,12 +94,13 @@ def optimize(
     Raises:
         UsageError: the options or inputs do not fit together, or `out` is taken.
         DataError, CheckpointError, ExportError: an input cannot be read or expressed.
-        DeviceError: a worker died twice on the same task.
+        DeviceError: a worker died twice on the same task, or a device cannot be used.
     """
     began, options, out = time.monotonic(), options or OptimizeOptions(), Path(out)
     optuna_here()
     given = read_inputs(str(model), Path(data), Path(judge), options)
     refuse_impossible(given.layers, options)
+    devices = reach(options.device, progress)
     with output_lock(out):
         claim(out, options, given.hashes, [model, data, judge], resume=resume, overwrite=overwrite)
         with _search(given, out, options, progress, began) as search:
@@ -106,7 +108,7 @@ def optimize(
             refuse_impossible(given.layers, options, rivals[0])
             trials = search.run(rivals)
             _refuse_refusals(trials)
-            measured = Finals(search, rivals).run(trials, _finalists(search))
+            measured = Finals(search, rivals, devices).run(trials, _finalists(search))
             return _conclude(search, given, measured, out)
 
 
@@ -166,7 +168,7 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
     ways = [] if best else missed(rows, options)
     said = sentence(best, rows, options, given.metric, ways)
     timed = options.max_ms is not None or options.objective == "time"
-    invalid = list(measured.bench.verdict.reasons) if timed else []
+    invalid = measured.times.reasons if timed else []
     found = Found(out, said, best, ways, rows, invalid)
     shown = best or min(rows, key=lambda row: row.drop)
     _write_bundles(out, rows, measured, best)

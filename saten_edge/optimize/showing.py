@@ -43,18 +43,23 @@ def goal_words(options: OptimizeOptions) -> str:
 
 def table_rows(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Every measured bundle, for a terminal."""
-    head = ("bundle", "MB", "ms", "points lost, steering", "confirming")
+    devices = list(rows[0].ms_on) if rows else []
+    head = ("bundle", "MB", *([f"ms, {device}" for device in devices] or ["ms"]), "points lost, steering", "confirming")
     lines = [
         (
             row.name,
             f"{row.bytes / 1e6:.2f}",
-            "–" if row.ms is None else f"{row.ms:.3f}",
+            *map(_ms, row.ms_on.values() if devices else [row.ms]),
             f"{row.drop:.2f}",
             f"{row.confirm_drop:.2f}",
         )
         for row in rows
     ]
     return [head, *lines]
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def trials_of(trials: Sequence[Trial]) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def write_report(path: Path, search: Search, judge: Judge, measured: Measured, b
     bundles = [Bundle.open(measured.bundles[row.name]) for row in measured.rows]
     report = build_report(
         bundles,
-        measured.bench.to_json(),
+        measured.times.joined,
         measured.evaluation,
         notes=[("How it was found", _notes(search, judge, measured))],
         answer=said,

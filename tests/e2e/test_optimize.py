@@ -137,6 +137,23 @@ def test_a_goal_that_nothing_meets_says_what_would_have_to_give(
     assert {path.name for path in (out / "work").iterdir()} == before
 
 
+def test_finalists_are_timed_on_a_device(
+    command: Command, tiny_bert: Path, data: Path, found: tuple[Path, Done]
+) -> None:
+    """`local` is this machine, by the way that a board is reached; nothing else is done again."""
+    out, first = found
+    there = command(*arguments(tiny_bert, data, out, "--max-drop", 100, "--json", "--resume", "--device", "local"))
+    assert there.returncode == 0, there.stderr
+    rows = json.loads(there.stdout)["rows"]
+    assert [row["name"] for row in rows] == [row["name"] for row in json.loads(first.stdout)["rows"]]
+    assert all(row["ms_on"] == {"local": row["ms"]} for row in rows)
+    assert all(row["ms"] > 0 for row in rows)
+    assert len(list((out / "work").glob("bench-*/local/bench.json"))) == 1
+    wrong = command(*arguments(tiny_bert, data, out, "--resume", "--device", "pi5"))
+    assert wrong.returncode == 2
+    assert "expected ssh://" in wrong.stderr
+
+
 def test_a_folder_of_another_search_is_left_alone(
     command: Command, tiny_bert: Path, data: Path, found: tuple[Path, Done]
 ) -> None:
