@@ -31,9 +31,10 @@ __all__ = ["OFFSETS", "STORAGES", "Storage"]
 Array = NDArray[Any]
 Packed = tuple[Array, ...]
 
-# Up to so many rows of x, MatMulNBits with 8-bit activations reads 4-bit weights fastest; with more, float32
-# activations are as fast or faster: 48 → 3072, 128 rows, one thread of an x86-64 server: 0.18 ms, not 0.59.
-FEW_ROWS = 8
+# Up to so many rows of x, MatMulNBits with 8-bit activations reads 4-bit weights fastest. With more rows of few inputs,
+# float32 activations do: 48 → 3072, 128 rows, one thread of an x86-64 server: 0.39 ms, not 0.86. From 128 inputs on
+# they gain a tenth at most, and a decoder's token, a single row, pays for it: 576 → 3072: 0.16 ms, not 0.065.
+FEW_ROWS, FEW_INPUTS = 8, 128
 FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4
 
 
@@ -110,7 +111,8 @@ class Storage:
 
     def sizes(self, matrices: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, int]:
         """The attributes' values for `matrices`, name → (in, out), where `rows` of x are expected."""
-        exact = self.precision.bits < 8 and rows > FEW_ROWS
+        few = any(inputs < FEW_INPUTS for inputs, *_ in matrices.values())
+        exact = self.precision.bits < 8 and rows > FEW_ROWS and few
         level = FLOAT_ACTIVATIONS if exact else INT8_ACTIVATIONS
         values = (*(size for shape in matrices.values() for size in shape), level)
         return dict(zip(self.attributes(*matrices), values, strict=True)) if self.sized else {}

@@ -243,6 +243,16 @@ def test_a_linear_layer_at(precision: str, rows: int, optimized: bool, parse_mod
     assert not close(wrong, before, bound)
 
 
+@pytest.mark.parametrize(("inputs", "rows", "level"), [(64, 1, 4), (64, 128, 0), (128, 1, 4), (128, 128, 4)])
+def test_only_many_rows_of_few_inputs_stay_float32_at_int4(
+    inputs: int, rows: int, level: int, parse_model: Parse
+) -> None:
+    model = parse_model(LINEAR.replace("64", str(inputs)), w=weight(inputs, 96))
+    assert QuantizeDensePass(ExportSettings("int4", rows=rows))(model).modified
+    (product,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    assert product.attributes.get_int("accuracy_level", -1) == level
+
+
 @pytest.mark.parametrize("precision", OPERATORS)
 def test_a_table_at(precision: str, parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])
