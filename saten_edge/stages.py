@@ -18,7 +18,8 @@ import saten_exporters
 import saten_runtime.bench.measure
 from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
 from saten_edge.checkpoints.kept import keeping
-from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, save_model
+from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, Talk, told
 from saten_edge.methods import METHODS
 from saten_edge.methods.calibrate import described

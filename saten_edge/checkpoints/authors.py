@@ -34,8 +34,9 @@ from saten_edge.checkpoints.architectures import Architecture, architecture
 from saten_edge.checkpoints.checkpoint import attach_config, find_layer, share_heads
 from saten_edge.checkpoints.compress import CompressedLayer, matrices, replace_layer, tied_head
 from saten_edge.checkpoints.guard import read_header
-from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model
+from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.pickles import convert_pickle
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Residual, Unstructured, pattern_named, scatter
 from saten_edge.decomposition.tt import TensorTrain

@@ -17,7 +17,7 @@ from saten_edge.checkpoints.pickles import convert_pickle
 from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import read_json, write_json
 
-__all__ = ["refuse_adapter", "refuse_rounded", "with_safetensors"]
+__all__ = ["PICKLE_FILES", "refuse_adapter", "refuse_rounded", "with_safetensors"]
 
 PICKLE_FILES = "pytorch_model*.bin"
 # What a copy of a folder leaves out: weights, which other programs wrote.

@@ -42,7 +42,7 @@ __all__ = [
 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 INDEX_FILE = "model.safetensors.index.json"
-# What `resolve_model` fetches from the hub, and so all that is read of a folder.
+# What `resolve_model` fetches from the hub, and so all that is read of a folder but what torch pickled.
 READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors")
 
 _MOST_HEADER_BYTES = 16 << 20

@@ -19,11 +19,12 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
     seal,
     verify_folder,
 )
-from saten_edge.checkpoints.foreign import refuse_adapter, refuse_rounded, with_safetensors
+from saten_edge.checkpoints.foreign import refuse_rounded, with_safetensors
 from saten_edge.checkpoints.gguf_header import is_gguf
-from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb, refuse_odd_files
+from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.checkpoints.sentences import (
     Sentences,
     is_cross_encoder,
@@ -58,11 +59,11 @@ from saten_runtime.vocabulary.tasks import (
     device_task,
 )
 
-__all__ = ["LoadedModel", "load_model", "resolve_model", "save_model", "silent_transformers", "task_in"]
+__all__ = ["LoadedModel", "load_model", "save_model", "silent_transformers", "task_in"]
 
-# What a model says of itself, beside what sentence-transformers keeps.
 # Tokens of the shortest text that a graph can be traced for.
 SHORTEST_LENGTH = 2
+# What a model says of itself, beside what sentence-transformers keeps.
 SETTINGS_FILES = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, PREPROCESSOR_CONFIG_FILE)
 # A config may ask for more outputs, or for a tuple of them; a graph has its task's, by name.
 ONE_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -249,29 +250,6 @@ def save_model(
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if isinstance(getattr(loaded.model.config, "quantization_config", None), SatenConfig):
             seal(folder)
-
-
-def resolve_model(name: str) -> Path:
-    """The folder of a model, as given or downloaded from the hub, or its GGUF file."""
-    if is_gguf(Path(name)) and Path(name).exists():
-        return Path(name)
-    if Path(name).is_dir():
-        if not (Path(name) / CONFIG_FILE).is_file():
-            refuse_adapter(Path(name))
-            raise CheckpointError(f"{name}: has no config.json; expected a transformers model folder")
-        refuse_odd_files(Path(name))
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except HFValidationError:
-        raise CheckpointError(f"{name}: no such folder, and no name of a model on the hub either") from None
-    except Exception as cause:  # the hub client raises many kinds, offline ones too
-        raise CheckpointError(
-            f"{name}: no such folder, and it cannot be fetched from the hub ({one_line(cause, 200)})"
-        ) from None
 
 
 def task_in(folder: Path) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from saten_edge.checkpoints.models import resolve_model, task_in
+from saten_edge.checkpoints.models import task_in
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.optimize.estimate import Layers, layers_of
 from saten_edge.optimize.judging import Judge, Scale, needs_head, read_judge, scale_of
 from saten_edge.options import OptimizeOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saten_edge.checkpoints.models import resolve_model
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, told
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.engines import ENGINES

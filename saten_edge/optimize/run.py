@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saten_edge.checkpoints.models import resolve_model
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.engines import ENGINES

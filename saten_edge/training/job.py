@@ -15,8 +15,9 @@ from accelerate import PartialState
 
 from saten_edge.checkpoints.checkpoint import add_stage
 from saten_edge.checkpoints.compress import layer_errors
-from saten_edge.checkpoints.models import LoadedModel, load_model, resolve_model, task_in
+from saten_edge.checkpoints.models import LoadedModel, load_model, task_in
 from saten_edge.checkpoints.modules import saten_layers
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.training.data import Examples, checked, count_cut, cut_length
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge

@@ -200,7 +200,7 @@ def test_a_versus_a_counts_the_runs_that_tell_the_truth():
     assert (sure.contains_1, sure.finds_slowdown) == (True, True)
     assert (wrong.contains_1, wrong.finds_slowdown) == (False, False)
     lines = program.table([sure, wrong]).splitlines()
-    assert lines[0] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2."
+    assert lines[0] == "Contain 1: 1 of 2. Slowdown of 5% found: 1 of 2. Valid: 1 of 2."
     assert lines[-2] == "| 1 | 1.0000 | 0.9900–1.0100 | 1.0500 | 1.0400–1.0600 | yes |"
     assert lines[-1].endswith("| no |")
 

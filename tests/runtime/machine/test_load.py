@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -54,6 +55,20 @@ def test_this_machine_tells() -> None:
     assert found.others >= 2  # one of the loops may not have started yet
     assert found.ticks is not None
     assert found.ticks >= 10
+
+
+def test_a_benchmark_on_a_busy_machine_is_invalid(slow: Path) -> None:
+    """What a quiet one is called, benchmarks/a_versus_a.py counts; the twin here is in bench/test_verdict.py."""
+    plan = ("-s", "8", "--rounds", "6", "--min-time", "0.3", "--no-floor", "--quiet")
+    with loops(2 * (os.cpu_count() or 1) + 1):
+        done = subprocess.run(
+            [sys.executable, "-m", "saten_runtime", "bench", str(slow), *plan],
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    assert (done.returncode, done.stderr) == (4, "")
+    assert re.search(r"^INVALID: (load|switches|spread): ", done.stdout, re.MULTILINE)
 
 
 def test_busy_programs_are_named() -> None:
