@@ -83,6 +83,14 @@ TABLES = (
         quick=False,
         calibration=True,
     ),
+    Table(
+        "toolchain_decoder",
+        "toolchain.py",
+        ("smollm2", "--texts", "{data}/wikitext2/train.jsonl", *WORK),
+        needs=("data",),
+        quick=False,
+        calibration=True,
+    ),
 )
 # Tables that the README shows and that are made by other targets of the Makefile.
 OTHERS = ("accuracy", "front", "methods", "a_versus_a", "kernels")

