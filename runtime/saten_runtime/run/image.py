@@ -1,7 +1,7 @@
 """Pictures as `pixel_values`: numpy alone; Pillow reads PNG, JPEG and WebP, with the extra `saten-runtime[images]`.
 
-Resizing follows Pillow, which image processors were trained with: a separable kernel, stretched
-when shrinking, rounded to whole numbers after each of the two passes.
+Resizing is Pillow's, which image processors were trained with, to the last bit: a separable kernel, stretched when
+shrinking, with weights of 22 bits, rounded to whole numbers after each of the two passes.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def _lanczos(distance: FloatArray) -> FloatArray:
 
 
 _LOBES = 3
+_ONE = 2.0**22  # of Pillow's weights: https://github.com/python-pillow/Pillow/blob/main/src/libImaging/Resample.c
 KERNELS: dict[str, _Kernel | None] = {
     "nearest": None,
     "box": _Kernel(0.5, _box),
@@ -206,16 +207,27 @@ def resize(pixels: Pixels, height: int, width: int, kernel: str) -> Pixels:
     if chosen is None:
         rows, columns = (_nearest(*pair) for pair in ((pixels.shape[0], height), (pixels.shape[1], width)))
         return pixels[rows][:, columns]
-    across = _rounded(np.tensordot(_weights(pixels.shape[1], width, chosen), pixels, (1, 1)).swapaxes(0, 1))
-    return _rounded(np.tensordot(_weights(pixels.shape[0], height, chosen), across, (1, 0)))
+    # Rounding between the passes makes their order count. This is the order of Pillow 13; earlier ones always
+    # begin with the width.
+    lost_height, lost_width = pixels.shape[0] - height, pixels.shape[1] - width
+    heights_first = lost_height > max(0, 2 * lost_width)
+    for axis, size in ((0, height), (1, width)) if heights_first else ((1, width), (0, height)):
+        sums = np.tensordot(_weights(pixels.shape[axis], size, chosen), pixels, (1, axis))
+        pixels = _rounded(np.moveaxis(sums, 0, axis))
+    return pixels
 
 
 def _nearest(inputs: int, outputs: int) -> npt.NDArray[np.int64]:
-    return ((np.arange(outputs) + 0.5) * inputs / outputs).astype(np.int64)
+    step = inputs / outputs
+    # Pillow adds step after step; where the sum meets the border of a pixel, its rounding decides.
+    return np.cumsum([step * 0.5, *[step] * (outputs - 1)]).astype(np.int64)
 
 
 def _weights(inputs: int, outputs: int, kernel: _Kernel) -> FloatArray:
-    """What each of `inputs` pixels adds to each of `outputs`, (outputs, inputs); rows sum to 1."""
+    """What each of `inputs` pixels adds to each of `outputs`, (outputs, inputs), in units of 1 / `_ONE`.
+
+    They are whole numbers, as Pillow has them, so that a sum on the border between two shades goes to the same one.
+    """
     scale = inputs / outputs
     stretch = max(scale, 1.0)
     centers = (np.arange(outputs)[:, None] + 0.5) * scale
@@ -223,9 +235,11 @@ def _weights(inputs: int, outputs: int, kernel: _Kernel) -> FloatArray:
     # Pillow cuts the window at whole pixels, which matters where the kernel is not yet zero there.
     first = np.floor(centers - kernel.support * stretch + 0.5)
     last = np.floor(centers + kernel.support * stretch + 0.5)
-    weights = kernel.weigh((places + 0.5 - centers) / stretch) * ((places >= first) & (places < last))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+    weights = kernel.weigh((places - centers + 0.5) * (1 / stretch)) * ((places >= first) & (places < last))
+    weights /= weights.cumsum(axis=1)[:, -1:]  # one after the other, as in C: another order rounds otherwise
+    return np.trunc(weights * _ONE + np.copysign(0.5, weights))
 
 
-def _rounded(values: npt.NDArray[Any]) -> Pixels:
-    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
+def _rounded(sums: npt.NDArray[Any]) -> Pixels:
+    """Shades of sums in units of 1 / `_ONE`, which are whole numbers below 2^53, and so exact."""
+    return np.clip(np.floor((sums + _ONE / 2) / _ONE), 0, 255).astype(np.uint8)

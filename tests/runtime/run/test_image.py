@@ -13,6 +13,10 @@ from saten_runtime.run.image import KERNELS, pixel_values, read_picture, resize
 
 PLAIN = Image([], [], "bilinear", 1.0, [0.0] * 3, [1.0] * 3)
 CASES = [((40, 60), (20, 30)), ((37, 51), (224, 224)), ((300, 200), (32, 80)), ((5, 5), (5, 5)), ((9, 1), (4, 3))]
+# Sums that fall on the border of two shades, and steps whose sum falls on the border of two pixels.
+CASES += [((40, 30), (32, 16)), ((20, 20), (32, 16)), ((310, 236), (121, 89))]
+# More is lost of the height than twice of the width, just as much, and less.
+CASES += [((64, 77), (10, 57)), ((72, 18), (19, 44)), ((50, 46), (4, 23)), ((283, 219), (21, 48))]
 
 
 def pillow(pixels: np.ndarray, size: tuple[int, int], kernel: str) -> np.ndarray:
@@ -25,12 +29,16 @@ def pillow(pixels: np.ndarray, size: tuple[int, int], kernel: str) -> np.ndarray
 @pytest.mark.parametrize(("before", "after"), CASES)
 def test_resize_is_pillows(kernel: str, before: tuple[int, int], after: tuple[int, int]) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (*before, 3), np.uint8)
-    found, expected = resize(pixels, *after, kernel).astype(int), pillow(pixels, after, kernel).astype(int)
-    # One unit: Pillow's kernels have 22 bits, and it may take the two passes, each rounded, in the other order.
-    assert np.abs(found - expected).max() <= 1
-    assert (found != expected).mean() < (0 if kernel == "nearest" else 0.2) + 1e-9
-    if before != after and before != (9, 1):
-        assert (resize(pixels[::-1], *after, kernel).astype(int) != expected).mean() > 0.5
+    expected = pillow(pixels, after, kernel)
+    if before[0] - after[0] > max(0, 2 * (before[1] - after[1])) and pillow_version() < 13:
+        pytest.skip("Pillow 13 was the first to begin with the height of such a picture")
+    np.testing.assert_array_equal(resize(pixels, *after, kernel), expected)
+    if before != after and min(before) > 1:
+        assert (resize(pixels[::-1], *after, kernel) != expected).mean() > 0.5
+
+
+def pillow_version() -> int:
+    return int(pytest.importorskip("PIL").__version__.partition(".")[0])
 
 
 def test_order_of_the_steps() -> None:
