@@ -315,10 +315,19 @@ _GENERATION = [
         REFUSAL,
         neutral=(1,),
     ),
+    # Of a decoder, transformers takes the prompt for what the encoder read.
     *rows(
         GENERATION_CONFIG_FILE,
         REFUSED,
-        "epsilon_cutoff eta_cutoff diversity_penalty",
+        "encoder_repetition_penalty",
+        "no rule of the device does it",
+        REFUSAL,
+        neutral=(1,),
+    ),
+    *rows(
+        GENERATION_CONFIG_FILE,
+        REFUSED,
+        "epsilon_cutoff eta_cutoff diversity_penalty encoder_no_repeat_ngram_size",
         "no rule of the device does it",
         REFUSAL,
         neutral=(0,),
@@ -353,7 +362,7 @@ _GENERATION = [
     *rows(
         GENERATION_CONFIG_FILE,
         HARMLESS,
-        "encoder_repetition_penalty encoder_no_repeat_ngram_size decoder_start_token_id",
+        "decoder_start_token_id",
         "no family of ours has an encoder beside a decoder",
     ),
     *rows(

@@ -20,6 +20,8 @@ EVERY_MODULE = {**CLASSES, "4_Normalize": "Normalize"}
 # A value that every setting would take as another than its default.
 ODD = {
     "num_beams": 4,
+    "encoder_repetition_penalty": 2.0,
+    "encoder_no_repeat_ngram_size": 2,
     "cache_implementation": "quantized",
     "sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"},
 }
