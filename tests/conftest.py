@@ -78,6 +78,8 @@ DECODER_SIZES = {**TEXT_SIZES, "num_key_value_heads": HEADS // 2}
 TINY: dict[str, dict[str, Any]] = {
     "bert": TEXT_SIZES,
     "roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
+    "camembert": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
     "distilbert": {
         "vocab_size": VOCABULARY,
         "dim": WIDTH,

@@ -150,16 +150,19 @@ ARCHITECTURES = {
             pooler=True,
             options=ENCODER_OPTIONS,
         ),
-        Architecture(
-            "roberta",
-            "encoder",
-            ENCODER,
-            "encoder.layer",
-            BERT_TABLES,
-            attention=BERT_ATTENTION,
-            mlp=BERT_MLP,
-            pooler=True,
-            options=ENCODER_OPTIONS,
+        *(
+            Architecture(
+                name,
+                "encoder",
+                ENCODER,
+                "encoder.layer",
+                BERT_TABLES,
+                attention=BERT_ATTENTION,
+                mlp=BERT_MLP,
+                pooler=True,
+                options=ENCODER_OPTIONS,
+            )
+            for name in ("roberta", "xlm-roberta", "camembert")
         ),
         Architecture(
             "distilbert",

@@ -150,8 +150,9 @@ def save_model(case: Case, folder: Path, sizes: dict[str, Any]) -> None:
         size = {"height": SIDE, "width": SIDE}
         transformers.ViTImageProcessorPil(size=size, resample=0, **middle, **case.how).save_pretrained(folder)
     else:
-        # RoBERTa and MPNet count positions from the one after their padding's.
-        first = {"roberta": case.config["pad_token_id"], "mpnet": 1}.get(case.family, -1) + 1
+        # RoBERTa, its kin and MPNet count positions from the one after their padding's.
+        kin = dict.fromkeys(("roberta", "xlm-roberta", "camembert"), case.config["pad_token_id"])
+        first = {**kin, "mpnet": 1}.get(case.family, -1) + 1
         config.max_position_embeddings = case.how["positions"]
         config.vocab_size = save_tokenizer(case, folder, case.how["positions"] - first) + case.how["spare"]
         if case.task == "feature-extraction":

@@ -56,6 +56,8 @@ CELLS += [
 QUICK = {
     ("bert", "text-classification", "saten", "fp32"),
     ("roberta", "token-classification", "saten", "int8"),
+    ("xlm-roberta", "feature-extraction", "saten", "int8"),
+    ("camembert", "token-classification", "dense", "fp32"),
     ("distilbert", "question-answering", "saten", "int4"),
     ("electra", "feature-extraction", "dense", "fp16"),
     ("mpnet", "feature-extraction", "saten", "int8-block"),

@@ -90,9 +90,11 @@ class TestEveryIdHasARow:
 
 
 class TestPositions:
-    @pytest.mark.parametrize("pad", [0, 1, 7])
-    def test_roberta_counts_from_the_row_after_its_padding(self, pad, altered):
-        loaded = load_model(altered("roberta", config={"pad_token_id": pad}))
+    @pytest.mark.parametrize(
+        ("model_type", "pad"), [("roberta", 0), ("roberta", 1), ("roberta", 7), ("xlm-roberta", 1)]
+    )
+    def test_roberta_counts_from_the_row_after_its_padding(self, model_type, pad, altered):
+        loaded = load_model(altered(model_type, config={"pad_token_id": pad}))
         batch = loaded.encode([LONG])
         assert batch["input_ids"].shape == (1, 96 - pad - 1)
         assert torch.isfinite(loaded.model(**batch).last_hidden_state).all()
