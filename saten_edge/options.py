@@ -26,7 +26,7 @@ DEFAULT_KEEP = 0.75
 DEFAULT_TOLERANCE = 0.1
 # The rows of `saten_edge.methods.METHODS`, and the options that they read beside those of the selection.
 METHODS: Mapping[str, frozenset[str]] = {
-    "saten": frozenset({"budget", "pattern", "group", "allocation", "recipe"}),
+    "saten": frozenset({"budget", "tables", "pattern", "group", "allocation", "recipe"}),
     "flat": frozenset({"keep", "head_keep", "ranks"}),
     "ptnn": frozenset({"tolerance", "pattern", "group", "recipe"}),
 }
@@ -46,6 +46,7 @@ class CompressOptions:
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
     of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
     `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
+    tables: share of their bytes that lookup tables keep, within the budget; None lets the allocation say it.
 
     Raises:
         UsageError: a number out of its range, or an option that no method reads.
@@ -59,6 +60,9 @@ class CompressOptions:
     group: int = option(32, "Outputs per block of a grouped residual", low=1)
     allocation: str | None = option(
         None, "How layers share the bytes: by sensitivity (the default with --calibration) or uniform"
+    )
+    tables: float | None = option(
+        None, "Share of their bytes that the word and position tables keep, within --budget; by default --allocation"
     )
     method: str = option(
         "saten",
@@ -91,6 +95,8 @@ class CompressOptions:
             raise UsageError(
                 f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second"
             )
+        if self.tables is not None and not 0 < self.tables < 1:
+            raise UsageError(f"--tables {self.tables:g}: expected a share above 0 and below 1")
         if not 0 < self.keep < 1:
             raise UsageError(f"--keep {self.keep:g}: expected a share above 0 and below 1")
         if self.head_keep is not None and not 0 < self.head_keep <= 1:

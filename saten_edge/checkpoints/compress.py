@@ -142,6 +142,7 @@ def compress(
     recipe: Recipe | None = None,
     measured: Measured | None = None,
     selection: Selection = EVERYTHING,
+    tables: float | None = None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     kept: Callable[[str, Callable[[], Decomposition]], Decomposition] = lambda name, decompose: decompose(),
 ) -> list[CompressedLayer]:
@@ -150,7 +151,8 @@ def compress(
     budget: share of the dense fp32 bytes of all these matrices together that is kept, indices included,
     0 < budget < 1; None where eps and density of the recipe say every size. allocation: how it is shared out, see
     `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
-    judged by Frobenius' norm.
+    judged by Frobenius' norm. tables: share of their bytes that lookup tables keep, within the budget; None lets them
+    share as the layers do.
     pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
     progress: called with a layer's name, the layers done, and their number. kept: called with a layer's name and what
     decomposes it; gives the parts. Layers are taken one at a time, each
@@ -163,13 +165,14 @@ def compress(
         CheckpointError: a weight, compressed or not, is NaN or infinite.
     """
     recipe, rows = recipe or Recipe(), []
-    check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None)
+    check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None, tables=tables)
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
     refuse_odd_numbers(loaded.model, layers)
     known = measured.moments if measured else {}
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
-        budgets = allocate(allocation, matrices(layers), budget, measured)
+        fixed = {} if tables is None else {name: tables for name in layers if kind_of(layers[name]) == "embedding"}
+        budgets = allocate(allocation, matrices(layers), budget, measured, fixed)
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
@@ -179,7 +182,9 @@ def compress(
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     nn.Module.float(loaded.model)  # transformers' own refuses a model that was read with smaller blocks
-    options = options_of(recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation)
+    options = options_of(
+        recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation, tables=tables
+    )
     inputs = {"model": options_of(**loaded.source), **({"calibration": measured.texts} if measured else {})}
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
     attach_config(loaded.model, loaded.source, stage)
@@ -187,7 +192,14 @@ def compress(
 
 
 def check_options(
-    budget: float | None, pattern: str, group: int, allocation: str, recipe: Recipe, *, calibrated: bool
+    budget: float | None,
+    pattern: str,
+    group: int,
+    allocation: str,
+    recipe: Recipe,
+    *,
+    calibrated: bool,
+    tables: float | None = None,
 ) -> None:
     """Refuse what `compress` cannot do with any model, before there is one; the same parameters.
 
@@ -196,6 +208,8 @@ def check_options(
     """
     if budget is not None and not 0 < budget < 1:
         raise UsageError(f"--budget {budget:g}: expected a share of the dense bytes between 0 and 1")
+    if tables is not None and budget is None:
+        raise UsageError(f"--tables {tables:g} is a part of --budget, which --eps and --density leave out; pass one")
     check_sizes(budget, pattern_named(pattern, "linear", group=group, width=group), recipe)
     check_allocation(allocation, calibrated=calibrated)
 

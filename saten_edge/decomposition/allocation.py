@@ -76,14 +76,45 @@ class Measured:
 Allocation = Callable[[Mapping[str, Tensor], float, Measured | None], dict[str, int]]
 
 
-def allocate(how: str, matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+def allocate(
+    how: str,
+    matrices: Mapping[str, Tensor],
+    budget: float,
+    measured: Measured | None,
+    fixed: Mapping[str, float] | None = None,
+) -> dict[str, int]:
     """Bytes for each layer, together at most `budget` of the dense fp32 bytes of `matrices` (in, out).
 
+    fixed: shares of their bytes that some layers have; the others share the rest of the budget.
+
     Raises:
-        UsageError: no such allocation, or one that needs calibration without it.
+        UsageError: no such allocation, one that needs calibration without it, or a rest that the others cannot share.
     """
     check_allocation(how, calibrated=measured is not None)
-    return ALLOCATIONS[how](matrices, budget, measured)
+    shares = fixed or {}
+    others = {name: matrix for name, matrix in matrices.items() if name not in shares}
+    sizes = {name: int(matrices[name].numel() * VALUE_BYTES * share) for name, share in shares.items()}
+    if sizes:
+        budget = _rest(matrices, others, budget, sum(sizes.values()))
+    found = sizes | (ALLOCATIONS[how](others, budget, measured) if others else {})
+    return {name: found[name] for name in matrices}
+
+
+def _rest(matrices: Mapping[str, Tensor], others: Mapping[str, Tensor], budget: float, taken: int) -> float:
+    """The budget of `others`, a share of their bytes, after `taken` bytes of all.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    whole = sum(matrix.numel() for matrix in matrices.values()) * VALUE_BYTES
+    left = budget * whole - taken
+    dense = sum(matrix.numel() for matrix in others.values()) * VALUE_BYTES
+    if not 0 < left < dense:
+        raise UsageError(
+            f"--tables takes {taken / whole:.3f} of all bytes, which leaves {left / whole:.3f} of --budget {budget:g} "
+            f"to the other layers; expected more than 0 and less than the {dense / whole:.3f} that they have"
+        )
+    return left / dense
 
 
 def check_allocation(how: str, *, calibrated: bool) -> None:

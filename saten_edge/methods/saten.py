@@ -20,7 +20,9 @@ __all__ = ["SATEN"]
 def check(options: CompressOptions, calibrated: bool) -> None:
     """As `check_options` of the compression."""
     sizes = (options.share, options.pattern, options.group)
-    compression.check_options(*sizes, _allocation(options, calibrated), options.recipe, calibrated=calibrated)
+    compression.check_options(
+        *sizes, _allocation(options, calibrated), options.recipe, calibrated=calibrated, tables=options.tables
+    )
 
 
 def run(job: Job) -> list[CompressedLayer]:
@@ -45,6 +47,7 @@ def run(job: Job) -> list[CompressedLayer]:
             recipe=options.recipe,
             measured=measured,
             selection=options.selection,
+            tables=options.tables,
             progress=lambda name, done, total: advance(done, total, name),
             kept=job.kept.layer,
         )

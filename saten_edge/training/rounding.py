@@ -152,7 +152,7 @@ def _saten_linear(layer: SatenLinear, how: Precision, x: Tensor) -> Tensor:
 
 def _saten_embedding(layer: SatenEmbedding, how: Precision, ids: Tensor) -> Tensor:
     a, b = _factors(layer)
-    y = _product(functional.embedding(ids, round_along(a, 1, how), layer.padding_idx), b, how)
+    y = _product(_looked_up(ids, a, layer, how), b, how)
     if layer.residual.values.numel():
         y = y + functional.embedding(ids, _residual(layer.residual, how), layer.padding_idx)
     return y
@@ -180,9 +180,15 @@ def _turned_linear(layer: Any, how: Precision, x: Tensor) -> Tensor:
 
 
 def _embedding(layer: nn.Embedding, how: Precision, ids: Tensor) -> Tensor:
-    small = layer.weight.numel() < SMALLEST_WEIGHT
-    table = layer.weight if small else round_along(layer.weight, 1, how)
-    return functional.embedding(ids, table, layer.padding_idx)
+    if layer.weight.numel() < SMALLEST_WEIGHT:
+        return functional.embedding(ids, layer.weight, layer.padding_idx)
+    return _looked_up(ids, layer.weight, layer, how)
+
+
+def _looked_up(ids: Tensor, table: Tensor, layer: Any, how: Precision) -> Tensor:
+    """Rows of a table, rounded. Rows share no scale, so only those that are looked up need it."""
+    rows = functional.embedding(ids, table, layer.padding_idx)
+    return round_along(rows, rows.ndim - 1, how)
 
 
 # kind of module → what it computes with rounded weights

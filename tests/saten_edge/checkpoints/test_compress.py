@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from saten_edge.checkpoints.compress import (
     Selection,
+    check_options,
     compress,
     compressible_layers,
     dense_layers,
@@ -262,6 +263,44 @@ class TestAllocation:
 
     def test_uniform_gives_equal_shares(self, two: dict[str, torch.Tensor]):
         assert allocate("uniform", two, 0.25, None) == {"first": 48 * 32, "second": 48 * 32}
+
+    @pytest.mark.parametrize("how", ALLOCATIONS)
+    def test_a_fixed_share_is_kept_and_the_others_have_the_rest(self, two, how):
+        sizes = allocate(how, two, 0.3, self.measured(1.0, 100.0), {"second": 0.1})
+        assert sizes["second"] == int(0.1 * 48 * 32 * 4)
+        assert 0.4 * 48 * 32 * 4 < sizes["first"] <= 0.5 * 48 * 32 * 4
+        assert list(sizes) == list(two)
+        assert allocate(how, two, 0.3, self.measured(1.0, 100.0))["second"] > sizes["second"]
+
+    @pytest.mark.parametrize("fixed", [{"second": 0.7}, {"second": 0.61}, {"first": 0.3, "second": 0.3}])
+    def test_fixed_shares_that_leave_nothing_are_refused(self, two, fixed):
+        with pytest.raises(UsageError, match=r"--tables takes .* of all bytes, which leaves .* of --budget 0.3"):
+            allocate("uniform", two, 0.3, None, fixed)
+
+    def test_a_fixed_share_that_leaves_more_than_there_is_is_refused(self, two):
+        with pytest.raises(UsageError, match=r"expected more than 0 and less than the 0.500 that they have"):
+            allocate("uniform", two, 0.6, None, {"second": 0.1})
+
+
+def test_tables_have_their_own_share_of_the_budget(tiny_bert):
+    """Within the same bytes; without the option they would share as the layers do."""
+
+    def sizes(tables: float | None) -> dict[str, int]:
+        rows = compress(load_model(tiny_bert), 0.5, pattern="none", recipe=QUICK, tables=tables)
+        dense = {kind: sum(row.dense_bytes for row in rows if row.kind == kind) for kind in ("embedding", "linear")}
+        assert sum(row.bytes for row in rows) <= 0.5 * sum(dense.values())
+        return {kind: sum(row.bytes for row in rows if row.kind == kind) / size for kind, size in dense.items()}
+
+    few, alike = sizes(0.3), sizes(None)
+    assert few["embedding"] <= 0.3 < alike["embedding"]
+    assert few["linear"] > alike["linear"]
+
+
+def test_a_share_of_tables_needs_a_budget():
+    recipe = Recipe(eps=0.5, density=0.1)
+    with pytest.raises(UsageError, match=r"--tables 0.3 is a part of --budget, which --eps and --density leave out"):
+        check_options(None, "unstructured", 8, "uniform", recipe, calibrated=False, tables=0.3)
+    check_options(None, "unstructured", 8, "uniform", recipe, calibrated=False)
 
 
 def test_calibration_lowers_the_error_of_the_output(make_bert: Callable[..., Path], texts: list[str], tmp_path: Path):
