@@ -237,7 +237,8 @@ def _weights(inputs: int, outputs: int, kernel: _Kernel) -> FloatArray:
     last = np.floor(centers + kernel.support * stretch + 0.5)
     weights = kernel.weigh((places - centers + 0.5) * (1 / stretch)) * ((places >= first) & (places < last))
     weights /= weights.cumsum(axis=1)[:, -1:]  # one after the other, as in C: another order rounds otherwise
-    return np.trunc(weights * _ONE + np.copysign(0.5, weights))
+    whole: FloatArray = np.trunc(weights * _ONE + np.copysign(0.5, weights))
+    return whole
 
 
 def _rounded(sums: npt.NDArray[Any]) -> Pixels:
