@@ -28,3 +28,14 @@ def test_what_nobody_uses_goes(parse_model: Callable[..., ir.Model]) -> None:
     assert UsedOpsetsPass()(made).modified
     assert set(made.opset_imports) == {""}
     assert not UsedOpsetsPass()(made).modified
+
+
+def test_what_a_node_needs_comes(parse_model: Callable[..., ir.Model]) -> None:
+    """As of a symbolic operator in a graph without any fusion."""
+    made = model(parse_model, "", "com.microsoft.Gelu")
+    made.functions.clear()
+    del made.opset_imports["com.microsoft"]
+    made.graph[0].version = 1
+    assert UsedOpsetsPass()(made).modified
+    assert made.opset_imports == {"": 18, "com.microsoft": 1}
+    assert not UsedOpsetsPass()(made).modified
