@@ -29,6 +29,7 @@ ROUNDING = 1e-5
 # How 8-bit activations are cut into blocks is each build's own affair: a product's input is off by up to half a step of
 # 1 / 127 of its largest, in either of two builds; products one after the other add up.
 STEP = 1 / 127
+IN_BLOCKS = ("int8-block", "int4")
 # An activation in the middle between two codes of 8 bits goes to one in one build and to the other in the next, whose
 # layer norms differ in the last bit. What then becomes of the outputs is seen here, where such bits are drawn.
 LAST_BIT, DRAWS = 1e-6, 8
@@ -223,7 +224,7 @@ def agree(
 ) -> bool:
     assert isinstance(got, np.ndarray), got
     model = ir.load(case / "model.onnx")
-    blocks = products(model, model.graph) if case.name.endswith("int8-block") else 0
+    blocks = products(model, model.graph) if case.name.endswith(IN_BLOCKS) else 0
     return compare_outputs(got, wanted, mask)[0] <= allowed + blocks * STEP
 
 

@@ -45,7 +45,13 @@ OTHER_RECIPE = {
     "solver": "alternate",
 }
 OTHER_SELECTION = {"smallest": 5000, "include": ("*.intermediate.dense",), "exclude": ("*.output.*",)}
-OTHER_COMPRESSING = {"budget": 0.6, "pattern": "unstructured", "group": 16, "allocation": "sensitivity"}
+OTHER_COMPRESSING = {
+    "budget": 0.6,
+    "tables": 0.3,
+    "pattern": "unstructured",
+    "group": 16,
+    "allocation": "sensitivity",
+}
 OTHER_SCHEDULE = {
     "steps": 3,
     "epochs": 2.0,
