@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from peers.artifacts import once
+from peers.artifacts import smollm2 as smollm2_file
 from peers.commands import saten_edge
 from peers.results import RESULTS, markdown, publish, short
-from precision import smollm2 as smollm2_file
 from vision import DIGITS_VIT, digits, random_vit
 
 from saten_edge.texts import write_lines

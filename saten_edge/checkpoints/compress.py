@@ -171,8 +171,7 @@ def compress(
     known = measured.moments if measured else {}
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
-        fixed = {} if tables is None else {name: tables for name in layers if kind_of(layers[name]) == "embedding"}
-        budgets = allocate(allocation, matrices(layers), budget, measured, fixed)
+        budgets = allocate(allocation, matrices(layers), budget, measured, _shares(tables, layers))
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
@@ -189,6 +188,18 @@ def compress(
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
     attach_config(loaded.model, loaded.source, stage)
     return rows
+
+
+def _shares(tables: float | None, layers: Mapping[str, nn.Module]) -> dict[str, float]:
+    """The shares that lookup tables have of their own.
+
+    Raises:
+        UsageError: one is asked for, and no table is compressed.
+    """
+    found = [name for name in layers if kind_of(layers[name]) == "embedding"]
+    if tables is not None and not found:
+        raise UsageError(f"--tables {tables:g}: no lookup table of this model is compressed; leave the option out")
+    return {} if tables is None else dict.fromkeys(found, tables)
 
 
 def check_options(

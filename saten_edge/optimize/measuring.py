@@ -14,7 +14,7 @@ from saten_edge.devices.jobs import bench_job, device_facts, run_job
 from saten_edge.devices.transports import parse_devices
 from saten_edge.reports import join_benches
 from saten_runtime.bench.plan import Plan
-from saten_runtime.bench.results import read_bench
+from saten_runtime.bench.results import BenchResult, read_bench
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DataError
 from saten_runtime.records.files import read_json
@@ -26,9 +26,9 @@ RESULT = "bench.json"
 
 @dataclass(frozen=True)
 class Times:
-    """Results of bench by device, as JSON data; that of this machine has no name."""
+    """Results of bench by device; that of this machine has no name."""
 
-    by_device: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    by_device: Mapping[str, BenchResult] = field(default_factory=dict)
 
     def of(self, bundle: str) -> dict[str, float | None]:
         """Milliseconds of the median run of a bundle by device; None where it failed."""
@@ -36,14 +36,14 @@ class Times:
 
     @property
     def joined(self) -> dict[str, Any]:
-        """All of them as one, for a report."""
-        return dict(join_benches(list(self.by_device.values())) or {})
+        """All of them as one, as JSON data for a report."""
+        return dict(join_benches([_named(device, result) for device, result in self.by_device.items()]) or {})
 
     @property
     def reasons(self) -> list[str]:
         """Why times must not be believed, each with its device."""
-        verdicts = {device: read_bench(result).verdict for device, result in self.by_device.items()}
-        return [": ".join(filter(None, (device, why))) for device, said in verdicts.items() for why in said.reasons]
+        told = [(device, why) for device, result in self.by_device.items() for why in result.verdict.reasons]
+        return [": ".join(filter(None, pair)) for pair in told]
 
 
 def reach(urls: Sequence[str], progress: Progress | None) -> list[Device]:
@@ -73,19 +73,22 @@ def measure(
     """
     if not devices:
         here = saten_edge.bench(bundles, plan, baseline=bundles[0], output=folder, resume=True, progress=progress)
-        return Times({"": here.to_json()})
+        return Times({"": here})
     return Times({device.label: _on(device, bundles, plan, folder / device.label, progress) for device in devices})
 
 
-def _on(device: Device, bundles: Sequence[Path], plan: Plan, folder: Path, progress: Progress | None) -> dict[str, Any]:
+def _on(device: Device, bundles: Sequence[Path], plan: Plan, folder: Path, progress: Progress | None) -> BenchResult:
     if (folder / RESULT).is_file():
-        kept = read_json(folder / RESULT, DataError)
-        if {Bundle.open(path).name for path in bundles} <= {cell.bundle for cell in read_bench(kept).cells}:
+        kept = read_bench(read_json(folder / RESULT, DataError))
+        if {Bundle.open(path).name for path in bundles} <= {cell.bundle for cell in kept.cells}:
             return kept  # whole, and not that of a run which Ctrl-C ended
     with told(progress, f"measure {len(bundles)} bundles on {device.label}"):
-        return run_job(device, bench_job(bundles, plan, bundles[0]), folder=folder, talk=Talk(quiet=True))
+        return read_bench(run_job(device, bench_job(bundles, plan, bundles[0]), folder=folder, talk=Talk(quiet=True)))
 
 
-def _median_ms(result: Mapping[str, Any], bundle: str) -> float | None:
-    cells = read_bench(result).cells
-    return next((cell.p50_ms for cell in cells if cell.bundle == bundle and cell.failed is None), None)
+def _named(device: str, result: BenchResult) -> dict[str, Any]:
+    return {**result.to_json(), **({"device": {"label": device}} if device else {})}
+
+
+def _median_ms(result: BenchResult, bundle: str) -> float | None:
+    return next((cell.p50_ms for cell in result.cells if cell.bundle == bundle and cell.failed is None), None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from saten_edge.devices.transports import parse_devices
 from saten_edge.optimize.engines import default_workers
 from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
@@ -105,6 +106,9 @@ def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | N
 def _notes(judge: Judge, options: OptimizeOptions) -> list[str]:
     held = round(options.confirm * judge.data.count)
     notes = [f"{judge.data.count - held} examples of the judge steer, {held} confirm"]
+    if options.device:
+        labels = [device.label for device in parse_devices(options.device)]
+        notes.append(f"the finalists and the dense models are timed on {', '.join(labels)}")
     if judge.overlap:
         notes.append(f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too")
     return notes

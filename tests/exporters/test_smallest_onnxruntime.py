@@ -31,7 +31,8 @@ ROUNDING = 1e-5
 STEP = 1 / 127
 IN_BLOCKS = ("int8-block", "int4")
 # An activation in the middle between two codes of 8 bits goes to one in one build and to the other in the next, whose
-# layer norms differ in the last bit. What then becomes of the outputs is seen here, where such bits are drawn.
+# layer norms differ in the last bit. What then becomes of the outputs is seen here, where such bits are drawn: what
+# norms give is below 8, where two neighbours of float32 are 2^-21 = 4.8e-7 apart, and either build may be off by one.
 LAST_BIT, DRAWS = 1e-6, 8
 # What every version reads in ORT format; of MatMulNBits, it keeps attributes that older ones do not know.
 ORT_PRECISION = "int8"

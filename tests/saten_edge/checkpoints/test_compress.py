@@ -296,6 +296,13 @@ def test_tables_have_their_own_share_of_the_budget(tiny_bert):
     assert few["linear"] > alike["linear"]
 
 
+def test_a_share_of_tables_needs_a_table(tiny_bert):
+    layers = Selection(include=("*.intermediate.dense",))
+    with pytest.raises(UsageError, match=r"--tables 0.3: no lookup table of this model is compressed"):
+        compress(load_model(tiny_bert), 0.5, pattern="none", recipe=QUICK, selection=layers, tables=0.3)
+    assert compress(load_model(tiny_bert), 0.5, pattern="none", recipe=QUICK, selection=layers)
+
+
 def test_a_share_of_tables_needs_a_budget():
     recipe = Recipe(eps=0.5, density=0.1)
     with pytest.raises(UsageError, match=r"--tables 0.3 is a part of --budget, which --eps and --density leave out"):

@@ -30,7 +30,7 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.recipe import Option, Stage
 from saten_runtime.records.files import digest_of
 
-LAYER = "encoder.layer.0.intermediate.dense"
+LAYER, TABLE = "encoder.layer.0.intermediate.dense", "embeddings.position_embeddings"
 COMPRESSING: dict[str, Any] = {"budget": 0.5, "pattern": "grouped", "group": 8, "allocation": "uniform"}
 
 # option → another value than the one it has in these tests
@@ -120,11 +120,11 @@ def test_options_of_a_selection(name: str, bert: LoadedModel) -> None:
     ),
 )
 def test_options_of_compress(name: str, bert: LoadedModel) -> None:
-    measured = Measured(
-        {LAYER: torch.eye(64, dtype=torch.float64)}, {LAYER: 1.0}, {"sha256": "0" * 64, "texts": 3, "tokens": 128}
-    )
-    before = compressed(bert, measured=measured)
-    after = compressed(bert, measured=measured, **{name: OTHER_COMPRESSING[name]})
+    texts = {"sha256": "0" * 64, "texts": 3, "tokens": 128}
+    moments = {LAYER: torch.eye(64, dtype=torch.float64), TABLE: torch.ones(96, dtype=torch.float64)}
+    measured = Measured(moments, {LAYER: 1.0, TABLE: 1.0}, texts)
+    usual = {"measured": measured, "selection": Selection(include=(LAYER, TABLE))}
+    before, after = compressed(bert, **usual), compressed(bert, **usual, **{name: OTHER_COMPRESSING[name]})
     assert after.options[name] == OTHER_COMPRESSING[name] != before.options[name]
     assert after.inputs["calibration"] == measured.texts
     assert after.inputs["model"]["sha256"] == bert.source["sha256"]

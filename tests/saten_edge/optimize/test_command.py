@@ -79,13 +79,14 @@ def test_the_hash_of_a_model_of_one_file_is_of_its_content(tmp_path: Path):
 
 def test_a_dry_run_writes_nothing(run, tiny_bert: Path, data: Path, tmp_path: Path):
     files = ("--data", data / "train.jsonl", "--judge", data / "judge.jsonl")
-    code, out, _ = run("optimize", tiny_bert, "-o", tmp_path / "out", *files, *QUICK, "--dry-run")
+    code, out, _ = run("optimize", tiny_bert, "-o", tmp_path / "out", *files, *QUICK, "--dry-run", "--device", "local")
     assert code == 0
     for words in (
         "fine-tune the dense model on the labels",
         "2 trials",
         "GB of disk",
         "12 examples of the judge steer",
+        "the finalists and the dense models are timed on local",
     ):
         assert words in out
     assert list(tmp_path.iterdir()) == []
@@ -96,6 +97,7 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "a metric of another task": (("--metric", "spearman"), "--metric spearman: classification has accuracy"),
     "no size at all": (("--max-mb", "0.002"), "--max-mb 0.002: the smallest bundle that is tried takes about"),
     "no data": (("--data", "nowhere.jsonl"), "--data nowhere.jsonl: no such file"),
+    "a device": (("--device", "pi5", "--dry-run"), "--device pi5: expected ssh://"),
     "an engine": (("--engine", "cloud"), "--engine cloud: there are local"),
     "an objective": (("--objective", "fame"), "--objective fame: there are bytes, time, accuracy"),
     "a recipe that is none": (("--recipe", "{data}/train.jsonl"), "train.jsonl:2: not YAML"),

@@ -16,6 +16,7 @@ from saten_edge.optimize.measuring import Times, measure, reach
 from saten_edge.optimize.showing import table_rows
 from saten_edge.optimize.space import Candidate
 from saten_runtime.bench.plan import Plan
+from saten_runtime.bench.results import read_bench
 from saten_runtime.errors import DeviceError, UsageError
 
 PLAN = Plan(tokens=(8,))
@@ -93,9 +94,9 @@ def test_a_result_that_is_not_whole_is_measured_again(boards, tmp_path: Path) ->
 
 
 def test_why_times_are_not_believed_says_where() -> None:
-    busy = result(1.0, reasons=("the load was 3",))
+    busy, quiet = read_bench(result(1.0, reasons=("the load was 3",))), read_bench(result(1.0))
     assert Times({"": busy}).reasons == ["the load was 3"]
-    assert Times({"pi": busy, "b": result(1.0)}).reasons == ["pi: the load was 3"]
+    assert Times({"pi": busy, "b": quiet}).reasons == ["pi: the load was 3"]
 
 
 def test_the_table_has_a_column_for_each_device() -> None:
