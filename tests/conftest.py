@@ -22,6 +22,10 @@ from hypothesis import Phase, settings
 from hypothesis.internal.conjecture import providers
 from warm_python import COMMANDS, WarmPython
 
+# Tests run beside each other, and the threads of one would wait in turns for the cores of another: here and in every
+# command a test starts, torch has one thread. What needs more sets it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import saten_runtime  # noqa: F401  before a test imports onnxruntime, whose telemetry it turns off
 
 # The same examples in every run, no database beside the sources, and failures that are shrunk but not explained.
@@ -168,7 +172,6 @@ def save_bert(folder: Path, *, width: int = WIDTH, layers: int = LAYERS, seed: i
     import torch
     from transformers import BertConfig, BertModel
 
-    torch.set_num_threads(1)  # threads cost more than they bring to models this small
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -206,7 +209,6 @@ def save_tiny(folder: Path, model_type: str, task: str, *, seed: int = SEED, **o
 
     from saten_runtime.vocabulary.tasks import HUB_TASKS
 
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     architectures = ["DeiTForImageClassification"] if (model_type, task) == ("deit", "image-classification") else None
     sizes = {**TINY[model_type], "initializer_range": 0.1, "architectures": architectures, **options}

@@ -94,7 +94,7 @@ def run(warm_python, warm_path, offline):
     def run(language: str, text: str, model: Path, folder: Path) -> None:
         python = [*warm_python, "-c", text.replace(HUB_NAME, str(model))]
         command = ["bash", "-euxc", BUSY + script(text, model)] if language == "sh" else python
-        environment = {**offline, "PATH": warm_path, "OMP_NUM_THREADS": "1"}
+        environment = {**offline, "PATH": warm_path}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{text}\n{done.stderr[-2000:]}"
 

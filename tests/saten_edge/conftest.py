@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they bring to matrices this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +16,7 @@ def saten_edge_command(
     warm_python: list[str], offline: dict[str, str]
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """saten_edge_command(*arguments, cwd=…) -> the finished `saten-edge`, which cannot reach the hub."""
-    environment = {**offline, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    environment = {**offline, "COLUMNS": "100"}
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [*warm_python, "-m", "saten_edge", *map(str, arguments)]
