@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ from saten_edge.checkpoints.checkpoint import attach_config, share_heads
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
-from saten_edge.decomposition.allocation import Measured, allocate, check_allocation
-from saten_edge.decomposition.decompose import Decomposition, check_sizes, decompose
+from saten_edge.decomposition.allocation import Measured, allocate, check_allocation, most_bytes
+from saten_edge.decomposition.decompose import Decomposition, check_paid, check_sizes, decompose
 from saten_edge.decomposition.fitting import described, fitting
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
@@ -26,6 +27,7 @@ from saten_runtime.errors import CheckpointError, ExportError, SatenError, Usage
 
 __all__ = [
     "CompressedLayer",
+    "check_layers",
     "check_options",
     "compress",
     "compressible_layers",
@@ -225,6 +227,43 @@ def check_options(
     check_allocation(allocation, calibrated=calibrated)
 
 
+def check_layers(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    budget: float | None,
+    pattern: str,
+    group: int,
+    allocation: str,
+    recipe: Recipe,
+    tables: float | None,
+) -> None:
+    """Refuse what `compress` cannot do with these layers, whatever a calibration finds; the same parameters.
+
+    Raises:
+        UsageError, BudgetError, CheckpointError: as `compress`.
+    """
+    refuse_odd_numbers(model, layers)
+    fixed = _shares(tables, layers)
+    if budget is None:
+        return
+    found = matrices(layers)
+    for name, size in most_bytes(allocation, found, budget, fixed).items():
+        ins, outs = found[name].shape
+        kind = kind_of(layers[name])
+        fitted, blocks = fitting(pattern, kind, group=group, width=outs)
+        with _named(name):
+            check_paid((ins, outs), size, pattern_named(fitted, kind, group=blocks, width=outs), recipe)
+
+
+@contextlib.contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Errors in the block name the layer."""
+    try:
+        yield
+    except SatenError as cause:
+        raise type(cause)(f"{layer}: {cause}") from None
+
+
 def matrices(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """M (in, out) of each layer, a view of its weight."""
     return {name: _matrix(module) for name, module in layers.items()}
@@ -256,10 +295,8 @@ def decompose_layer(
     matrix = _matrix(module).to(device, torch.float32).contiguous()
     kind = kind_of(module)
     chosen = pattern_named(pattern, kind, group=group, width=matrix.shape[1])
-    try:
+    with _named(name):
         return decompose(matrix, budget_bytes, chosen, recipe, None if moments is None else moments.to(device))
-    except SatenError as cause:
-        raise type(cause)(f"{name}: {cause}") from None
 
 
 def replace_layer(

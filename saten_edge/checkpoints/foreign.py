@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,20 @@ from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.gguf_models import unpacked_gguf
 from saten_edge.checkpoints.guard import INDEX_FILE, read_header
 from saten_edge.checkpoints.pickles import convert_pickle
-from saten_runtime.errors import CheckpointError
+from saten_edge.checkpoints.sentences import PICKLED_WEIGHTS_FILE
+from saten_runtime.errors import CheckpointError, SatenError
 from saten_runtime.records.files import read_json, write_json
+from saten_runtime.vocabulary.files import PREPROCESSOR_CONFIG_FILE, TOKENIZER_FILE
 
-__all__ = ["PICKLE_FILES", "refuse_adapter", "refuse_rounded", "with_safetensors"]
+__all__ = ["PICKLE_FILES", "refuse_adapter", "refuse_bare", "refuse_rounded", "with_safetensors"]
 
 PICKLE_FILES = "pytorch_model*.bin"
+# What a tokenizer, or a processor of images, is read from. Without it transformers makes up a tokenizer that knows no
+# word, or names a place on the hub.
+PREPARING = {
+    "vision": ("an image processor", (PREPROCESSOR_CONFIG_FILE,), "AutoImageProcessor"),
+    "text": ("a tokenizer", (TOKENIZER_FILE, "vocab.txt", "vocab.json", "*.model"), "AutoTokenizer"),
+}
 # What a copy of a folder leaves out: weights, which other programs wrote.
 WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx", "*.ot")
 
@@ -42,14 +51,23 @@ def with_safetensors(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as aside:
         copy = Path(aside) / folder.resolve().name
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*WEIGHTS))
+        shutil.copytree(folder, copy, ignore=partial(_left_out, folder))
         names = {
             file.name: f"model-{number:05}-of-{len(pickled):05}.safetensors" for number, file in enumerate(pickled, 1)
         }
         for file in pickled:
             convert_pickle(file, copy / names[file.name])
         _write_index(copy, list(names.values()))
-        yield copy
+        try:
+            yield copy
+        except SatenError as cause:  # names what was given, not its copy
+            raise type(cause)(str(cause).replace(str(copy), str(folder))) from cause
+
+
+def _left_out(folder: Path, at: str, names: list[str]) -> set[str]:
+    """Of the names in a folder at or below `folder`: weights, but those of a module of sentence-transformers."""
+    found = shutil.ignore_patterns(*WEIGHTS)(at, names)
+    return found if Path(at) == folder else found - {PICKLED_WEIGHTS_FILE}
 
 
 def _write_index(folder: Path, files: Sequence[str]) -> None:
@@ -72,6 +90,20 @@ def refuse_adapter(folder: Path) -> None:
         raise CheckpointError(
             f"{folder}: is an adapter of {base}, no model; merge the two first: "
             f"saten-edge import {folder} --base {base} -o MERGED"
+        )
+
+
+def refuse_bare(folder: Path, kind: str) -> None:
+    """Refuse a folder that has weights alone. kind: of its family, see `Architecture`.
+
+    Raises:
+        CheckpointError: naming what is missing, and what to do.
+    """
+    what, patterns, kept_by = PREPARING.get(kind, PREPARING["text"])
+    if not any(any(folder.glob(pattern)) for pattern in patterns):
+        raise CheckpointError(
+            f"{folder}: holds no file of {what} ({', '.join(patterns)}); put that of the model it was trained from "
+            f"there, such as by {kept_by}.from_pretrained(NAME).save_pretrained({str(folder)!r})"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from saten_edge.checkpoints.architectures import Architecture, architecture, task_of
 from saten_edge.checkpoints.checkpoint import (  # importing it registers the "saten" method with transformers
@@ -19,7 +20,7 @@ from saten_edge.checkpoints.checkpoint import (  # importing it registers the "s
     seal,
     verify_folder,
 )
-from saten_edge.checkpoints.foreign import refuse_rounded, with_safetensors
+from saten_edge.checkpoints.foreign import refuse_bare, refuse_rounded, with_safetensors
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
@@ -243,9 +244,12 @@ def save_model(
         with silent_transformers():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
-        for name in loaded.sentences.files:
+        for name in (*loaded.sentences.settings, *loaded.sentences.weights):
             (folder / name).parent.mkdir(exist_ok=True)
+        for name in loaded.sentences.settings:
             shutil.copyfile(loaded.folder / name, folder / name)
+        for name, tensors in loaded.sentences.weights.items():
+            save_file(dict(tensors), folder / name, {"format": "pt"})
         for name, data in (extra or {}).items():
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if isinstance(getattr(loaded.model.config, "quantization_config", None), SatenConfig):
@@ -270,7 +274,9 @@ def _family_and_task(folder: Path, task: str | None) -> tuple[Architecture, str]
     """The row of the folder's model_type, and the task asked for or written in its config; both checked."""
     config = read_json(folder / CONFIG_FILE, CheckpointError)
     refuse_rounded(folder, config)
-    row = architecture(config.get("model_type"))
+    if "model_type" not in config:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: names no model_type; expected a transformers model folder")
+    row = architecture(config["model_type"])
     task = task or task_in(folder)
     if task not in HUB_TASKS:
         raise UsageError(f"no task {task!r}; there are: {', '.join(HUB_TASKS)}")
@@ -334,6 +340,7 @@ def _preprocessors(folder: Path, row: Architecture) -> tuple[Any, Any]:
     """The tokenizer of a text model, or the image processor of a vision model, and None for the other."""
     import transformers
 
+    refuse_bare(folder, row.kind)
     if row.kind == "vision":
         return None, transformers.AutoImageProcessor.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -6,14 +6,17 @@ perhaps Normalize; any other is refused by its name.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from saten_edge.checkpoints.guard import read_header
+from saten_edge.checkpoints.pickles import convert_pickle
 from saten_runtime.bundle.manifest import Module, Postprocess
 from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import parse_json, read_json
@@ -29,6 +32,7 @@ from saten_runtime.vocabulary.files import (
 
 __all__ = [
     "LAYERS",
+    "PICKLED_WEIGHTS_FILE",
     "Sentences",
     "is_cross_encoder",
     "lower_case",
@@ -37,7 +41,8 @@ __all__ = [
     "read_transformer",
 ]
 
-WEIGHTS_FILE = "model.safetensors"  # of a module, in its folder
+# Of a module, in its folder: as they are stored today, and as older versions of sentence-transformers stored them.
+WEIGHTS_FILE, PICKLED_WEIGHTS_FILE = "model.safetensors", "pytorch_model.bin"
 # Where the pooling is that no `modules.json` points to.
 POOLING_FOLDER = "1_Pooling"
 
@@ -65,8 +70,8 @@ class Sentences:
 
     steps: the layers of `postprocess.modules` with their numbers. prompt: put before every text; prompts: all of them,
     by name. max_length: tokens that texts are cut to, None where nothing is said. lower: whether texts are made lower
-    case. settings: the files as they were read, by their path in the folder. weights: paths of the layers' numbers in
-    the folder.
+    case. settings: the files as they were read, by their path in the folder. weights: the layers' numbers as they are
+    stored, by the path of their safetensors file in the folder and their names there.
     """
 
     postprocess: Postprocess
@@ -76,12 +81,7 @@ class Sentences:
     max_length: int | None = None
     lower: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
-    weights: Sequence[str] = ()
-
-    @property
-    def files(self) -> Sequence[str]:
-        """All of it, by the paths in the folder."""
-        return (*self.settings, *self.weights)
+    weights: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,11 @@ def read_sentences(folder: Path) -> Sentences:
     transformer = read_transformer(folder)
     prompts = transformer.settings.get(PROMPTS_FILE, {})
     layers = [module for module in found if module.kind in LAYERS]
-    steps = [LAYERS[module.kind](folder, module.path, index) for index, module in enumerate(layers)]
+    weights = {f"{module.path}/{WEIGHTS_FILE}": _tensors(folder / module.path) for module in layers}
+    steps = [
+        LAYERS[module.kind](folder, module.path, index, tensors)
+        for index, (module, tensors) in enumerate(zip(layers, weights.values(), strict=True))
+    ]
     pooling = [module.path for module in found if module.kind == "Pooling"] or [POOLING_FOLDER]
     paths = [f"{path}/{CONFIG_FILE}" for path in (*pooling, *(each.path for each in found if each.kind in AFTER))]
     configs = {path: _config(folder, path) for path in paths if (folder / path).is_file()}
@@ -119,7 +123,7 @@ def read_sentences(folder: Path) -> Sentences:
         ),
         steps=steps,
         settings={**listed, **transformer.settings, **configs},
-        weights=[f"{module.path}/{WEIGHTS_FILE}" for module in layers],
+        weights=weights,
     )
 
 
@@ -247,7 +251,7 @@ def _pooling(folder: Path, name: str) -> str:
     return "+".join(names)
 
 
-def _dense(folder: Path, path: str, index: int) -> Step:
+def _dense(folder: Path, path: str, index: int, tensors: Mapping[str, Tensor]) -> Step:
     said = _config(folder, f"{path}/{CONFIG_FILE}").get("activation_function", "torch.nn.Tanh")
     activation = str(said).rpartition(".")[2].lower()
     if activation not in ACTIVATIONS or not str(said).startswith("torch."):
@@ -255,29 +259,40 @@ def _dense(folder: Path, path: str, index: int) -> Step:
             f"{folder / path / CONFIG_FILE}: activation_function {said!r:.80} cannot be expressed; "
             f"there are {', '.join(ACTIVATIONS)}"
         )
-    return _step(folder / path, Module("dense", "", activation=activation), "linear", index)
+    return _step(folder / path, Module("dense", "", activation=activation), "linear", index, tensors)
 
 
-def _layer_norm(folder: Path, path: str, index: int) -> Step:
-    return _step(folder / path, Module("layer_norm", ""), "norm", index)
+def _layer_norm(folder: Path, path: str, index: int, tensors: Mapping[str, Tensor]) -> Step:
+    return _step(folder / path, Module("layer_norm", ""), "norm", index, tensors)
 
 
-LAYERS: Mapping[str, Callable[[Path, str, int], Step]] = {"Dense": _dense, "LayerNorm": _layer_norm}
+Layer = Callable[[Path, str, int, Mapping[str, Tensor]], Step]
+LAYERS: Mapping[str, Layer] = {"Dense": _dense, "LayerNorm": _layer_norm}
 """What may stand between pooling and Normalize, by the names of sentence-transformers."""
 AFTER = (*LAYERS, "Normalize", "Dropout")
 
 
-def _step(path: Path, module: Module, prefix: str, index: int) -> Step:
+def _step(path: Path, module: Module, prefix: str, index: int, tensors: Mapping[str, Tensor]) -> Step:
     """A layer with the numbers of its own weight file; a bundle keeps them by its index."""
+    weight, bias = f"{prefix}.weight", f"{prefix}.bias"
+    if not {weight} <= tensors.keys() <= {weight, bias}:
+        raise CheckpointError(f"{path}: holds {', '.join(sorted(tensors))}; expected {weight}, and {bias} or not")
+    numbers = {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    place = f"postprocess/{index}"
+    named = replace(module, weight=f"{place}.weight.npy", bias=f"{place}.bias.npy" if bias in tensors else "")
+    return Step(named, numbers[weight], numbers.get(bias, np.zeros(0, np.float32)))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The numbers of a module, out of safetensors or of what torch pickled."""
     from safetensors.torch import load_file
 
-    file, weight, bias = path / WEIGHTS_FILE, f"{prefix}.weight", f"{prefix}.bias"
-    if not file.is_file():
-        raise CheckpointError(f"{file}: is missing; save the model again with a newer sentence-transformers")
-    names = set(read_header(file))
-    if not {weight} <= names <= {weight, bias}:
-        raise CheckpointError(f"{file}: holds {', '.join(sorted(names))}; expected {weight}, and {bias} or not")
-    tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
-    place = f"postprocess/{index}"
-    named = replace(module, weight=f"{place}.weight.npy", bias=f"{place}.bias.npy" if bias in names else "")
-    return Step(named, tensors[weight], tensors.get(bias, np.zeros(0, np.float32)))
+    file, pickled = path / WEIGHTS_FILE, path / PICKLED_WEIGHTS_FILE
+    if file.is_file():
+        read_header(file)
+        return dict(load_file(file))
+    if not pickled.is_file():
+        raise CheckpointError(f"{file}: is missing, and so is {PICKLED_WEIGHTS_FILE}; download the folder again")
+    with tempfile.TemporaryDirectory() as aside:
+        convert_pickle(pickled, converted := Path(aside) / WEIGHTS_FILE)
+        return dict(load_file(converted))

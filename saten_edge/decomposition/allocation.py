@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from saten_runtime.bundle.recipe import Option
 from saten_runtime.errors import CheckpointError, UsageError
 from saten_runtime.records.files import parse_json, replace_file
 
-__all__ = ["ALLOCATIONS", "Measured", "allocate"]
+__all__ = ["ALLOCATIONS", "Measured", "allocate", "most_bytes"]
 
 # The entry of a file's metadata that says whose moments a layer's are.
 _OWNERS = "owners"
@@ -98,6 +99,23 @@ def allocate(
         budget = _rest(matrices, others, budget, sum(sizes.values()))
     found = sizes | (ALLOCATIONS[how](others, budget, measured) if others else {})
     return {name: found[name] for name in matrices}
+
+
+def most_bytes(
+    how: str, matrices: Mapping[str, Tensor], budget: float, fixed: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """What `allocate` gives each layer at most, whatever is measured.
+
+    Raises:
+        UsageError: as `allocate` has it.
+    """
+    equal = allocate("uniform", matrices, budget, None, fixed)
+    spare = sum(size for name, size in equal.items() if name not in (fixed or {})) * (1 - SMALLEST_PART)
+    if how == "uniform":
+        return equal
+    return {
+        name: size if name in (fixed or {}) else math.ceil(size * SMALLEST_PART + spare) for name, size in equal.items()
+    }
 
 
 def _rest(matrices: Mapping[str, Tensor], others: Mapping[str, Tensor], budget: float, taken: int) -> float:

@@ -21,13 +21,13 @@ from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual
-from saten_edge.decomposition.shapes import smallest_full_dims
+from saten_edge.decomposition.shapes import Sides, smallest_full_dims
 from saten_edge.decomposition.solvers import SOLVERS
 from saten_edge.decomposition.trains import TRAINS
 from saten_edge.decomposition.tt import tensor_train
 from saten_runtime.errors import CheckpointError, UsageError
 
-__all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_sizes", "decompose"]
+__all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_paid", "check_sizes", "decompose"]
 
 # Below this many bytes in float32 a matrix is decomposed in float64; above, copies of it would not fit small machines,
 # so it stays float32, its Gram matrices being summed in float64 all the same.
@@ -73,6 +73,19 @@ def check_sizes(budget: float | None, pattern: Pattern, recipe: Recipe) -> None:
         raise UsageError(f"--density {recipe.density:g} needs a residual, but --pattern is none")
 
 
+def check_paid(shape: tuple[int, int], budget_bytes: int, pattern: Pattern, recipe: Recipe) -> None:
+    """Refuse bytes that are too few for any matrix (in, out), as far as its numbers do not decide it.
+
+    Raises:
+        BudgetError: they pay for nothing.
+    """
+    if recipe.method != "bond" or recipe.eps is not None or recipe.density is not None:
+        return
+    sides = _sides(shape, budget_bytes, recipe)
+    empty, how = torch.empty(shape, device="meta"), (recipe.method, recipe.rounds, recipe.share, None, None)
+    Problem(empty, budget_bytes, pattern, Metric.from_moments(None), sides, 0.0, *how).check_paid()
+
+
 def _problem(
     matrix: Tensor, budget_bytes: int | None, pattern: Pattern, recipe: Recipe, moments: Tensor | None
 ) -> Problem:
@@ -80,14 +93,19 @@ def _problem(
     device = torch.device("cuda") if torch.cuda.is_available() else matrix.device
     exact = matrix.to(device, dtype)
     metric = Metric.from_moments(moments).like(exact)
-    sides = recipe.sides((matrix.shape[0], matrix.shape[1]))
     limit = math.inf if budget_bytes is None else budget_bytes
-    if recipe.method == "bond":
-        bond = int(min(*matrix.shape, max(1, limit / VALUE_BYTES / sum(matrix.shape))))
-        ins, outs = smallest_full_dims(sides, bond)
-        sides = (ins,), (outs,)
+    sides = _sides((matrix.shape[0], matrix.shape[1]), limit, recipe)
     how = (recipe.method, recipe.rounds, recipe.share, recipe.density, recipe.eps)
     return Problem(exact, limit, pattern, metric, sides, metric.norm(exact), *how)
+
+
+def _sides(shape: tuple[int, int], limit: float, recipe: Recipe) -> Sides:
+    """The dims that a train may have; of the method "bond" those that cost least at the bond that the bytes pay for."""
+    sides = recipe.sides(shape)
+    if recipe.method != "bond":
+        return sides
+    ins, outs = smallest_full_dims(sides, int(min(*shape, max(1, limit / VALUE_BYTES / sum(shape)))))
+    return (ins,), (outs,)
 
 
 def _moved(indices: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -105,6 +105,15 @@ class Problem:
         train_bytes = full_train_numel(self.dims, bond) * VALUE_BYTES if bond else 0
         return bond, self._entries(0 if share == 1 else self.budget_bytes - train_bytes)
 
+    def check_paid(self) -> None:
+        """Look at sizes alone; of the method "bond".
+
+        Raises:
+            BudgetError: the bytes pay for neither a train nor a residual, at any split.
+        """
+        if not any(any(self.sizes(share)) for share in self._shares()):
+            raise self._too_small()
+
     def full_share(self) -> float:
         """The share of the bytes that is left for the train by a residual of as many entries as its pattern has."""
         most = self.pattern.affordable(self.shape, _whole(self.budget_bytes))

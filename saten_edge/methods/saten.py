@@ -30,6 +30,8 @@ def run(job: Job) -> list[CompressedLayer]:
     options, layers = job.options, compressible_layers(job.loaded.model, job.options.selection)
     count, budget = len(layers), _budget(job)
     allocation = _allocation(options, bool(job.items))
+    how = (options.pattern, options.group, allocation, options.recipe, options.tables)
+    compression.check_layers(job.loaded.model, layers, budget, *how)
     weighed = budget if allocation == "sensitivity" else None
     measured = None
     if job.items:

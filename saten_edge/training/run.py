@@ -73,8 +73,8 @@ def finetune(
         feed = batches(trained_on, schedule.batch_size)
         if not len(feed):
             raise DataError(
-                f"{len(trained_on)} examples to train on, expected at least one batch of "
-                f"{schedule.batch_size * arguments.world_size}"
+                f"{examples.source}: {len(trained_on)} examples to train on, expected at least one batch of "
+                f"{schedule.batch_size * arguments.world_size}; lower --batch-size"
             )
         arguments.max_steps = schedule.total_steps(len(feed))
         trainer = SatenTrainer(

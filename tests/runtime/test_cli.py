@@ -358,3 +358,9 @@ def test_readme_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         options = {word.strip(",[]") for word in capsys.readouterr().out.split() if word.startswith(("--", "[--"))}
         missing = {option for option in options - {"--help"} if option not in section}
         assert not missing, f"README, saten-run {command}: {missing}"
+
+
+def test_a_file_of_a_bundle_is_not_the_bundle(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "predict", str(tiny / "model.onnx"), "x")
+    assert f"{tiny / 'model.onnx'}: is a file; give the folder of the bundle, {tiny}" in said
+    assert "write /" in refused(capsys, "predict", "~/bundle", "x")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from saten_runtime.bundle.chat import Chat
 from saten_runtime.bundle.recipe import Recipe
 from saten_runtime.errors import BundleError
-from saten_runtime.records.files import digest_of, read_regular_json
+from saten_runtime.records.files import digest_of, read_regular_json, refuse_home
 from saten_runtime.records.reader import Bound, Count, Natural, Positive, Reader
 
 __all__ = [
@@ -317,6 +317,10 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: there is none, it is of a version not known here, it was changed since it was
             sealed, or a field is missing, unknown or of a wrong type.
     """
+    refuse_home(folder, BundleError)
+    if folder.is_file():
+        which = f", {folder.parent}" if (folder.parent / MANIFEST_FILE).is_file() else ""
+        raise BundleError(f"{folder}: is a file; give the folder of the bundle{which}")
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; expected a bundle written by `saten-edge export`")
     if not (folder / MANIFEST_FILE).is_file():

@@ -33,6 +33,7 @@ __all__ = [
     "read_json",
     "read_regular_json",
     "refuse_existing",
+    "refuse_home",
     "remove",
     "replace_file",
     "sha256_file",
@@ -96,10 +97,23 @@ def refuse_existing(path: Path) -> None:
     """Say early that `path` is taken, before minutes of work are spent on it.
 
     Raises:
-        UsageError: there is something at `path`.
+        UsageError: there is something at `path`, or it is below `~`.
     """
+    refuse_home(path, UsageError)
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path}: already exists; choose another output path or pass --overwrite")
+
+
+def refuse_home(path: Path, error: type[SatenError]) -> None:
+    """Refuse a path below `~`, which a shell leaves as it is in quotes and behind `=`.
+
+    Raises:
+        SatenError: of that class; it would be a folder of that name.
+    """
+    if path.parts[:1] == ("~",):
+        raise error(
+            f"{path}: the shell did not put your home folder in the place of ~; write {os.path.expanduser(path)}"
+        )
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ from saten_runtime.records.files import (
     open_regular,
     parse_json,
     refuse_existing,
+    refuse_home,
     remove,
     sync_folder,
     system_errors,
@@ -43,8 +44,12 @@ def check_output(path: Path, *, overwrite: bool, inputs: Iterable[str | Path | N
         UsageError: there is something at `path` and `overwrite` is false; or what is there is the current folder,
             holds an input, or was not written here.
     """
+    refuse_home(path, UsageError)
     if not overwrite:
         refuse_existing(path)
+    for parent in path.parents:
+        if parent.is_file():
+            raise UsageError(f"{path}: {parent} is a file, not a folder; choose another output path")
     here = os.path.realpath(path)
     if _holds(here, "."):
         raise UsageError(f"{path}: is the current folder or one around it; choose another output path")

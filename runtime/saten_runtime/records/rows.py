@@ -5,18 +5,21 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from saten_runtime.errors import DataError
-from saten_runtime.records.files import parse_object
+from saten_runtime.records.files import parse_object, refuse_home
 
 __all__ = ["Placed", "Row", "csv_rows", "json_rows", "read_content", "without_mark"]
 
 Row = dict[str, Any]
 # "file:line" and the row
 Placed = tuple[str, Row]
+# Other programs' ways to separate columns.
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+_NO_JSON = 'expected one object per line, such as {"text": "…"}, or a file whose name ends in .csv'
 
 
 def read_content(path: Path) -> bytes:
@@ -25,6 +28,7 @@ def read_content(path: Path) -> bytes:
     Raises:
         DataError: it cannot be read.
     """
+    refuse_home(path, DataError)
     try:
         return path.read_bytes()
     except OSError as cause:
@@ -45,7 +49,7 @@ def json_rows(path: Path, content: bytes) -> Iterator[Placed]:
     for number, line in enumerate(without_mark(content).splitlines(), 1):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, parse_object(line, where, DataError, "expected one object per line")
+            yield where, parse_object(line, where, DataError, _NO_JSON)
 
 
 def csv_rows(path: Path, content: bytes) -> Iterator[Placed]:
@@ -56,6 +60,7 @@ def csv_rows(path: Path, content: bytes) -> Iterator[Placed]:
     """
     try:
         reader = csv.DictReader(io.StringIO(without_mark(content).decode(), newline=""), strict=True)
+        _refuse_separator(path, reader.fieldnames or ())
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if None in row or None in row.values():
@@ -66,3 +71,10 @@ def csv_rows(path: Path, content: bytes) -> Iterator[Placed]:
         raise DataError(f"{path}: not UTF-8 text (byte {cause.start})") from None
     except csv.Error as cause:
         raise DataError(f"{path}: not CSV ({cause})") from None
+
+
+def _refuse_separator(path: Path, header: Sequence[str]) -> None:
+    """Refuse one column whose name is that of several, with something else between."""
+    found = next((said for separator, said in _SEPARATORS.items() if separator in "".join(header)), None)
+    if len(header) == 1 and found is not None:
+        raise DataError(f"{path}: has {found} between its columns; expected commas, save it as CSV with these")

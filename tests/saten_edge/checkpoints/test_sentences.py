@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.sentences import read_sentences
@@ -158,6 +159,32 @@ def test_a_saved_model_keeps_all_of_it(written: Written, tmp_path: Path, texts: 
     assert same(embedded(again, texts[:3]), embedded(loaded, texts[:3]))
     assert again.prompt == "gar bel: "
     assert len(again.steps) == 2
+
+
+@pytest.mark.parametrize("model_too", [False, True])
+def test_a_layer_that_torch_pickled_is_read_as_its_safetensors(
+    model_too: bool, written: Written, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older versions of sentence-transformers wrote them. model_too: the weights of the model are pickled, too."""
+    folder = written(*FOLDERS["dense, norm and dropout"])
+    wanted = embedded(load_model(folder), texts[:3])
+    for file in (*folder.glob("*_*/model.safetensors"), *[folder / "model.safetensors"] * model_too):
+        torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+        file.unlink()
+    for module in ("foreign", "sentences"):  # its process takes seconds, and has tests of its own
+        monkeypatch.setattr(f"saten_edge.checkpoints.{module}.convert_pickle", converted)
+    loaded = load_model(folder)
+    assert same(embedded(loaded, texts[:3]), wanted)
+    save_model(loaded, tmp_path / "again")
+    assert same(embedded(load_model(tmp_path / "again"), texts[:3]), wanted)
+    layer = folder / next(iter(loaded.sentences.weights))
+    torch.save({"other": torch.ones(2)}, layer.with_name("pytorch_model.bin"))
+    with pytest.raises(CheckpointError, match=f"^{layer.parent}: holds other"):  # and not a copy's path
+        load_model(folder)
+
+
+def converted(file: Path, target: Path) -> None:
+    save_file(torch.load(file, weights_only=True), target, {"format": "pt"})
 
 
 CUSTOM = "custom_code.MyModule"
