@@ -46,8 +46,8 @@ class OnnxRuntime:
         self.reset = self._decoder.reset
 
     def read(self, ids: list[int], *, every: bool = False) -> Logits:
-        logits = self._decoder.forward(np.array([ids], np.int64))[0]
-        return logits if every else logits[-1:]
+        logits: Logits = self._decoder.forward(np.array([ids], np.int64), last=0 if every else 1)[0]
+        return logits
 
 
 class GenAi:

@@ -217,7 +217,7 @@ def _manifest(
         opset=target.opset,
         ir_version=target.ir_version,
         smallest_onnxruntime=target.smallest_onnxruntime,
-        inputs=[value.name or "" for value in graph.inputs],
+        inputs=[value.name or "" for value in graph.inputs if value.const_value is None],
         outputs=[value.name or "" for value in graph.outputs],
         tokenizer=None if kind.pictures else save_tokenizer(source, folder),
         postprocess=source.postprocess if task.pooled else Postprocess(),

@@ -13,7 +13,9 @@ from saten_exporters.passes.expand_attention import ExpandAttentionPass
 from saten_exporters.passes.expand_rms_norm import ExpandRmsNormPass
 from saten_exporters.passes.fuse_attention import FuseAttentionPass
 from saten_exporters.passes.keep_axes import KeepAxesPass
+from saten_exporters.passes.last_logits import LastLogitsPass
 from saten_exporters.passes.lower import LowerPass
+from saten_exporters.passes.merge_weights import MergeWeightsPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
@@ -28,7 +30,9 @@ __all__ = [
     "ExpandRmsNormPass",
     "FuseAttentionPass",
     "KeepAxesPass",
+    "LastLogitsPass",
     "LowerPass",
+    "MergeWeightsPass",
     "QuantizeDensePass",
     "SplitGemmPass",
     "SplitSkipNormPass",
@@ -60,9 +64,10 @@ def run_passes(
         SplitGemmPass(),
         KeepAxesPass(),
         CancelLayoutsPass(),
+        LastLogitsPass(),
         lower,
         QuantizeDensePass(settings, mixed),
-        common.DeduplicateInitializersPass(),
+        MergeWeightsPass(),
         common.RemoveUnusedNodesPass(),
         UsedOpsetsPass(),
     )

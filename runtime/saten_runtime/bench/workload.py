@@ -61,20 +61,20 @@ def _feeds(bundle: Bundle, size: Size, vocabulary: int) -> Feeds:
 def _decoding(decoder: Decoder, size: Size, vocabulary: int) -> Workload:
     ids = np.random.default_rng(0).integers(0, vocabulary, (size.batch, max(size.longest, 1)), np.int64)
     if size.depth:
-        decoder.forward(ids[:, : size.depth])
+        decoder.forward(ids[:, : size.depth], last=1)
     mark = decoder.mark()
 
     def begin() -> None:
         decoder.rewind(mark)
 
     def read_prompt() -> Arrays:
-        logits = decoder.forward(ids[:, size.depth :])
+        logits = decoder.forward(ids[:, size.depth :], last=1)
         return [logits[:, -1], logits[:, -1].argmax(axis=-1)]
 
     def generate() -> Arrays:
         token = ids[:, size.depth : size.depth + 1]
         for _ in range(size.tokens):
-            logits = decoder.forward(token)
+            logits = decoder.forward(token, last=1)
             token = logits[:, -1].argmax(axis=-1)[:, None].astype(np.int64)
         return [logits[:, -1], token]
 

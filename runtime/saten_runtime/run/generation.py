@@ -14,6 +14,7 @@ from saten_runtime.bundle.manifest import Choice, Generation
 from saten_runtime.errors import BundleError, InvalidRun, UsageError
 from saten_runtime.run.rules import ruled, warped
 from saten_runtime.run.session import ort_errors
+from saten_runtime.vocabulary.operators import LOGITS_TO_KEEP
 
 __all__ = ["Decoder", "Sampling", "choose", "negative_log_likelihood", "spoken", "stream", "until"]
 
@@ -79,6 +80,8 @@ class Decoder:
         self._outputs = ["logits", *(entry.output for entry in self._entries)]
         if missing := [name for name in self._outputs if name not in bundle.manifest.outputs]:
             raise BundleError(f"{bundle.path}: has no output {missing[0]!r}; export it again")
+        optional = session.get_overridable_initializers()
+        self._cuts = any(value.name == LOGITS_TO_KEEP for value in optional)  # bundles of before do not
         self.longest = bundle.tokenizer.max_length
         self.reset()
 
@@ -106,20 +109,22 @@ class Decoder:
         """Forget what was read since `mark` was made."""
         self.past, self._cache = mark
 
-    def step(self, ids: Ids) -> Array:
+    def step(self, ids: Ids, *, last: int = 0) -> Array:
         """As `forward`, and looks at the logits.
 
         Raises:
             InvalidRun: a logit is NaN or infinite.
         """
-        logits = self.forward(ids)
+        logits = self.forward(ids, last=last)
         if not np.isfinite(logits).all():
             raise InvalidRun(f"{self._name}: a logit is NaN or infinite; export the model again")
         self._read += ids[0].tolist()
         return logits
 
-    def forward(self, ids: Ids) -> Array:
+    def forward(self, ids: Ids, *, last: int = 0) -> Array:
         """Read `ids` (batch, new) after what was read before; logits (batch, new, vocabulary).
+
+        last: give those of so many last tokens alone, which saves the head the others; 0: of all.
 
         GroupQueryAttention takes several tokens after earlier ones only of one sequence: a batch reads them one by one.
 
@@ -130,12 +135,13 @@ class Decoder:
         if self.past + new > self.longest:
             raise UsageError(f"{self._name}: takes at most {self.longest} tokens, found {self.past + new}")
         if batch > 1 and new > 1 and self.past:
-            return np.concatenate([self.forward(ids[:, [token]]) for token in range(new)], axis=1)
-        feeds = {**self._feeds(ids), **(self._cache or self._empty(batch))}
+            return np.concatenate([self.forward(ids[:, [token]]) for token in range(new)], axis=1)[:, -last:]
+        asked = {LOGITS_TO_KEEP: _ort_value(np.array([last], np.int64))} if last and self._cuts else {}
+        feeds = {**asked, **self._feeds(ids), **(self._cache or self._empty(batch))}
         with ort_errors(f"{self._name}: run", UsageError):
             logits, *cache = self._session.run_with_ort_values(self._outputs, feeds)
         self.rewind((self.past + new, {e.input: value for e, value in zip(self._entries, cache, strict=True)}))
-        values: Array = logits.numpy()
+        values: Array = logits.numpy()[:, -last:]
         return values
 
     def _feeds(self, ids: Ids) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def stream(decoder: Decoder, prompt: Sequence[int], model: Generation, how: Samp
     if not len(prompt):
         raise UsageError("the prompt has no token; a decoder needs at least one to continue")
     chance, choice, ids = np.random.default_rng(how.seed), how.following(model.choice), list(prompt)
-    logits = decoder.step(np.asarray([decoder.resume(prompt)], np.int64))
+    logits = decoder.step(np.asarray([decoder.resume(prompt)], np.int64), last=1)
     for made in range(1, how.max_tokens + 1):
         token = choose(ruled(logits[0, -1], ids, len(prompt), model.stop_ids, choice), choice, chance)
         if token in model.stop_ids:
@@ -176,7 +182,7 @@ def stream(decoder: Decoder, prompt: Sequence[int], model: Generation, how: Samp
         ids.append(token)
         if made == how.max_tokens or decoder.past == decoder.longest:
             return
-        logits = decoder.step(np.array([[token]], np.int64))
+        logits = decoder.step(np.array([[token]], np.int64), last=1)
 
 
 def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:

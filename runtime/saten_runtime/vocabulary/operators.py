@@ -12,6 +12,7 @@ __all__ = [
     "LAYER",
     "LAYERS",
     "LINEAR",
+    "LOGITS_TO_KEEP",
     "qualified",
 ]
 
@@ -23,6 +24,8 @@ LINEAR, EMBEDDING, HEAD = LAYERS = ("Linear", "Embedding", "Head")
 LAYER = "layer"
 # Placeholders of an attention: behind a cache no token sees a later one, otherwise each sees all.
 ATTENTION, CACHED_ATTENTION = "Attention", "CachedAttention"
+# An input of decoders that need not be given: how many last tokens logits are made of, (1,) int64; 0: of all.
+LOGITS_TO_KEEP = "num_logits_to_keep"
 
 
 def qualified(operator: str) -> str:

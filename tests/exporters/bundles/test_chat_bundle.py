@@ -60,7 +60,7 @@ def test_a_turn_reads_only_what_is_new(bundle: Path, monkeypatch: pytest.MonkeyP
     runner = Runner.load(bundle)
     decoder, read = runner.decoder(), []
     forward = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda ids: (read.append(ids.shape[1]), forward(ids))[1])
+    monkeypatch.setattr(decoder, "forward", lambda ids, **how: (read.append(ids.shape[1]), forward(ids, **how))[1])
     first = runner.prompt_ids(FIRST)
     made = list(stream(decoder, first, runner.bundle.generation, GREEDY))
     second = [*first, *made, 20, 21]

@@ -185,6 +185,8 @@ def test_a_batch_reads_several_tokens_after_others_one_by_one(
     session, made = make_session(bundle), []
 
     class Witness:
+        get_overridable_initializers = session.get_overridable_initializers
+
         def run_with_ort_values(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
             made.append(tuple(feeds["input_ids"].shape()))
             return session.run_with_ort_values(names, feeds)
