@@ -52,6 +52,8 @@ TWO_ROPES: Mapping[str, tuple[Any, ...]] = {
     for option, allowed in ROPE_OPTIONS.items()
     for kind in ("full", "sliding")
 }
+# Gemma's configs may ask for tokens that see later ones.
+GEMMA_OPTIONS: Mapping[str, tuple[Any, ...]] = {**FULL_ATTENTION, "use_bidirectional_attention": (None, False)}
 BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
 
 
@@ -81,6 +83,15 @@ VIT_ATTENTION, VIT_MLP = Attention("attention.v_proj", "attention.o_proj"), Mlp(
 LLAMA_ATTENTION = Attention("self_attn.v_proj", "self_attn.o_proj")
 LLAMA_MLP = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
+# Families that users ask for, and why no bundle can be made of them.
+REFUSED = {
+    "gemma2": "tanh caps its attention scores, and every other layer forgets what is behind a window",
+    "gemma3": "it reads texts and pictures together; its text model alone has model_type gemma3_text",
+    "gemma3_text": "most of its layers forget what is behind a window; one graph for every length keeps all",
+    "siglip": "it reads texts and pictures together; its vision tower alone has model_type siglip_vision_model",
+    "whisper": "it reads sound; a bundle reads texts or pictures",
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -92,9 +103,9 @@ class Architecture:
     keeps its weight as (in, out). tied_head: the layer that uses the vocabulary table again where
     `tie_word_embeddings` says so, seen from the task's model. heads: layers, so seen, that a new task starts with
     random weights. attention, mlp: the layers of a block that FLAT makes smaller; whole_heads: why there is no
-    attention of the kind it needs. pooler: the base model takes `add_pooling_layer`. options: entries of the config
-    that must have one of the values listed, each of them where an entry is a list; a dot leads into a dictionary, and
-    an absent entry passes.
+    attention of the kind it needs. pooler: the base model takes `add_pooling_layer`. positions: the module that
+    interpolates its positions for pictures of any size. options: entries of the config that must have one of the
+    values listed, each of them where an entry is a list; a dot leads into a dictionary, and an absent entry passes.
     """
 
     model_type: str
@@ -109,6 +120,7 @@ class Architecture:
     mlp: Mlp | None = None
     whole_heads: str = ""
     pooler: bool = False
+    positions: str | None = None
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def check_task(self, task: str) -> None:
@@ -219,6 +231,28 @@ ARCHITECTURES = {
         *(
             Architecture(
                 name,
+                "vision",
+                VISION,
+                "encoder.layer",
+                attention=VIT_ATTENTION,
+                mlp=VIT_MLP,
+                positions="embeddings",
+                options={"use_swiglu_ffn": (False,)},
+            )
+            for name in ("dinov2", "dinov2_with_registers")
+        ),
+        Architecture(
+            "siglip_vision_model",
+            "vision",
+            (FEATURE_EXTRACTION.hub,),
+            "encoder.layers",
+            attention=Attention("self_attn.v_proj", "self_attn.out_proj"),
+            mlp=VIT_MLP,
+            options={"vision_use_head": (False,)},  # torch's own multi-head attention, in one matrix
+        ),
+        *(
+            Architecture(
+                name,
                 "decoder",
                 DECODER,
                 "layers",
@@ -227,9 +261,12 @@ ARCHITECTURES = {
                 heads=("score",),
                 attention=LLAMA_ATTENTION,
                 mlp=LLAMA_MLP,
-                options=FULL_ATTENTION,
+                options=options,
             )
-            for name in ("llama", "qwen2", "qwen3", "mistral")
+            for name, options in (
+                *((name, FULL_ATTENTION) for name in ("llama", "qwen2", "qwen3", "mistral")),
+                ("gemma", GEMMA_OPTIONS),
+            )
         ),
         Architecture(
             "gpt2",
@@ -252,9 +289,11 @@ def architecture(model_type: object) -> Architecture:
     """Look a family up by the `model_type` of its config.
 
     Raises:
-        ExportError: no such family; the message lists those there are.
+        ExportError: no such family; the message lists those there are, or says why this one is not among them.
     """
     row = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise ExportError(f"model_type {model_type!r} cannot be expressed: {REFUSED[model_type]}")
     if row is None:
         raise ExportError(f"model_type {model_type!r} is not known; there are: {', '.join(sorted(ARCHITECTURES))}")
     return row

@@ -22,7 +22,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from saten_edge.checkpoints.architectures import architecture
 from saten_edge.checkpoints.guard import files_read, read_header, refuse_bomb
-from saten_edge.checkpoints.modules import LayerSpec, SatenHead, SatenModule, build_module, replace_module, saten_layers
+from saten_edge.checkpoints.modules import (
+    LayerSpec,
+    SatenHead,
+    SatenModule,
+    build_module,
+    replace_module,
+    saten_layers,
+    scale_of,
+)
 from saten_edge.checkpoints.sizes import BlockSizes, apply_sizes, sizes_from
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_edge.decomposition.tt import contraction_peak
@@ -320,7 +328,8 @@ def _replace_by(model: nn.Module, name: str, spec: LayerSpec) -> None:
         CheckpointError: it is not. Nothing has been allocated then.
     """
     dense = model.get_submodule(name)
-    kind = DENSE_KINDS.get(type(dense))
+    scaled = isinstance(dense, nn.Embedding) and scale_of(dense) != 1.0
+    kind = DENSE_KINDS.get(nn.Embedding if scaled else type(dense))
     if spec.kind != kind or spec.shape != _shape(dense) or spec.bias != (getattr(dense, "bias", None) is not None):
         raise CheckpointError(
             f"config.json: layer {name!r} is described as {spec.kind} {spec.shape}{' with bias' * spec.bias}, "

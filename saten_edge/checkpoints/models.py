@@ -25,6 +25,7 @@ from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
 from saten_edge.checkpoints.modules import saten_layers
+from saten_edge.checkpoints.pictures import fit_positions
 from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.checkpoints.sentences import (
     Sentences,
@@ -202,6 +203,7 @@ def _load(
     try:
         model, missing = _read_weights(folder, tensors, row, task, num_labels, seed, dtype)
         tokenizer, processor = _preprocessors(folder, row)
+        fit_positions(model, row, processor)
         pad_id = 0 if tokenizer is None else _fitted(name, model, tokenizer, row, task)
     except SatenError:
         raise

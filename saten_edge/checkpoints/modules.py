@@ -31,6 +31,7 @@ __all__ = [
     "build_module",
     "replace_module",
     "saten_layers",
+    "scale_of",
 ]
 
 # A lookup builds rows alone while they are at most this share of the table; above it, the whole table is cheaper.
@@ -246,10 +247,14 @@ class SatenEmbedding(SatenModule):
     def __init__(self, name: str, spec: LayerSpec, dtype: torch.dtype) -> None:
         super().__init__(name, spec, dtype)
         self.num_embeddings, self.embedding_dim = spec.shape
-        self.padding_idx = spec.padding_idx
+        self.padding_idx, self.scalar_embed_scale = spec.padding_idx, 1.0
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(…) int64 → (…, width)."""
+        """(…) int64 → (…, width), scaled as `scale_of` says."""
+        found, scale = self._looked_up(ids), scale_of(self)
+        return found if scale == 1.0 else found * scale
+
+    def _looked_up(self, ids: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return _placeholder(EMBEDDING, self, ids, (*ids.shape, self.embedding_dim))
         asked, places = torch.unique(ids, return_inverse=True)
@@ -310,9 +315,16 @@ def build_module(name: str, spec: LayerSpec, dtype: torch.dtype = torch.float32)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where `model` has its submodule `name`."""
+    """Put `module` where `model` has its submodule `name`; a lookup table multiplies its rows as the one before."""
     parent, _, child = name.rpartition(".")
+    if isinstance(module, SatenEmbedding):
+        module.scalar_embed_scale = scale_of(model.get_submodule(name))
     setattr(model.get_submodule(parent), child, module)
+
+
+def scale_of(table: nn.Module) -> float:
+    """What a lookup table multiplies its rows by, as its head does not: of Gemma, the root of their width."""
+    return float(getattr(table, "scalar_embed_scale", 1.0))
 
 
 def saten_layers(model: nn.Module) -> dict[str, SatenModule]:

@@ -129,8 +129,8 @@ def _watcher(layer: _Layer, *, tied: bool, mask: list[Tensor | None]) -> Callabl
 
     def watch(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x, exact = inputs[0].detach(), output.detach()
-        bias = getattr(module, "bias", None)
-        approximate = (left[x] if isinstance(module, nn.Embedding) else x @ left) @ right
+        bias, scale = getattr(module, "bias", None), getattr(module, "scalar_embed_scale", 1.0)  # of Gemma's tables
+        approximate = (left[x] * scale if isinstance(module, nn.Embedding) else x @ left) @ right
         error = exact - approximate if bias is None else exact - bias - approximate
         kept = mask[0] if mask[0] is not None and error.shape[:2] == mask[0].shape else None
 

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from saten_edge.checkpoints.modules import ResidualPart, SatenEmbedding, SatenHead, SatenLinear, SatenModule
+from saten_edge.checkpoints.modules import (
+    ResidualPart,
+    SatenEmbedding,
+    SatenHead,
+    SatenLinear,
+    SatenModule,
+    scale_of,
+)
 from saten_edge.decomposition.residual import scatter
 from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
 from saten_exporters.tracing.mixed import round_to_bytes
@@ -155,7 +162,7 @@ def _saten_embedding(layer: SatenEmbedding, how: Precision, ids: Tensor) -> Tens
     y = _product(_looked_up(ids, a, layer, how), b, how)
     if layer.residual.values.numel():
         y = y + functional.embedding(ids, _residual(layer.residual, how), layer.padding_idx)
-    return y
+    return y * scale_of(layer)
 
 
 def _saten_head(head: SatenHead, how: Precision, x: Tensor) -> Tensor:
@@ -180,9 +187,9 @@ def _turned_linear(layer: Any, how: Precision, x: Tensor) -> Tensor:
 
 
 def _embedding(layer: nn.Embedding, how: Precision, ids: Tensor) -> Tensor:
-    if layer.weight.numel() < SMALLEST_WEIGHT:
-        return functional.embedding(ids, layer.weight, layer.padding_idx)
-    return _looked_up(ids, layer.weight, layer, how)
+    small = layer.weight.numel() < SMALLEST_WEIGHT
+    rows = functional.embedding(ids, layer.weight, layer.padding_idx)
+    return (rows if small else round_along(rows, rows.ndim - 1, how)) * scale_of(layer)
 
 
 def _looked_up(ids: Tensor, table: Tensor, layer: Any, how: Precision) -> Tensor:

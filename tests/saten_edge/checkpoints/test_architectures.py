@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.modules import SatenHead, saten_layers
 from saten_edge.checkpoints.selection import Selection
 from saten_edge.decomposition.recipe import Recipe
+from saten_edge.training.rounding import rounded
 from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.vocabulary.tasks import HUB_TASKS
 
 QUICK = Recipe(rounds=1, share=0.6)
 CASES = [(row.model_type, task) for row in ARCHITECTURES.values() for task in row.tasks]
-TIED = ("qwen2", "qwen3", "gpt2")
+TIED = ("qwen2", "qwen3", "gemma", "gpt2")
 
 
 def outputs(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -106,6 +108,22 @@ class TestTable:
             architecture(None)
 
     @pytest.mark.parametrize(
+        ("model_type", "reason"),
+        [
+            ("gemma2", "tanh caps its attention scores"),
+            ("gemma3", "reads texts and pictures together; its text model alone has model_type gemma3_text"),
+            ("gemma3_text", "forget what is behind a window"),
+            ("siglip", "its vision tower alone has model_type siglip_vision_model"),
+            ("whisper", "it reads sound"),
+        ],
+    )
+    def test_a_family_that_no_bundle_expresses_is_refused_with_the_reason(self, model_type, reason, tmp_path):
+        assert model_type not in ARCHITECTURES
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        with pytest.raises(ExportError, match=f"model_type '{model_type}' cannot be expressed: .*{reason}"):
+            load_model(tmp_path, "feature-extraction")
+
+    @pytest.mark.parametrize(
         ("model_type", "task", "option", "message"),
         [
             ("mistral", "text-generation", {"sliding_window": 64}, "mistral with sliding_window = 64 cannot"),
@@ -151,6 +169,14 @@ class TestTable:
             ("qwen2", "feature-extraction", {"is_causal": False}, "qwen2 with is_causal = False cannot"),
             ("gpt2", "text-generation", {"add_cross_attention": True}, "gpt2 with add_cross_attention = True cannot"),
             ("roberta", "feature-extraction", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+            ("gemma", "text-generation", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+            ("dinov2", "image-classification", {"use_swiglu_ffn": True}, "dinov2 with use_swiglu_ffn = True cannot"),
+            (
+                "siglip_vision_model",
+                "feature-extraction",
+                {"vision_use_head": True},
+                "siglip_vision_model with vision_use_head = True cannot be expressed; expected one of: False",
+            ),
         ],
     )
     def test_an_option_we_cannot_express(self, model_type, task, option, message, make_tiny):
@@ -175,6 +201,37 @@ class TestTable:
     def test_a_class_without_a_task(self, architectures):
         with pytest.raises(UsageError, match="no task is known for a model of class"):
             task_of(architectures)
+
+
+class TestScaledTables:
+    """Gemma's table multiplies its rows by the root of their width; its head, which shares them, does not."""
+
+    def test_parts_are_scaled_as_the_dense_table_is(self, compressed_of, make_tiny, tmp_path):
+        dense = load_model(make_tiny("gemma", "text-generation")).model.get_input_embeddings()
+        loaded, ids = compressed_of("gemma", "text-generation"), torch.tensor([[5, 900, 5], [7, 0, 1]])
+        assert torch.equal(dense(ids), dense.weight[ids] * 8)  # the root of 64
+        save_model(loaded, tmp_path / "saved")
+        read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+        for model in (loaded.model, read):
+            table = model.get_input_embeddings()
+            bound = 64 * torch.finfo(torch.float32).eps * table.matrix().norm()
+            for asked in (ids, torch.arange(1200)):  # a few rows, and the whole table
+                found, wanted = table(asked), table.matrix()[asked]
+                assert ((found - 8 * wanted).abs() <= bound).all()
+                assert not ((found - wanted).abs() <= bound).all()  # the twin
+
+    def test_layers_rounded_in_training_are_scaled(self, compressed_of, make_tiny):
+        ids = torch.tensor([[5, 900], [7, 1]])
+        for model in (
+            load_model(make_tiny("gemma", "text-generation")).model,
+            compressed_of("gemma", "text-generation").model,
+        ):
+            table = model.get_input_embeddings()
+            exact, matrix = table(ids), table.matrix() if hasattr(table, "matrix") else table.weight
+            with rounded(model, "int8"):
+                found = table(ids)
+            assert 0 < (found - exact).norm() < 0.05 * exact.norm()
+            assert (found - matrix[ids]).norm() > 0.5 * exact.norm()  # the twin
 
 
 class TestTiedHeads:

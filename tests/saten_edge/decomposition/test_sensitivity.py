@@ -77,7 +77,7 @@ def test_layers_of_a_real_decoder_are_ranked_as_by_measuring(smollm2: Path) -> N
     assert rank_correlation(found, np.roll(estimated, 1)) < 0.9
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "gpt2"])
 def test_a_tied_table_counts_as_table_and_as_head(model_type, make_tiny, texts: list[str]) -> None:
     loaded = load_model(make_tiny(model_type, "text-generation", tie_word_embeddings=True))
     assert tied_head(loaded.model)
