@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,16 @@ from typing import Any
 
 import saten_edge
 from saten_edge import corpus
+from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Talk
+from saten_edge.methods import METHODS
 from saten_edge.options import CompressOptions, DemoOptions, ExportOptions, FinetuneOptions
 from saten_edge.texts import write_lines
 from saten_edge.training.schedule import Schedule
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import UsageError
-from saten_runtime.records.files import refuse_existing, write_json
+from saten_runtime.records.files import write_json
 
 __all__ = ["BUNDLES", "run_demo"]
 
@@ -41,9 +44,11 @@ def run_demo(out: Path, settings: DemoOptions, talk: Talk, *, model: Path | None
     Raises:
         UsageError: `out` exists and was not written by a demo, or the demo's model is not installed.
     """
-    if not (out / MARKER_FILE).is_file():
-        refuse_existing(out)
+    if os.path.lexists(out) and not (out / MARKER_FILE).is_file():
+        raise UsageError(f"{out}: already exists, and no demo wrote it; choose another output path")
     source = model or _packaged_model()
+    resolve_model(str(source))
+    METHODS["saten"].check(_compression(settings), True)  # before the minutes that the corpus takes
     task = _read_corpus(talk)
     texts = [text for passage in task.train for text in (passage.query, passage.answer)]
     _clear(out)
@@ -96,9 +101,12 @@ def _read_corpus(talk: Talk) -> corpus.SearchTask:
 
 
 def _compress(out: Path, source: Path, texts: list[str], settings: DemoOptions, talk: Talk) -> None:
-    options = CompressOptions(settings.budget, settings.pattern, settings.group)
-    chosen = texts[: settings.calibration_texts]
+    options, chosen = _compression(settings), texts[: settings.calibration_texts]
     saten_edge.compress(source, out / "compressed", options, calibration=chosen, overwrite=True, progress=talk.progress)
+
+
+def _compression(settings: DemoOptions) -> CompressOptions:
+    return CompressOptions(settings.budget, settings.pattern, settings.group)
 
 
 def _finetune(out: Path, source: Path, texts: list[str], settings: DemoOptions, talk: Talk) -> list[dict[str, Any]]:

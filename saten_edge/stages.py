@@ -7,7 +7,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ from saten_edge.methods.calibrate import described
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
+from saten_runtime.accuracy.results import EVAL_FILE, read_evaluation
+from saten_runtime.bench.journal import SUMMARY_FILE
 from saten_runtime.bench.plan import BenchFiles, Plan
-from saten_runtime.bench.results import BenchResult
+from saten_runtime.bench.results import BenchResult, read_bench
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DataError, SatenError, UsageError
 from saten_runtime.machine.lock import output_lock
@@ -44,6 +46,7 @@ __all__ = ["bench", "compress", "evaluate", "export", "finetune", "import_checkp
 
 LAYERS_FILE = "saten_layers.json"
 METRICS_FILE = "metrics.json"
+PAGES = (".html", ".htm")
 
 
 def compress(
@@ -286,33 +289,43 @@ def report(
 ) -> Report:
     """Put sizes, latency, memory and accuracy of bundles side by side; the rows are in the order of the bundles.
 
-    benches, evaluations: results, or files with them, one for each device. profiles: files of `saten-run profile`.
-    output: HTML page to write. `saten_edge.reports` prints a report as a table, Markdown, CSV or JSON.
+    benches, evaluations: results, or files or folders with them, one for each device. profiles: files of
+    `saten-run profile`. output: HTML page to write. `saten_edge.reports` prints a report as a table, Markdown, CSV or
+    JSON.
 
     Raises:
-        UsageError: `output` exists.
+        UsageError: `output` exists, or has the name of something else.
         BundleError, DataError: a bundle or a result that cannot be read.
     """
     from saten_edge import reports
 
     if output is not None and not overwrite:
         refuse_existing(Path(output))
+    if output is not None and Path(output).suffix.lower() not in PAGES:
+        raise UsageError(f"{output}: the report is an HTML page; choose a name that ends in .html")
     built = reports.build_report(
         [Bundle.open(path) for path in bundles],
-        reports.join_benches([_data(each) for each in benches]),
-        reports.join_evaluations([_data(each) for each in evaluations]),
-        profiles=[_data(each) for each in profiles],
+        reports.join_benches([_result(each, SUMMARY_FILE, read_bench) for each in benches]),
+        reports.join_evaluations([_result(each, EVAL_FILE, read_evaluation) for each in evaluations]),
+        profiles=[read_json(Path(each), DataError) for each in profiles],
     )
     if output is not None:
         reports.write_html(built, Path(output))
     return built
 
 
-def _data(result: str | Path | BenchResult | dict[str, Any]) -> dict[str, Any]:
-    """A result as JSON data."""
-    if isinstance(result, BenchResult):
-        return result.to_json()
-    return result if isinstance(result, dict) else read_json(Path(result), DataError)
+def _result(
+    given: str | Path | BenchResult | dict[str, Any], name: str, check: Callable[[object, str], object]
+) -> dict[str, Any]:
+    """A result as JSON data. name: of its file, where a folder is given; check: says what it is not, by its place."""
+    if isinstance(given, BenchResult):
+        return given.to_json()
+    if isinstance(given, dict):
+        return given
+    path = Path(given) / name if Path(given).is_dir() else Path(given)
+    data = read_json(path, DataError)
+    check(data, str(path))
+    return data
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "--link-dest": "rsync",
     "--nproc-per-node": "torchrun",
     "--write": "benchmarks/cost_model.py",
+    "--strict": "mypy",
 }
 
 
@@ -73,7 +74,11 @@ def sources() -> list[Path]:
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "runtime").glob("*.md"))]
+    """What people read: Markdown anywhere in the sources, and what the page on a phone says."""
+    places = {".": "*.md", "docs": "**/*.md", "runtime": "**/*.md", "benchmarks": "*.md"}
+    texts = [path for place, pattern in places.items() for path in sorted((ROOT / place).glob(pattern))]
+    static = ROOT / "saten_edge" / "phone" / "static"
+    return [*texts, *(path for ending in ("html", "js") for path in sorted(static.glob(f"*.{ending}")))]
 
 
 def test_every_option_in_a_message_exists() -> None:
@@ -86,7 +91,13 @@ def test_every_option_on_a_page_exists(page: Path) -> None:
     assert unknown(iter([page.read_text("utf-8")])) == set()
 
 
+def test_all_three_packages_and_all_kinds_of_pages_are_read() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in sources()} == {"saten_edge", "exporters", "runtime"}
+    assert {"README.md", "SECURITY.md", "settings.md", "index.html"} <= {path.name for path in pages()}
+
+
 def test_one_that_does_not_exist_is_found() -> None:
     source = 'raise UsageError(f"{name}: name a new head\'s --num-labels, or leave out --task")'
     assert unknown(messages(source)) == {"--num-labels"}
+    assert unknown(iter(["so pass `--overwrit`, or --resume"])) == {"--overwrit"}
     assert {"--task", "--budget", "--tokens", "--overwrite", "--columns"} <= declared()

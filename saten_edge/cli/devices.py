@@ -51,7 +51,7 @@ def calibrate(
         Path | None,
         typer.Option("--output", "-o", help="File to write, for export --prices; by default that of export --device"),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists")] = False,
 ) -> None:
     """Measure on a device the prices that export chooses forms by; takes up to three minutes."""
     from saten_edge.devices.calibrate import calibrate as measure

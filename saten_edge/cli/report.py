@@ -21,12 +21,17 @@ def report(
         list[Path], typer.Argument(help="Bundles in the order of the rows, and the folder of a bench run")
     ],
     printing: Printing,
-    bench: Annotated[list[Path] | None, typer.Option(help="bench.json of a run; repeat it for each device")] = None,
+    bench: Annotated[
+        list[Path] | None, typer.Option(help="bench.json of a run, or its folder; repeat it for each device")
+    ] = None,
     profile: Annotated[
         list[Path] | None, typer.Option(help="JSON file of `saten-run profile`; repeat it for each bundle")
     ] = None,
     evaluation: Annotated[
-        list[Path] | None, typer.Option("--eval", help="JSON file of an eval run; repeat it for each device")
+        list[Path] | None,
+        typer.Option(
+            "--eval", help="JSON file of an eval run, or a folder with its eval.json; repeat it for each device"
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML page to write")] = None,
     form: Annotated[str, typer.Option("--format", help="Format on stdout: table, markdown, csv or json")] = "table",

@@ -169,7 +169,7 @@ def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
             )
         longest = bundle.tokenizer.max_length
         if max(plan.tokens) > longest:
-            raise UsageError(f"{name}: takes at most {longest} tokens, found {max(plan.tokens)}")
+            raise UsageError(f"{name}: takes at most {longest} tokens, found {max(plan.tokens)}; lower --tokens")
     sizes = plan.sizes(TEXTS)
     needed = len(plan.setups) * len(sizes) * len(named) * plan.rounds * math.ceil(MIN_SAMPLES / plan.rounds)
     if needed > MOST_SAMPLES:

@@ -22,7 +22,7 @@ from saten_edge.phone import ort
 from saten_edge.phone.job import Job, graph_files
 from saten_edge.phone.questions import Outputs, validation_sha256
 from saten_edge.phone.schema import Answer, Bench, Device, End, Post
-from saten_runtime.accuracy.results import SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
+from saten_runtime.accuracy.results import EVAL_FILE, SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.journal import Journal
 from saten_runtime.bench.plan import Key, Setup, Size
 from saten_runtime.bench.results import BenchResult, LoadMemory
@@ -33,11 +33,10 @@ from saten_runtime.machine.memory import Memory
 from saten_runtime.records.files import write_json
 from saten_runtime.run.parity import Comparison
 
-__all__ = ["AGREEMENT", "EVAL_FILE", "Mismatch", "Run"]
+__all__ = ["AGREEMENT", "Mismatch", "Run"]
 
 AGREEMENT = "agreement with torch"
 """Task of eval.json when there is no data file: the validation cases alone."""
-EVAL_FILE = "eval.json"
 RECEIVED_FILE = "received.jsonl"
 
 _MOST_RECEIVED_BYTES = 64 << 20

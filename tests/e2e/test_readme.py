@@ -1,11 +1,17 @@
 """The commands in README.md work: they are run here as they stand, on a small model."""
 
+import json
+import os
 import re
 import shlex
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+from saten_exporters.bundles.card import USES
+from saten_runtime.arguments import make_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +47,32 @@ def test_the_stage_commands_run_as_written_up_to_the_report(long_bert, warm_path
     assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "report.html").read_text()
     assert all(name in page for name in ("dense-int8", "saten-int8"))
+
+
+def test_the_card_of_a_bundle_installs_as_the_readme_does_and_its_commands_run(tiny_bundle, warm_path):
+    bundle = tiny_bundle("dense-int8")
+    card = (bundle / "README.md").read_text()
+    (block,) = re.findall(r"```sh\n(.*?)```", card, re.DOTALL)
+    install, *commands = block.splitlines()
+    assert install.partition("  #")[0] == fenced("On the device").splitlines()[0]
+    assert commands == ['saten-run predict . "some text"']
+    command = ["bash", "-euc", "\n".join(commands)]
+    done = subprocess.run(command, cwd=bundle, env={**os.environ, "PATH": warm_path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["embedding"]) == 64
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_the_first_command_of_every_card_is_understood(use):
+    command, item = use
+    make_parser(defaultdict(lambda: lambda _: 0)).parse_args([command, ".", *shlex.split(item)])
+
+
+def test_it_says_on_which_system_it_runs():
+    systems = re.findall(r'"Operating System :: (?:POSIX :: )?([^"]+)"', (ROOT / "pyproject.toml").read_text())
+    assert systems == ["Linux"]
+    for page in ("README.md", "docs/start.md"):
+        assert f"You need {systems[0]}, " in (ROOT / page).read_text()
 
 
 @pytest.mark.parametrize("command", ["demo", "test", "check"])

@@ -15,6 +15,7 @@ Done = subprocess.CompletedProcess[str]
 Command = Callable[..., Done]
 
 LEARN = ("--steps", 40, "--batch-size", 16, "--learning-rate", 3e-3, "--fp32")
+QUICK = ("--steps", 2, "--batch-size", 8, "--fp32")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -86,6 +87,34 @@ def test_a_student_learns_words_from_its_teacher(
     done = saten_edge("finetune", "saten", "-o", "tuned", "--teacher", dense, "--data", data, *LEARN[:4], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "for token-classification on 97 examples, 1 of them cut to 96 tokens" in done.stderr
+
+
+def test_questions_as_squad_has_them_from_model_to_answer(
+    make_tiny: Callable[..., Path], texts: list[str], tmp_path: Path, saten_edge: Command, saten_run: Command
+) -> None:
+    """A compressed model learns from answers and from its teacher, and finds what it learned on the device."""
+    dense = make_tiny("bert", "question-answering")
+    rows = asked(texts)
+    for row in rows:
+        row["answers"] = {"text": row["answers"], "answer_start": [0]}
+    data = write(tmp_path / "squad.jsonl", rows)
+
+    def done(run: Command, *arguments: object) -> Done:
+        finished = run(*arguments, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        return finished
+
+    done(saten_edge, "compress", dense, "-o", "saten", "--budget", 0.5, "--rounds", 1, "--calibration", data)
+    tuned = done(saten_edge, "finetune", "saten", "-o", "tuned", "--teacher", dense, "--data", data, *QUICK)
+    assert "for question-answering on 96 examples" in tuned.stderr
+    unlabelled = write(tmp_path / "asked.jsonl", [{key: row[key] for key in ("question", "context")} for row in rows])
+    taught = done(saten_edge, "finetune", "saten", "-o", "x", "--teacher", dense, "--data", unlabelled, *QUICK, "-q")
+    assert taught.stderr == ""
+    done(saten_edge, "export", "tuned", "-o", "bundle")
+    told = ("bundle", "--context", texts[0], "which first", "--json")
+    (answer,) = json.loads(done(saten_run, "predict", *told).stdout)
+    assert answer["text"] == texts[0][answer["start"] : answer["end"]]
+    assert json.loads(done(saten_run, "eval", "bundle", "--data", data, "--json").stdout)["rows"][0]["metrics"]
 
 
 def test_what_does_not_fit_is_refused_by_its_place(

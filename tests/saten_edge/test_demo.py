@@ -46,7 +46,7 @@ def test_the_defaults_promise_what_the_readme_does():
 def test_a_folder_that_no_demo_wrote_is_left_alone(content, tiny_bert, tmp_path):
     if content:
         (tmp_path / content).write_text("mine")
-    with pytest.raises(UsageError, match="already exists"):
+    with pytest.raises(UsageError, match="already exists, and no demo wrote it; choose another output path"):
         run_demo(tmp_path, FEW, QUIET, model=tiny_bert)
     assert [path.name for path in tmp_path.iterdir()] == ([content] if content else [])
 
@@ -59,13 +59,16 @@ def test_a_folder_that_no_demo_wrote_is_left_alone(content, tiny_bert, tmp_path)
         (BudgetError, DemoOptions(budget=0.001)),
     ],
 )
-def test_settings_that_cannot_be_met_leave_nothing(error: type[SatenError], settings, tiny_bert, tmp_path):
+def test_settings_that_cannot_be_met_leave_nothing(error: type[SatenError], settings, tiny_bert, tmp_path, monkeypatch):
+    if error is UsageError:  # the corpus takes a minute to read
+        monkeypatch.setattr(corpus, "search_task", lambda: pytest.fail("was read first"))
     with pytest.raises(error):
         run_demo(tmp_path / "out", settings, QUIET, model=tiny_bert)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_does_not_exist_leaves_nothing(tmp_path):
+def test_a_model_that_does_not_exist_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "search_task", lambda: pytest.fail("was read first"))
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         run_demo(tmp_path / "out", FEW, QUIET, model=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []

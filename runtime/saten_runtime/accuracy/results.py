@@ -11,6 +11,7 @@ from saten_runtime.records.plain_text import align
 from saten_runtime.records.reader import Count, read_result
 
 __all__ = [
+    "EVAL_FILE",
     "SCHEMA_VERSION",
     "Agreement",
     "EvalData",
@@ -21,6 +22,7 @@ __all__ = [
     "read_evaluation",
 ]
 
+EVAL_FILE = "eval.json"
 SCHEMA_VERSION = 1
 Metrics = dict[str, float | None]
 """By name; None where a metric does not apply."""
@@ -75,13 +77,15 @@ class EvalResult:
         return dataclasses.asdict(self)
 
 
-def read_evaluation(value: object) -> EvalResult:
+def read_evaluation(value: object, where: str = EVAL_FILE) -> EvalResult:
     """The content of `eval.json`, its strings made printable.
+
+    where: names it in errors.
 
     Raises:
         DataError: another schema version, or a field missing, of a wrong type or out of range.
     """
-    return read_result(EvalResult, value, "eval.json", SCHEMA_VERSION)
+    return read_result(EvalResult, value, where, SCHEMA_VERSION)
 
 
 def eval_table(result: EvalResult) -> str:

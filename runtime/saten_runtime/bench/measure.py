@@ -39,6 +39,7 @@ from saten_runtime.run.kernels import probe
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
 from saten_runtime.run.session import session_entries
 from saten_runtime.run.text import Encoder
+from saten_runtime.vocabulary.tasks import PROMPTS
 
 __all__ = ["Interrupted", "Plan", "Progress", "bench"]
 
@@ -119,7 +120,8 @@ def _sizes(named: dict[str, Bundle], plan: Plan) -> list[Size]:
         longest = max(size.longest for size in first)
         if bundle.manifest.tokenizer is not None and longest > bundle.tokenizer.max_length:
             most = bundle.tokenizer.max_length
-            raise UsageError(f"{name}: takes at most {most} tokens, found {longest}; measure fewer")
+            lower = "--tokens, --depth or --generate" if bundle.items == PROMPTS else "--tokens"
+            raise UsageError(f"{name}: takes at most {most} tokens, found {longest}; lower {lower}")
     return first
 
 

@@ -150,13 +150,15 @@ class BenchResult:
         return dataclasses.asdict(self)
 
 
-def read_bench(value: object) -> BenchResult:
+def read_bench(value: object, where: str = "bench.json") -> BenchResult:
     """The content of `bench.json`, its strings made printable.
+
+    where: names it in errors.
 
     Raises:
         DataError: another schema version, or a field missing, of a wrong type or out of range.
     """
-    return read_result(BenchResult, value, "bench.json", SCHEMA_VERSION)
+    return read_result(BenchResult, value, where, SCHEMA_VERSION)
 
 
 def table(result: BenchResult) -> str:

@@ -117,7 +117,13 @@ def refuse_home(path: Path, error: type[SatenError]) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that readers see the old bytes or the new ones, never a part."""
+    """Write `content` to `path` so that readers see the old bytes or the new ones, never a part.
+
+    Raises:
+        OSError: the system refuses, or there is a folder at `path`.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     aside = aside_of(path)
     try:
         with aside.open("wb") as file:
@@ -172,7 +178,7 @@ def read_json(path: Path, error: Callable[[str], Exception]) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as cause:
-        raise error(f"{path}: cannot be read ({cause}); {_DAMAGED}") from None
+        raise error(f"{path}: cannot be read ({cause.strerror})") from None
     return parse_object(content, str(path), error, _DAMAGED)
 
 

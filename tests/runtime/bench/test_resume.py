@@ -185,5 +185,5 @@ def test_decoders_and_pictures_are_measured(task_bundle: Callable[..., Path]) ->
     assert picture.failed is None
     with pytest.raises(UsageError, match="tasks that cannot be compared"):
         bench([task_bundle("text-generation"), task_bundle("image-classification")], plan)
-    with pytest.raises(UsageError, match="takes at most 48 tokens, found 54"):
+    with pytest.raises(UsageError, match="takes at most 48 tokens, found 54; lower --tokens, --depth or --generate"):
         bench([task_bundle("text-generation")], Plan(tokens=(8,), generate=(4,), depths=(46,)))

@@ -79,6 +79,13 @@ def test_the_page_shows_the_profile_it_is_given(report_of, work):
     assert "Time per layer" in page.read_text()
 
 
+def test_folders_stand_for_the_results_in_them(run, work, bundles):
+    names = [bundle.name for bundle in bundles]
+    files = ("--bench", work / "run" / "bench.json", "--eval", work / "eval.json")
+    folders = ("--bench", work / "run", "--eval", work)
+    assert run("report", *names, *folders, "--json") == run("report", *names, *files, "--json")
+
+
 def test_two_runs_stand_side_by_side(run, work, bundles):
     names = [bundle.name for bundle in bundles]
     code, out, _ = run("report", *names, work / "run", work / "later", "--format", "json")
@@ -96,11 +103,28 @@ def test_two_runs_stand_side_by_side(run, work, bundles):
         (["--profile", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--profile", "eval.json"], "profile"),
         (["-o", "eval.json"], "eval.json: already exists"),
+        (["-o", "eval.json", "--overwrite"], "eval.json: the report is an HTML page; choose a name that ends in .html"),
+        (["-o", "run.html", "--overwrite"], "run.html: Is a directory"),
+        (["--bench", "eval.json"], " eval.json: cells is missing"),
+        (["--eval", "run/bench.json"], " run/bench.json: data is missing"),
+        (["--bench", "empty"], "empty/bench.json: cannot be read (No such file or directory)"),
     ],
-    ids=["form", "no profile", "no profile's content", "output exists"],
+    ids=[
+        "form",
+        "no profile",
+        "no profile's content",
+        "output exists",
+        "output of another kind",
+        "output is a folder",
+        "no bench's content",
+        "no evaluation's content",
+        "no run",
+    ],
 )
 def test_what_cannot_be_used_is_refused(report_of, work, monkeypatch, options, message):
     monkeypatch.chdir(work)
+    for folder in ("run.html", "empty"):
+        (work / folder).mkdir()
     before = (work / "eval.json").read_bytes()
     code, out, shown = report_of(*options)
     assert (code, out) == (2, "")
