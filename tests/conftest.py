@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 from hypothesis.internal.conjecture import providers
+from tiny_sizes import HEADS, LAYERS, POSITIONS, TINY, VOCABULARY, WIDTH
 from warm_python import COMMANDS, WarmPython
 
 # Tests run beside each other, and the threads of one would wait in turns for the cores of another: here and in every
@@ -40,8 +41,6 @@ pytest.MonkeyPatch().setattr(providers, "_get_local_constants", lambda: provider
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED = 20240607
-# The smallest BERT all of whose linear layers (64 × 64 and up) and whose vocabulary table are compressed.
-VOCABULARY, WIDTH, INNER, LAYERS, HEADS, POSITIONS = 1200, 64, 128, 2, 4, 96
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -57,71 +56,6 @@ def vocabulary() -> list[str]:
 
 
 TOKEN_TYPES = ("bert", "electra")
-VISION_SIZES = {
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INNER,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": WIDTH,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INNER,
-    "max_position_embeddings": POSITIONS,
-    "pad_token_id": 0,
-    "bos_token_id": 2,
-    "eos_token_id": 3,
-}
-# Two heads share each key and value.
-DECODER_SIZES = {**TEXT_SIZES, "num_key_value_heads": HEADS // 2}
-# A small configuration of every family in `ARCHITECTURES`; decoders with and without a tied head.
-TINY: dict[str, dict[str, Any]] = {
-    "bert": TEXT_SIZES,
-    "roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
-    "xlm-roberta": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
-    "camembert": {**TEXT_SIZES, "pad_token_id": 1, "type_vocab_size": 1},
-    "distilbert": {
-        "vocab_size": VOCABULARY,
-        "dim": WIDTH,
-        "n_layers": LAYERS,
-        "n_heads": HEADS,
-        "hidden_dim": INNER,
-        "max_position_embeddings": POSITIONS,
-    },
-    "electra": {**TEXT_SIZES, "embedding_size": WIDTH // 2},
-    "mpnet": {**TEXT_SIZES, "pad_token_id": 1},
-    "modernbert": {
-        **TEXT_SIZES,
-        "cls_token_id": 2,
-        "sep_token_id": 3,
-        "local_attention": 8,
-        "global_attn_every_n_layers": 2,
-    },
-    "vit": VISION_SIZES,
-    "deit": VISION_SIZES,
-    "dinov2": {**VISION_SIZES, "mlp_ratio": INNER // WIDTH},
-    "dinov2_with_registers": {**VISION_SIZES, "mlp_ratio": INNER // WIDTH, "num_register_tokens": 3},
-    "siglip_vision_model": {**VISION_SIZES, "vision_use_head": False},
-    "llama": {**DECODER_SIZES, "tie_word_embeddings": False},
-    "qwen2": {**DECODER_SIZES, "tie_word_embeddings": True},
-    "qwen3": {**DECODER_SIZES, "tie_word_embeddings": True, "head_dim": WIDTH // HEADS},
-    "mistral": {**DECODER_SIZES, "sliding_window": None, "head_dim": WIDTH // HEADS},
-    "gemma": {**DECODER_SIZES, "tie_word_embeddings": True, "head_dim": WIDTH // HEADS},
-    "gpt2": {
-        "vocab_size": VOCABULARY,
-        "n_embd": WIDTH,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "n_positions": POSITIONS,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-    },
-}
 
 
 def save_tokenizer(folder: Path, *, token_types: bool = True, pad_id: int = 0, **names: str) -> None:

@@ -54,6 +54,9 @@ TWO_ROPES: Mapping[str, tuple[Any, ...]] = {
 }
 # Gemma's configs may ask for tokens that see later ones.
 GEMMA_OPTIONS: Mapping[str, tuple[Any, ...]] = {**FULL_ATTENTION, "use_bidirectional_attention": (None, False)}
+# Windows are a matter of the mask, and the device's cache keeps all. Gemma 3 does not cap scores, whatever it is told;
+# EmbeddingGemma lets tokens see later ones.
+GEMMA3_OPTIONS: Mapping[str, tuple[Any, ...]] = {"attn_logit_softcapping": (None,), "is_causal": (True,), **TWO_ROPES}
 BERT_TABLES = ("embeddings.word_embeddings", "embeddings.position_embeddings")
 
 
@@ -85,9 +88,8 @@ LLAMA_MLP = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
 # Families that users ask for, and why no bundle can be made of them.
 REFUSED = {
-    "gemma2": "tanh caps its attention scores, and every other layer forgets what is behind a window",
+    "gemma2": "tanh caps its attention scores, which torch's attention and the device's do not",
     "gemma3": "it reads texts and pictures together; its text model alone has model_type gemma3_text",
-    "gemma3_text": "most of its layers forget what is behind a window; one graph for every length keeps all",
     "siglip": "it reads texts and pictures together; its vision tower alone has model_type siglip_vision_model",
     "whisper": "it reads sound; a bundle reads texts or pictures",
 }
@@ -266,6 +268,7 @@ ARCHITECTURES = {
             for name, options in (
                 *((name, FULL_ATTENTION) for name in ("llama", "qwen2", "qwen3", "mistral")),
                 ("gemma", GEMMA_OPTIONS),
+                ("gemma3_text", GEMMA3_OPTIONS),
             )
         ),
         Architecture(

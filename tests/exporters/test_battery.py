@@ -77,6 +77,7 @@ QUICK = {
     ("qwen3", "text-generation", "saten", "int8"),
     ("mistral", "text-classification", "saten", "fp32"),
     ("gemma", "text-generation", "saten", "fp32"),
+    ("gemma3_text", "text-generation", "dense", "fp32"),
     ("gpt2", "text-generation", "saten", "fp32"),
     ("gpt2", "text-generation", "dense", "int8"),
     ("bert", "question-answering", "flat saten", "int8"),
@@ -251,6 +252,18 @@ def test_one_label_is_a_regression(make_tiny: Callable[..., Path], tmp_path: Pat
     got, bound = Runner.load(bundle).predict(TEXTS), bundle.manifest.tolerance["relative"]
     assert close(got, wanted, bound)
     assert not close(np.roll(got, 1), wanted, bound)
+
+
+def test_embeddings_of_tokens_that_see_later_ones(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """As EmbeddingGemma's, whose windows are open on both sides."""
+    folders = [
+        make_tiny("gemma3_text", "feature-extraction", use_bidirectional_attention=both) for both in (True, None)
+    ]
+    source, forward = (load_model(folder) for folder in folders)
+    bundle = export(source, tmp_path / "bundle")
+    got, bound = Runner.load(bundle).predict(TEXTS), bundle.manifest.tolerance["relative"]
+    assert close(got, vectors(source, TEXTS), bound)
+    assert not close(got, vectors(forward, TEXTS), bound)  # the same weights, and tokens that see earlier ones alone
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt2"])

@@ -36,7 +36,8 @@ _CONFIG = [
         "embedding_size head_dim hidden_act hidden_activation hidden_dim hidden_size image_size intermediate_size "
         "layer_norm_eps layer_norm_epsilon local_attention mlp_bias mlp_ratio n_embd n_head n_heads n_inner n_layer "
         "n_layers norm_bias norm_eps num_attention_heads num_channels num_hidden_layers num_key_value_heads "
-        "num_register_tokens patch_size qkv_bias relative_attention_num_buckets rms_norm_eps "
+        "num_register_tokens patch_size query_pre_attn_scalar final_logit_softcapping qkv_bias "
+        "relative_attention_num_buckets rms_norm_eps "
         "scale_attn_by_inverse_layer_idx scale_attn_weights sinusoidal_pos_embds tie_word_embeddings "
         "type_vocab_size vocab_size",
         _GRAPH,
@@ -55,7 +56,8 @@ _CONFIG = [
         "rope_parameters rope_theta rope_scaling global_rope_theta local_rope_theta partial_rotary_factor "
         "sliding_window use_sliding_window attention_chunk_size layer_types global_attn_every_n_layers "
         "max_window_layers is_decoder is_causal add_cross_attention position_embedding_type "
-        "use_bidirectional_attention use_swiglu_ffn vision_use_head",
+        "use_bidirectional_attention use_swiglu_ffn vision_use_head attn_logit_softcapping sliding_window_pattern "
+        "_sliding_window_pattern rope_local_base_freq",
         _GRAPH + "; what no graph of ours expresses is refused by name",
         "test_an_option_we_cannot_express",
     ),

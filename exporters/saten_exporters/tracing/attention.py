@@ -17,7 +17,7 @@ __all__ = ["placeholders"]
 # ONNX Runtime's GroupQueryAttention takes heads of such sizes.
 HEAD_MULTIPLE = 8
 # What transformers hands to the attention of some families, and a placeholder does not express.
-OPTIONS = ("position_bias", "s_aux", "sliding_window", "softcap")
+OPTIONS = ("position_bias", "s_aux", "softcap")
 
 _NAME = "saten_placeholder"
 
@@ -50,16 +50,25 @@ def placeholders(model: Any, *, cached: bool) -> Iterator[None]:
 def mask(cached: bool, **how: Any) -> torch.Tensor | None:
     """What a placeholder adds where a token sees all, or all up to its own if cached, but padding; else torch's mask.
 
-    how: as transformers' `AttentionMaskInterface` says; attention_mask (batch, past + new) is False at padding.
+    With a cache, keys behind a window are hidden as padding is.
+    how: as transformers' `AttentionMaskInterface` says; attention_mask (batch, past + new) is False at padding;
+    local_size is that of a window, and use_vmap stands for masks of the model's own.
     """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     seen = how["attention_mask"]
-    if seen is None or how["mask_function"] is not (causal_mask_function if cached else bidirectional_mask_function):
-        allowed: torch.Tensor | None = sdpa_mask(**how)
-        return allowed
-    added = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-    return added[:, None, None].expand(-1, -1, how["q_length"], -1)
+    if seen is not None and how["mask_function"] is (causal_mask_function if cached else bidirectional_mask_function):
+        return _added(seen)[:, None, None].expand(-1, -1, how["q_length"], -1)
+    allowed: torch.Tensor | None
+    if cached and seen is not None and how.get("local_size") and not how.get("use_vmap"):
+        allowed = sdpa_mask(**{**how, "allow_is_causal_skip": False})
+        return None if allowed is None else _added(allowed)
+    allowed = sdpa_mask(**how)
+    return allowed
+
+
+def _added(seen: torch.Tensor) -> torch.Tensor:
+    return torch.where(seen, 0.0, torch.finfo(torch.float32).min)
 
 
 def attention(

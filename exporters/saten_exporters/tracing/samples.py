@@ -136,11 +136,16 @@ def _prompt(source: Exportable, item: Sequence[str]) -> Case:
 
 
 def _prompt_with_past(source: Exportable) -> Inputs:
-    """3 tokens after 4, whose keys and values the model computed before."""
+    """3 tokens after 4, whose keys and values the model computed before.
+
+    Every layer keeps all of them, as a device does. transformers' own cache drops those that a window has passed.
+    """
+    from transformers import DynamicCache
+
     whole = _prompts(source, [(7, 7), (5, 7)])
     first = {name: tensor[:, :4] for name, tensor in whole.items()}
     with torch.no_grad():
-        past = source.model(**first, use_cache=True).past_key_values
+        past = source.model(**first, past_key_values=DynamicCache(), use_cache=True).past_key_values
     new = {name: whole[name][:, 4:] for name in ("input_ids", "position_ids")}
     return {
         "input_ids": new["input_ids"],

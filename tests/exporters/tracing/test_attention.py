@@ -126,6 +126,23 @@ def test_other_masks_are_as_torch_has_them(cached: bool, change: str) -> None:
         assert not torch.equal(got, sdpa_mask(**how(cached)))
 
 
+def test_keys_behind_a_window_are_hidden_as_padding_is() -> None:
+    asked = how(True, mask_function=sliding_window_causal_mask_function(3), local_size=3)
+    added, allowed = mask(True, **asked), sdpa_mask(**asked)
+    assert added is not None
+    assert torch.equal(added == 0, allowed)
+    assert not torch.equal(allowed, sdpa_mask(**how(True)))  # the window hides something
+    arguments = (MODULES[True], *states(HEAD_MULTIPLE - 1))  # no head of the operator: torch's function
+    assert torch.equal(attention(True, *arguments, added)[0], sdpa_attention_forward(*arguments, allowed)[0])
+
+
+@pytest.mark.parametrize(("cached", "own"), [(True, True), (False, False)])
+def test_a_window_of_other_kinds_is_as_torch_has_it(cached: bool, own: bool) -> None:
+    """Without a cache, or where the model has functions of its own beside the window."""
+    asked = how(cached, mask_function=sliding_window_causal_mask_function(3), local_size=3, use_vmap=own)
+    assert torch.equal(mask(cached, **asked), sdpa_mask(**asked))
+
+
 @pytest.mark.parametrize("option", [None, *OPTIONS])
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("cached", [True, False])

@@ -112,7 +112,6 @@ class TestTable:
         [
             ("gemma2", "tanh caps its attention scores"),
             ("gemma3", "reads texts and pictures together; its text model alone has model_type gemma3_text"),
-            ("gemma3_text", "forget what is behind a window"),
             ("siglip", "its vision tower alone has model_type siglip_vision_model"),
             ("whisper", "it reads sound"),
         ],
@@ -170,6 +169,12 @@ class TestTable:
             ("gpt2", "text-generation", {"add_cross_attention": True}, "gpt2 with add_cross_attention = True cannot"),
             ("roberta", "feature-extraction", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
             ("gemma", "text-generation", {"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+            (
+                "gemma3_text",
+                "text-generation",
+                {"attn_logit_softcapping": 50.0},
+                "attn_logit_softcapping = 50.0 cannot",
+            ),
             ("dinov2", "image-classification", {"use_swiglu_ffn": True}, "dinov2 with use_swiglu_ffn = True cannot"),
             (
                 "siglip_vision_model",
