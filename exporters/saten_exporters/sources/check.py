@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from saten_exporters.exportable import Exportable
@@ -37,6 +37,7 @@ def check_settings(source: Exportable) -> list[str]:
         ExportError: a setting that would change the numbers, and that no bundle expresses.
     """
     _refuse_clean_up(source)
+    _refuse_what_generate_refuses(source)
     defaults = _defaults(source)
     notices = _chat_notices(source)
     for file, kind, key, value in _said(source):
@@ -103,6 +104,38 @@ def _refuse_clean_up(source: Exportable) -> None:
         raise _refusal(
             source, TOKENIZER_CONFIG_FILE, "clean_up_tokenization_spaces", True, "generated text is not repaired"
         )
+
+
+def _refuse_what_generate_refuses(source: Exportable) -> None:
+    """Refuse what transformers' generate does not take, such as a penalty that is a whole number.
+
+    Its own rules say so, tried on the logits of one token: of ids beyond the vocabulary they complain only there.
+    """
+    if not kind_of(source).cached:
+        return
+    import torch
+
+    said = source.model.generation_config.to_dict()
+    ids, logits = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, source.model.config.vocab_size)
+    for key, rule in _rules(said).items():
+        try:
+            rule(said[key])(ids, logits)
+        except (TypeError, ValueError) as cause:
+            raise _refusal(
+                source, GENERATION_CONFIG_FILE, key, said[key], f"transformers' generate refuses it: {cause}"
+            ) from None
+
+
+def _rules(said: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    """What makes a rule of a value, of the settings that generate makes a rule of."""
+    from transformers import generation
+
+    rules: dict[str, Callable[[Any], Any]] = {
+        "repetition_penalty": generation.RepetitionPenaltyLogitsProcessor,
+        "bad_words_ids": lambda words: generation.NoBadWordsLogitsProcessor(words, said.get("eos_token_id")),
+        **({"temperature": generation.TemperatureLogitsWarper} if said.get("do_sample") else {}),
+    }
+    return {key: rule for key, rule in rules.items() if said.get(key) not in (None, 1)}
 
 
 def _refusal(source: Exportable, file: str, key: str, value: Any, why: str) -> ExportError:

@@ -282,7 +282,7 @@ _GENERATION = [
         HONOURED,
         "repetition_penalty no_repeat_ngram_size bad_words_ids min_length min_new_tokens suppress_tokens "
         "begin_suppress_tokens do_sample temperature top_k top_p min_p",
-        "the manifest's generation.choice",
+        "the manifest's generation.choice; what generate refuses is refused by name",
         "test_rules_are_those_of_transformers",
     ),
     *rows(

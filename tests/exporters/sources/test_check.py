@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from saten_exporters.sources.check import SETTINGS, check_settings
@@ -139,3 +140,48 @@ def test_generated_text_that_transformers_would_repair_is_refused() -> None:
         check_settings(model)
     model.tokenizer.backend_tokenizer.model = type("BPE", (), {})()
     assert check_settings(model) == []
+
+
+# --- what transformers' generate does not take ---------------------------------------------------------------------
+
+BEYOND = transformers.BertConfig().vocab_size
+NOT_TAKEN: list[dict[str, Any]] = [
+    {"bad_words_ids": []},
+    {"bad_words_ids": [[BEYOND]]},
+    {"bad_words_ids": [[3], [BEYOND, 3]], "eos_token_id": 3},
+    {"bad_words_ids": [[-1]]},
+    {"bad_words_ids": [3]},
+    {"repetition_penalty": 2},
+    {"repetition_penalty": 0.0},
+    {"temperature": 2, "do_sample": True},
+]
+TAKEN: list[dict[str, Any]] = [
+    {"bad_words_ids": [[BEYOND - 1, 3]]},
+    {"bad_words_ids": [[BEYOND]], "eos_token_id": BEYOND},  # what ends a text is no bad word
+    {"repetition_penalty": 1},
+    {"repetition_penalty": 2.0},
+    {"suppress_tokens": [BEYOND]},
+    {"temperature": 2},
+    {"temperature": 2.0, "do_sample": True},
+]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Any:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=BEYOND, **sizes))
+
+
+@pytest.mark.parametrize(("said", "taken"), [*((said, True) for said in TAKEN), *((said, False) for said in NOT_TAKEN)])
+def test_what_generate_refuses_is_refused(said: dict[str, Any], taken: bool, decoder: Any) -> None:
+    ids = torch.tensor([[2]])
+    options = {**said, "max_new_tokens": 1, "attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    model = source({}, task=TEXT_GENERATION.hub, **said)
+    if taken:
+        decoder.generate(ids, **options)
+        assert check_settings(model) == []
+        return
+    with pytest.raises((TypeError, ValueError)):
+        decoder.generate(ids, **options)
+    with pytest.raises(ExportError, match=rf"generation_config.json: {next(iter(said))} = .* generate refuses it: "):
+        check_settings(model)
