@@ -94,6 +94,17 @@ def test_a_text_is_cut_where_python_cuts_it(changed: Changed, tmp_path: Path) ->
 CHOICE = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3, "suppress_tokens": [11, 12], "min_new_tokens": 4}
 
 
+def test_an_empty_second_text_of_a_pair_stays_one(changed: Changed, tmp_path: Path) -> None:
+    """As in a call with columns of texts, which is what sentence-transformers' CrossEncoder makes."""
+    folder = changed()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    columns = tokenizer(["gar", ""], ["", "bel"])
+    found = on_the_device(folder, tmp_path / "bundle").encode([("gar", ""), ("", "bel")])
+    assert [each.ids.tolist() for each in found] == columns["input_ids"]
+    assert [each.types.tolist() for each in found] == columns["token_type_ids"]
+    assert tokenizer("gar", "")["input_ids"] == columns["input_ids"][0][:-1]
+
+
 @pytest.fixture(scope="module")
 def decoder(make_tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A decoder whose files have rules for generation, and its bundle."""

@@ -252,7 +252,7 @@ def test_what_transformers_does_not_read_changes_nothing(written: Written, tiny_
 
 # --- cross-encoders ----------------------------------------------------------------------------------------------
 
-PAIRS = [("GAR bel", "bel dor! " * 9), ("gar", "x9, bel?"), ("", "bel")]
+PAIRS = [("GAR bel", "bel dor! " * 9), ("gar", "x9, bel?"), ("", "bel"), ("gar", "")]
 
 
 @pytest.fixture
