@@ -15,15 +15,9 @@ from saten_exporters import quantize
 from saten_exporters.bundles.card import model_card
 from saten_exporters.bundles.judge import Judge, answers_of, cases_of, judge_of, judged, refuse_loss
 from saten_exporters.bundles.numbers import refuse_loose_json, refuse_unstorable
-from saten_exporters.bundles.preparation import (
-    generation_of,
-    image_of,
-    labels_of,
-    save_settings,
-    save_steps,
-    save_tokenizer,
-)
+from saten_exporters.bundles.preparation import Preparation, generation_of, prepare, save_settings, save_steps
 from saten_exporters.bundles.verify import DERIVED, approximation, measured_bound, rounding_bound, write_cases
+from saten_exporters.choice.lowerings import lowerings_of
 from saten_exporters.choice.prices import Prices, prices_for
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_exporters.choice.targets import TARGETS, Target, check_operators
@@ -121,15 +115,19 @@ def _write_model(
     """All that torch is needed for: the graph, and what torch computes of every case and of the text of the judge."""
     target = TARGETS[settings.target]
     source = model() if callable(model) else model
-    task_of(source)  # refused before the minutes that tracing takes
+    parts = source.layer_parts()
+    # Whatever can be refused is, before the minutes that tracing takes.
+    task_of(source)
     notices = check_settings(source)
     _refuse_half(source)
     judge = judge_of(source, file)
+    lowerings_of(settings.lowering, parts)
+    prepared = prepare(source, folder)
     refuse_unstorable(source, settings.precision)
     mixed = _mixed(source, settings)
     exported = trace(source, target)
     of_device = None if settings.prices is None else prices
-    layers, otherwise = run_passes(exported.program, source.layer_parts(), settings, mixed, of_device)
+    layers, otherwise = run_passes(exported.program, parts, settings, mixed, of_device)
     check_operators(exported.program, target)
     _save_configs(exported, folder)
     _save_graph(exported.program, folder, target)
@@ -138,7 +136,7 @@ def _write_model(
     write_cases(source, folder, [str(value.name) for value in graph.outputs])
     save_steps(source, folder)
     manifest = replace(
-        _manifest(source, folder, name, settings, target, graph, layers, mixed),
+        _manifest(source, prepared, name, settings, target, graph, layers, mixed),
         notices=[*notices, *([prices.notice] if prices.notice else [])],
         recipe=source.recipe.then(_stage(source, settings, prices, otherwise)),
     )
@@ -195,7 +193,7 @@ def _save_graph(model: ir.Model, folder: Path, target: Target) -> None:
 
 def _manifest(
     source: Exportable,
-    folder: Path,
+    prepared: Preparation,
     name: str,
     settings: ExportSettings,
     target: Target,
@@ -204,7 +202,6 @@ def _manifest(
     mixed: Mixed,
 ) -> Manifest:
     packages = ("saten-edge", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime")
-    task, kind = task_of(source), kind_of(source)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         made_by={package: version(package) for package in packages},
@@ -219,14 +216,14 @@ def _manifest(
         smallest_onnxruntime=target.smallest_onnxruntime,
         inputs=[value.name or "" for value in graph.inputs if value.const_value is None],
         outputs=[value.name or "" for value in graph.outputs],
-        tokenizer=None if kind.pictures else save_tokenizer(source, folder),
-        postprocess=source.postprocess if task.pooled else Postprocess(),
+        tokenizer=prepared.tokenizer,
+        postprocess=source.postprocess if task_of(source).pooled else Postprocess(),
         tolerance={"relative": rounding_bound(graph, settings.precision)} if settings.precision in DERIVED else {},
         layers=layers,
         mixed=dict.fromkeys(mixed.layers, BLOCKS),
-        labels=labels_of(source) if task.labels else [],
-        image=image_of(source) if kind.pictures else None,
-        generation=generation_of(source, graph) if kind.cached else None,
+        labels=prepared.labels,
+        image=prepared.image,
+        generation=generation_of(source, graph, prepared.choice) if prepared.choice else None,
         session_entries=dict(quantize.PRECISIONS[settings.precision].session_entries),
     )
 

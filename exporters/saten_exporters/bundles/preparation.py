@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,55 @@ import onnx_ir as ir
 
 from saten_exporters.exportable import Exportable
 from saten_exporters.sources.chat import chat_of
-from saten_exporters.tracing.signatures import kind_of
+from saten_exporters.tracing.signatures import kind_of, task_of
 from saten_runtime.bundle.manifest import CacheEntry, Choice, Generation, Image, Tokenizer
 from saten_runtime.errors import ExportError
 from saten_runtime.records.reader import Reader
 from saten_runtime.vocabulary.files import GENERATION_CONFIG_FILE, PREPROCESSOR_CONFIG_FILE, TOKENIZER_FILE
 
-__all__ = ["generation_of", "image_of", "labels_of", "save_settings", "save_steps", "save_tokenizer"]
+__all__ = [
+    "Preparation",
+    "generation_of",
+    "image_of",
+    "labels_of",
+    "prepare",
+    "save_settings",
+    "save_steps",
+    "save_tokenizer",
+]
 
 # Steps of an image processor that a device does, too; any other that is switched on is refused.
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 HARMLESS = ("do_convert_rgb",)  # pictures arrive with the channels that the model takes
 CHANNELS = (1, 3)
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the manifest says of a model's files, whatever its graph; each is None or empty where the task has none."""
+
+    tokenizer: Tokenizer | None
+    image: Image | None
+    labels: list[str]
+    choice: Choice | None
+
+
+def prepare(source: Exportable, folder: Path) -> Preparation:
+    """Read it off, so that what no bundle expresses is refused before the minutes that tracing takes.
+
+    folder: gets the tokenizer's files.
+
+    Raises:
+        ExportError: as the functions below.
+    """
+    kind = kind_of(source)
+    return Preparation(
+        tokenizer=None if kind.pictures else save_tokenizer(source, folder),
+        image=image_of(source) if kind.pictures else None,
+        labels=labels_of(source) if task_of(source).labels else [],
+        choice=_choice(source) if kind.cached else None,
+    )
 
 
 def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
@@ -110,8 +146,8 @@ def labels_of(source: Exportable) -> list[str]:
     return [numbered[index] for index in range(len(numbered))]
 
 
-def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
-    """The graph's cache, the ids that end a text, and how messages become one.
+def generation_of(source: Exportable, graph: ir.Graph, choice: Choice) -> Generation:
+    """The graph's cache, the ids that end a text, how the next token is chosen, and how messages become one text.
 
     Raises:
         ExportError: cache inputs and outputs do not pair up.
@@ -129,7 +165,7 @@ def generation_of(source: Exportable, graph: ir.Graph) -> Generation:
     stops = source.model.generation_config.eos_token_id
     stops = source.model.config.eos_token_id if stops is None else stops
     stop_ids = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    return Generation(entries, stop_ids, _choice(source), chat_of(source.tokenizer)[0])
+    return Generation(entries, stop_ids, choice, chat_of(source.tokenizer)[0])
 
 
 def _choice(source: Exportable) -> Choice:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_exporters import DEFAULT_TARGET, PRECISIONS, TARGETS, export, rounding_bound
 from saten_exporters.bundles.export import _save_graph
 from saten_exporters.bundles.verify import approximation, measured_bound
@@ -77,14 +77,42 @@ def test_no_such_option(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_slow_tokenizer(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow:
-        pad_token_id = 0
-        model_input_names = ("input_ids", "attention_mask", "token_type_ids")
+def slow_tokenizer(loaded: LoadedModel) -> None:
+    loaded.tokenizer = type("Slow", (), {"pad_token_id": 0, "model_input_names": ("input_ids", "attention_mask")})()
 
-    monkeypatch.setattr(loaded_tiny["dense"], "tokenizer", Slow())
-    with pytest.raises(ExportError, match="Slow has no `tokenizers` form"):
-        export(loaded_tiny["dense"], tmp_path / "out")
+
+def unnamed_class(loaded: LoadedModel) -> None:
+    del loaded.model.config.id2label[0]
+
+
+def odd_step(loaded: LoadedModel) -> None:
+    loaded.processor.do_center_crop, loaded.processor.crop_size = True, {"height": 9, "width": 9}
+
+
+def odd_choice(loaded: LoadedModel) -> None:
+    loaded.model.generation_config.top_k = -1
+
+
+BERT, PICTURES, DECODER = ("bert", "text-classification"), ("vit", "image-classification"), ("llama", "text-generation")
+EARLY: dict[str, tuple[tuple[str, str], Callable[[LoadedModel], object], dict[str, Any], str]] = {
+    "a slow tokenizer": (BERT, slow_tokenizer, {}, "Slow has no `tokenizers` form"),
+    "a class without a name": (BERT, unnamed_class, {}, "id2label names the classes"),
+    "a step of pictures": (PICTURES, odd_step, {}, "makes .9, 9., its model takes .32, 32."),
+    "a rule of generation": (DECODER, odd_choice, {}, "top_k: found -1"),
+    "a lowering": (BERT, lambda _: None, {"lowering": "nosuch"}, "--lowering nosuch: there are "),
+}
+
+
+@pytest.mark.parametrize("what", EARLY)
+def test_what_is_refused_is_refused_before_tracing(
+    what: str, make_tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saten_exporters.bundles.export.trace", lambda *_: pytest.fail("traced all the same"))
+    (family, task), change, options, message = EARLY[what]
+    loaded = load_model(make_tiny(family, task), task)
+    change(loaded)
+    with pytest.raises((ExportError, UsageError), match=message):
+        export(loaded, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 

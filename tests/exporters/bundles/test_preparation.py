@@ -13,6 +13,7 @@ import transformers
 
 from saten_exporters.bundles.preparation import generation_of, image_of, labels_of, save_settings
 from saten_exporters.tracing.signatures import kind_of, task_of
+from saten_runtime.bundle.manifest import Choice
 from saten_runtime.errors import ExportError
 from saten_runtime.run.image import pixel_values
 from saten_runtime.vocabulary.tasks import HUB_TASKS
@@ -151,7 +152,7 @@ def cache(inputs: list[str], outputs: list[str]) -> ir.Graph:
 def test_what_ends_a_text(said: Any, config: Any, stops: list[int]) -> None:
     graph = cache(["input.past_key_values.0.keys"], ["output.past_key_values.0.keys"])
     given = source(eos_token_id=config, generation_config=SimpleNamespace(eos_token_id=said))
-    generation = generation_of(given, graph)
+    generation = generation_of(given, graph, Choice())
     assert generation.stop_ids == stops
     (entry,) = generation.cache
     assert (entry.input, entry.output) == ("input.past_key_values.0.keys", "output.past_key_values.0.keys")
@@ -171,7 +172,7 @@ def test_what_ends_a_text(said: Any, config: Any, stops: list[int]) -> None:
 )
 def test_a_cache_that_does_not_pair_up(inputs: list[str], outputs: list[str]) -> None:
     with pytest.raises(ExportError, match="tensors of the cache go in"):
-        generation_of(source(), cache(inputs, outputs))
+        generation_of(source(), cache(inputs, outputs), Choice())
 
 
 def test_the_row_of_a_task() -> None:
