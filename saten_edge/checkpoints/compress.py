@@ -169,7 +169,7 @@ def compress(
     recipe, rows = recipe or Recipe(), []
     check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None, tables=tables)
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
-    refuse_odd_numbers(loaded.model, layers)
+    refuse_odd_numbers(loaded.model)
     known = measured.moments if measured else {}
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
@@ -242,7 +242,7 @@ def check_layers(
     Raises:
         UsageError, BudgetError, CheckpointError: as `compress`.
     """
-    refuse_odd_numbers(model, layers)
+    refuse_odd_numbers(model)
     fixed = _shares(tables, layers)
     if budget is None:
         return
@@ -274,10 +274,14 @@ def _matrix(module: Any) -> Tensor:
     return weight.T if isinstance(module, nn.Linear) else weight
 
 
-def refuse_odd_numbers(model: nn.Module, compressed: Mapping[str, nn.Module]) -> None:
-    """Refuse what stays dense if it holds NaN or infinity; `decompose` looks at the rest."""
+def refuse_odd_numbers(model: nn.Module) -> None:
+    """Refuse a damaged model, before the hours that its layers may take.
+
+    Raises:
+        CheckpointError: a parameter holds NaN or infinity; the message names it.
+    """
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[0] not in compressed and not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"{name}: holds values that are NaN or infinite; the model is damaged")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saten_edge.checkpoints.architectures import Architecture
 from saten_edge.checkpoints.checkpoint import attach_config, recipe_of
-from saten_edge.checkpoints.compress import CompressedLayer, matrices, refuse_compressed
+from saten_edge.checkpoints.compress import CompressedLayer, matrices, refuse_compressed, refuse_odd_numbers
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.sizes import BlockSizes, apply_sizes, blocks, head_of, value_unit
 from saten_edge.console import told
@@ -61,6 +61,7 @@ def run(job: Job) -> list[CompressedLayer]:
     refuse_compressed(loaded.model)
     if recipe_of(loaded.model).stages:
         raise UsageError("--method flat: the model has smaller blocks already; start from the dense one")
+    refuse_odd_numbers(loaded.model)
     parts = _Parts(loaded, job.options, row)
     parts.fold_biases()
     measured, shares = _measured(job, parts)

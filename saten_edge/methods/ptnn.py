@@ -77,7 +77,7 @@ def run(job: Job) -> list[CompressedLayer]:
     """Compress the layers that the bound allows; no row where there is none, and the model is as it was."""
     model = job.loaded.model
     layers, head = compressible_layers(model, job.options.selection), tied_head(model)
-    refuse_odd_numbers(model, layers)
+    refuse_odd_numbers(model)
     work = _Work(job, matrices(layers))
     with torch.no_grad():
         trials = work.trials()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from saten_edge.checkpoints import compress as compression
 from saten_edge.checkpoints.compress import (
     Selection,
     check_options,
@@ -23,6 +26,9 @@ from saten_edge.checkpoints.models import load_model, save_model
 from saten_edge.checkpoints.modules import SatenEmbedding, SatenLinear, saten_layers
 from saten_edge.decomposition.allocation import ALLOCATIONS, Measured, allocate
 from saten_edge.decomposition.recipe import Recipe
+from saten_edge.methods import METHODS, calibrate
+from saten_edge.methods.method import Job
+from saten_edge.options import CompressOptions
 from saten_runtime.errors import BudgetError, CheckpointError, ExportError, UsageError
 
 QUICK = Recipe(rounds=1, share=0.6)
@@ -126,20 +132,18 @@ def test_a_group_that_does_not_divide_the_outputs_gives_way_to_what_fits(tiny_be
     assert sum(row.bytes for row in rows) <= 0.4 * sum(row.dense_bytes for row in rows)
 
 
-def test_a_weight_that_is_no_number_is_refused_naming_the_layer(tiny_bert):
+@pytest.mark.parametrize("name", ["encoder.layer.1.output.dense.weight", "encoder.layer.1.output.LayerNorm.bias"])
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_a_damaged_model_is_refused_before_anything_is_computed(tiny_bert, texts, name, method, monkeypatch):
+    monkeypatch.setattr(compression, "decompose_layer", lambda *_: pytest.fail("decomposed a layer all the same"))
+    monkeypatch.setattr(calibrate, "second_moments", lambda *_: pytest.fail("calibrated all the same"))
     loaded = load_model(tiny_bert)
     with torch.no_grad():
-        loaded.model.get_submodule("encoder.layer.1.output.dense").weight[0, 0] = float("nan")
-    with pytest.raises(CheckpointError, match=r"^encoder\.layer\.1\.output\.dense: .* holds 1 values"):
-        compress(loaded, 0.3, group=8, recipe=QUICK)
-
-
-def test_a_bias_that_is_no_number_is_refused_too(tiny_bert):
-    loaded = load_model(tiny_bert)
-    with torch.no_grad():
-        loaded.model.get_submodule("encoder.layer.1.output.LayerNorm").bias[3] = float("inf")
-    with pytest.raises(CheckpointError, match=r"^encoder\.layer\.1\.output\.LayerNorm\.bias: holds values that"):
-        compress(loaded, 0.3, group=8, recipe=QUICK)
+        loaded.model.get_parameter(name).view(-1)[3] = float("nan")
+    job = Job(loaded, CompressOptions(budget=0.3), texts)
+    ways = {name: partial(row.run, job) for name, row in METHODS.items()}
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(name)}: holds values that are NaN or infinite"):
+        ways.get(method, partial(compress, loaded, 0.3))()
 
 
 def test_a_compressed_model_is_not_compressed_again(tiny_saten):
