@@ -189,6 +189,8 @@ def prepare(
     examples, names = _numbered(examples, fitting)
     row = _settle(row, examples, fitting, new=head.task != row.task.hub)
     labelled, outputs = checked(row, examples, fitting.labels, taught=teacher is not None)
+    # Before the models are fetched and loaded, which takes longest.
+    judged = None if judged_on is None else _examples(Rows.read(judged_on, split=judged_split, columns=columns), row)
     master = _teacher(teacher, row) if teacher is not None else None
     student = load_model(model, row.task.hub, num_labels=outputs, seed=schedule.seed)
     if names and head.task != row.task.hub:
@@ -199,8 +201,7 @@ def prepare(
         what = "images; expected a column image" if student.processor is not None else "texts, not images"
         raise DataError(f"{labelled.source}: {model} takes {what}")
     judging = None
-    if judged_on is not None:
-        judged = _examples(Rows.read(judged_on, split=judged_split, columns=columns), row)
+    if judged is not None:
         judging = judged.numbered(student.model.config.label2id)
         checked(row, judging, outputs)
     learning = distillation or Distillation()
@@ -224,14 +225,15 @@ def _job(
 ) -> Job:
     """The job, with what the recipe and the working folder say of it."""
     parts = learning.chosen(row, master is not None)
-    inputs = {"model": options_of(**student.source), "data": labelled.described()}
+    data = labelled.described()  # which reads every picture
+    inputs = {"model": options_of(**student.source), "data": data}
     inputs |= {"teacher": options_of(**master.source)} if master is not None else {}
     options = options_of(settled, learning, task=row.task.name, split=split, parts=parts)
     stage = Stage("finetune", options, inputs, versions=versions_here())
     settings = {
         "model": student.source,
         "task": row.task.name,
-        "data": dict(labelled.described()),
+        "data": dict(data),
         "teacher": master.source if master is not None else None,
         "schedule": options_of(settled),
         "distillation": options_of(learning),

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 import saten_edge
 from saten_edge.texts import write_lines
+from saten_edge.training import job
+from saten_edge.training.data import Examples
 from saten_edge.training.schedule import LABEL_RATE
 from saten_runtime.errors import DataError, SatenError, UsageError
 from saten_runtime.records.files import sha256_file
@@ -242,6 +244,25 @@ class TestData:
         with pytest.raises(SatenError, match=message):
             self.tune(tiny_bert, tmp_path / "out", tmp_path / "data.jsonl", **options)
         assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+    @pytest.mark.parametrize("content", [None, '{"image": "a"}\n', "{"])
+    def test_what_judges_is_read_before_the_models_are(self, content, tiny_bert, data, tmp_path, monkeypatch):
+        monkeypatch.setattr(job, "load_model", lambda *_, **__: pytest.fail("loaded a model all the same"))
+        judge = tmp_path / "judge.jsonl"
+        if content is not None:
+            judge.write_text(content)
+        with pytest.raises(DataError, match=r"judge\.jsonl"):
+            self.tune(tiny_bert, tmp_path / "out", data, judge=str(judge))
+
+    def test_what_is_learned_from_is_hashed_once(self, tiny_bert, data, monkeypatch):
+        """Of pictures that reads every file."""
+        hashed = []
+        described = Examples.described
+        monkeypatch.setattr(Examples, "described", lambda self: hashed.append(self) or described(self))
+        schedule = saten_edge.Schedule(steps=2, batch_size=4)
+        found = job.prepare(tiny_bert, str(data), None, "train", None, None, "test", schedule, None)
+        assert len(hashed) == 1
+        assert found.settings["data"] == found.stage.inputs["data"] == described(found.examples)
 
     def test_a_teacher_with_other_labels_is_refused(self, student, make_tiny, texts, tmp_path):
         write_lines(tmp_path / "data.jsonl", [{"text": text, "label": k % 2} for k, text in enumerate(texts)])
