@@ -75,6 +75,9 @@ def save_tokenizer(source: Exportable, folder: Path) -> Tokenizer:
             f"{source.source['model']}: {type(source.tokenizer).__name__} has no `tokenizers` form; "
             "use a fast tokenizer"
         )
+    # Where the last call cut texts, and what it padded them to, is no setting of the model.
+    backend.no_truncation()
+    backend.no_padding()
     source.tokenizer.save_pretrained(folder)
     return Tokenizer(
         TOKENIZER_FILE,

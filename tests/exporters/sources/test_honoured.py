@@ -94,6 +94,17 @@ def test_a_text_is_cut_where_python_cuts_it(changed: Changed, tmp_path: Path) ->
 CHOICE = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3, "suppress_tokens": [11, 12], "min_new_tokens": 4}
 
 
+def test_the_last_call_of_a_tokenizer_is_no_setting(tiny_bert: Path, tmp_path: Path) -> None:
+    loaded, files = load_model(tiny_bert), []
+    for place in ("before", "after"):
+        (tmp_path / place).mkdir()
+        save_tokenizer(loaded, tmp_path / place)
+        files.append((tmp_path / place / "tokenizer.json").read_bytes())
+        loaded.tokenizer(["gar", "bel dor"], truncation=True, max_length=5, padding=True)
+    assert files[0] == files[1]
+    assert loaded.tokenizer.backend_tokenizer.truncation["max_length"] == 5
+
+
 def test_an_empty_second_text_of_a_pair_stays_one(changed: Changed, tmp_path: Path) -> None:
     """As in a call with columns of texts, which is what sentence-transformers' CrossEncoder makes."""
     folder = changed()
