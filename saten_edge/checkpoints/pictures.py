@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +22,7 @@ def fit_positions(model: Any, row: Architecture, processor: Any) -> None:
     if row.positions is None:
         return
     module: Any = model.base_model.get_submodule(row.positions)
-    height, width = _made_by(processor, model.config.image_size)
+    height, width = _made_by(processor, model.config)
     if height != width or [height, width] == _sides(model.config.image_size):
         return
     patches = (height // module.patch_embeddings.patch_size[0]) * (width // module.patch_embeddings.patch_size[1])
@@ -31,12 +32,12 @@ def fit_positions(model: Any, row: Architecture, processor: Any) -> None:
     model.config.image_size = height
 
 
-def _made_by(processor: Any, size: int | list[int]) -> tuple[int, int]:
-    """Height and width of what a processor makes of a square picture."""
-    from PIL import Image
-
-    blank = Image.new("RGB", (max(_sides(size)),) * 2)
-    height, width = processor(images=[blank], return_tensors="pt")["pixel_values"].shape[-2:]
+def _made_by(processor: Any, config: Any) -> tuple[int, int]:
+    """Height and width of what a processor makes of a square picture of as many channels as the model takes."""
+    side = max(_sides(config.image_size))
+    blank = np.zeros((side, side, config.num_channels), np.uint8)
+    made = processor(images=[blank], input_data_format="channels_last", return_tensors="pt")
+    height, width = made["pixel_values"].shape[-2:]
     return int(height), int(width)
 
 

@@ -79,3 +79,11 @@ def test_pictures_that_are_not_square_are_refused(with_crop: Callable[..., Path]
     loaded = load_model(with_crop("dinov2", {"height": 32, "width": 24}))
     with pytest.raises(ExportError, match=r"its image processor makes \[32, 24\], its model takes \[56, 56\]"):
         image_of(loaded)
+
+
+def test_grey_pictures_have_positions_too(make_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    grey = {"num_channels": 1, "image_size": TRAINED}
+    folder = shutil.copytree(make_tiny("dinov2", "feature-extraction", **grey), tmp_path / "model")
+    size = {"height": MADE, "width": MADE}
+    transformers.ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(folder)
+    assert load_model(folder).model.config.image_size == MADE
