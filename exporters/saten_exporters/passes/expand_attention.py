@@ -1,4 +1,4 @@
-"""Placeholders of attention without a cache → softmax(scale · q kᵀ + what is added) v.
+"""Placeholders of attention without a cache → softmax(scale · q kᵀ + what is added, if anything is) v.
 
 ONNX Runtime's own operator, MultiHeadAttention, is slower than this where something is added, up to 256 tokens.
 """
@@ -24,12 +24,12 @@ class ExpandAttentionPass(ir.passes.InPlacePass):
 
 
 def _expand(model: ir.Model, node: ir.Node) -> None:
-    queries, keys, values, added = node.inputs
+    queries, keys, values, *added = node.inputs
     scale = node.attributes.get_float("scale", 1.0)
     turned = [ir.AttrFloat32("alpha", scale), ir.AttrInt64("transB", 1)]
     scores = ir.Node("com.microsoft", "FusedMatMul", [queries, keys], turned)
-    masked = ir.Node("", "Add", [scores.outputs[0], added])
-    weights = ir.Node("", "Softmax", masked.outputs, [ir.AttrInt64("axis", -1)])
+    masked = [ir.Node("", "Add", [scores.outputs[0], each]) for each in added]
+    weights = ir.Node("", "Softmax", (masked or [scores])[-1].outputs, [ir.AttrInt64("axis", -1)])
     attended = ir.Node("", "MatMul", [weights.outputs[0], values], name=node.name)
-    nodes = [scores, masked, weights, attended]
+    nodes = [scores, *masked, weights, attended]
     ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, attended.outputs)

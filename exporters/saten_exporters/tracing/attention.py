@@ -27,10 +27,10 @@ def placeholders(model: Any, *, cached: bool) -> Iterator[None]:
     """While this lasts, each attention of `model` that can be expressed is traced as a node of domain `saten`.
 
     Its inputs: queries, keys and values, and what is added to scores, the lowest float32 where a key is padding (batch,
-    1, new, past + new). `Attention` takes and gives (batch, heads, tokens, width). `CachedAttention` takes queries
-    (batch, new, heads · width), keys and values (batch, key-value heads, past + new, width), and gives what queries
-    are. Other masks and options, and models that do not compute attention by torch's function through transformers'
-    interface, are traced as they are.
+    1, new, past + new); pictures have no padding, and nothing is added. `Attention` takes and gives (batch, heads,
+    tokens, width). `CachedAttention` takes queries (batch, new, heads · width), keys and values (batch, key-value
+    heads, past + new, width), and gives what queries are. Other masks and options, and models that do not compute
+    attention by torch's function through transformers' interface, are traced as they are.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -89,22 +89,28 @@ def attention(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     value = whole_heads(key, value)
-    if attention_mask is not None and attention_mask.is_floating_point():
+    of_pictures = attention_mask is None and not cached and not _causal(module, options.get("is_causal"))
+    if of_pictures or (attention_mask is not None and attention_mask.is_floating_point()):
         possible = key.shape[1] == query.shape[1]
         if cached:  # ONNX Runtime's operator takes keys and values of one width
             possible = query.shape[3] % HEAD_MULTIPLE == 0 and value.shape[3] == key.shape[3]
         if possible and all(options.get(name) is None for name in OPTIONS):
             scale = query.shape[3] ** -0.5 if scaling is None else scaling
             return (_cached if cached else _plain)(query, key, value, attention_mask, scale), None
-        attention_mask = _allowed(attention_mask, cached)
+        attention_mask = None if attention_mask is None else _allowed(attention_mask, cached)
     result: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **options
     )
     return result
 
 
+def _causal(module: torch.nn.Module, said: bool | None) -> bool:
+    """Whether torch's function hides later tokens where there is no mask."""
+    return bool(getattr(module, "is_causal", True) if said is None else said)
+
+
 def _cached(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     heads = query.shape[1]
     queries = query.transpose(1, 2).flatten(2)
@@ -114,17 +120,18 @@ def _cached(
 
 
 def _plain(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor, scale: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, added: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     shape = (*query.shape[:3], value.shape[3])
     return _placeholder(ATTENTION, (query, key, value, added), shape, {"scale": scale}).transpose(1, 2)
 
 
 def _placeholder(
-    op_type: str, inputs: tuple[torch.Tensor, ...], shape: Sequence[int], attributes: Mapping[str, float]
+    op_type: str, inputs: tuple[torch.Tensor | None, ...], shape: Sequence[int], attributes: Mapping[str, float]
 ) -> torch.Tensor:
-    name = qualified(op_type)
-    return torch.onnx.ops.symbolic(name, inputs, attrs=dict(attributes), dtype=inputs[0].dtype, shape=shape, version=1)
+    """A node; inputs that are None are left out."""
+    name, given = qualified(op_type), [each for each in inputs if each is not None]
+    return torch.onnx.ops.symbolic(name, given, attrs=dict(attributes), dtype=given[0].dtype, shape=shape, version=1)
 
 
 def _allowed(added: torch.Tensor, cached: bool) -> torch.Tensor:

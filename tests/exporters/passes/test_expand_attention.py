@@ -62,6 +62,18 @@ def test_it_computes_attention(
     assert tokens == 1 or not (np.abs(oracle({**given, "added": given["added"] * 0})[0] - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("optimized", [False, True])
+def test_of_pictures_nothing_is_added(optimized: bool, parse_model: Parse, run_ort: RunOrt) -> None:
+    model = parse_model(TEXT.replace("values, added)", "values)"))
+    assert ExpandAttentionPass()(model).modified
+    assert [node.op_type for node in model.graph] == ["FusedMatMul", "Softmax", "MatMul"]
+    given = feeds(3, 2, 9)
+    expected, bound = oracle({**given, "added": given["added"] * 0})
+    (got,) = run_ort(model, given, optimized=optimized)
+    assert (np.abs(got - expected) <= bound).all()
+    assert not (np.abs(got - oracle(given)[0]) <= bound).all()
+
+
 def test_another_operator_stays(parse_model: Parse) -> None:
     model = parse_model(TEXT.replace("saten.Attention", "saten.CachedAttention"))
     assert not ExpandAttentionPass()(model).modified

@@ -72,6 +72,11 @@ def test_an_encoder_has_another_per_layer(make_tiny: MakeTiny) -> None:
     assert not found(source)
 
 
+def test_pictures_have_no_padding(make_tiny: MakeTiny) -> None:
+    source = load_model(make_tiny("siglip_vision_model", "feature-extraction"), "feature-extraction")
+    assert [len(node.inputs) for node in found(source, ATTENTION)] == [3, 3]
+
+
 def test_a_decoder_without_a_cache_has_none(make_tiny: MakeTiny) -> None:
     source = load_model(make_tiny("mistral", "text-classification"), "text-classification")
     assert not found(source)
@@ -168,3 +173,10 @@ def test_only_what_a_placeholder_says_becomes_one(cached: bool, fits: bool, opti
 def test_a_mask_that_is_no_padding_is_left_to_torch(cached: bool) -> None:
     arguments = (MODULES[cached], *states(HEAD_MULTIPLE, KEY_HEADS[cached]), sdpa_mask(**how(cached)))
     assert torch.equal(attention(cached, *arguments)[0], sdpa_attention_forward(*arguments)[0])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_without_a_mask_only_what_sees_all_becomes_one(causal: bool) -> None:
+    arguments = (MODULES[causal], *states(HEAD_MULTIPLE, KEY_HEADS[False]), None)
+    expected, _ = sdpa_attention_forward(*arguments)
+    assert torch.equal(attention(False, *arguments)[0], expected) == causal
