@@ -306,7 +306,7 @@ def task_of(architectures: list[str]) -> str:
     """The task of the model classes named in a config, as the hub names it.
 
     Raises:
-        UsageError: none of ours; the message lists the tasks there are.
+        UsageError: none of ours; the message lists the ends of classes that are.
     """
     suffixes = sorted(
         ((suffix, task) for task, row in HUB_TASKS.items() for suffix in row.suffixes), key=_longest_first
@@ -316,7 +316,10 @@ def task_of(architectures: list[str]) -> str:
             if name.endswith(suffix):
                 return task
     named = ", ".join(architectures) or "none"
-    raise UsageError(f"no task is known for a model of class {named}; pass one of: {', '.join(HUB_TASKS)}")
+    raise UsageError(
+        f"no task is known for a model of class {named}; under architectures in its config.json, name its class, which "
+        f"ends in one of {', '.join(dict.fromkeys(suffix for suffix, _ in suffixes))}; or pass --task to export it"
+    )
 
 
 def _entry(config: Mapping[str, Any], path: list[str], default: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from saten_edge.checkpoints.adapters import ADAPTER_FILE
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.gguf_models import unpacked_gguf
-from saten_edge.checkpoints.guard import INDEX_FILE, read_header
+from saten_edge.checkpoints.guard import INDEX_FILE, WEIGHTS_FILE, read_header
 from saten_edge.checkpoints.pickles import convert_pickle
 from saten_edge.checkpoints.sentences import PICKLED_WEIGHTS_FILE
 from saten_runtime.errors import CheckpointError, SatenError
@@ -47,6 +47,7 @@ def with_safetensors(folder: Path) -> Iterator[Path]:
         return
     pickled = sorted(folder.glob(PICKLE_FILES))
     if not pickled or any(folder.glob("*.safetensors")):
+        _refuse_weightless(folder)
         yield folder
         return
     with tempfile.TemporaryDirectory() as aside:
@@ -64,6 +65,15 @@ def with_safetensors(folder: Path) -> Iterator[Path]:
             raise type(cause)(str(cause).replace(str(copy), str(folder))) from cause
 
 
+def _refuse_weightless(folder: Path) -> None:
+    if not (folder / WEIGHTS_FILE).exists() and not (folder / INDEX_FILE).exists():
+        found = ", ".join(sorted(path.name for pattern in WEIGHTS for path in folder.glob(pattern))) or "none"
+        raise CheckpointError(
+            f"{folder}: holds no weights that are read: {WEIGHTS_FILE}, shards with {INDEX_FILE}, or "
+            f"{PICKLE_FILES}; found {found}"
+        )
+
+
 def _left_out(folder: Path, at: str, names: list[str]) -> set[str]:
     """Of the names in a folder at or below `folder`: weights, but those of a module of sentence-transformers."""
     found = shutil.ignore_patterns(*WEIGHTS)(at, names)
@@ -73,7 +83,7 @@ def _left_out(folder: Path, at: str, names: list[str]) -> set[str]:
 def _write_index(folder: Path, files: Sequence[str]) -> None:
     """What transformers reads a model of several files by; of a single file it reads the file."""
     if len(files) == 1:
-        (folder / files[0]).rename(folder / "model.safetensors")
+        (folder / files[0]).rename(folder / WEIGHTS_FILE)
         return
     places = {name: file for file in files for name in read_header(folder / file)}
     write_json(folder / INDEX_FILE, {"metadata": {}, "weight_map": places})

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from saten_edge.checkpoints.gguf_header import GgufHeader, StoredTensor, read_gguf_header
-from saten_edge.checkpoints.guard import Entry, check_sizes, refuse_bomb
+from saten_edge.checkpoints.guard import WEIGHTS_FILE, Entry, check_sizes, refuse_bomb
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 from saten_runtime.records.plain_text import one_line
 from saten_runtime.vocabulary.files import CONFIG_FILE
@@ -49,7 +49,6 @@ _SPECIAL = {"bos_token_id": "tokenizer.ggml.bos_token_id", "pad_token_id": "toke
 # "default" is not among them: llama.cpp then cuts out punctuation and threes of digits first.
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
 _AS_GPT2 = ("gpt-2", "gpt2")
-_WEIGHTS_FILE = "model.safetensors"
 
 
 @contextlib.contextmanager
@@ -203,7 +202,7 @@ def _write_weights(header: GgufHeader, folder: Path) -> None:
                 raise CheckpointError(f"{header.path}: {name} has the shape {list(found.shape)}, expected {wanted}")
             yield found
 
-    _write_safetensors(folder / _WEIGHTS_FILE, {names[name]: shapes[names[name]] for name in header.tensors}, values())
+    _write_safetensors(folder / WEIGHTS_FILE, {names[name]: shapes[names[name]] for name in header.tensors}, values())
 
 
 def _own_names(family: str, layers: int, weights: Iterable[str]) -> dict[str, str]:

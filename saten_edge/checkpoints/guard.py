@@ -31,6 +31,7 @@ from saten_runtime.vocabulary.files import CONFIG_FILE
 __all__ = [
     "INDEX_FILE",
     "TENSOR_NAME",
+    "WEIGHTS_FILE",
     "Entry",
     "check_sizes",
     "files_read",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # What `resolve_model` fetches from the hub, and so all that is read of a folder but what torch pickled.
 READ_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/*.json", "*/*.safetensors")

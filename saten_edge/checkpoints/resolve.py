@@ -8,6 +8,7 @@ from saten_edge.checkpoints.foreign import PICKLE_FILES, refuse_adapter
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import refuse_odd_files
 from saten_edge.checkpoints.sentences import PICKLED_WEIGHTS_FILE
+from saten_runtime.bundle.manifest import MANIFEST_FILE
 from saten_runtime.errors import CheckpointError
 from saten_runtime.records.files import refuse_home
 from saten_runtime.records.plain_text import one_line
@@ -34,6 +35,8 @@ def resolve_model(name: str) -> Path:
         which = f", {around}" if (around / CONFIG_FILE).is_file() else ""
         raise CheckpointError(f"{name}: is a file; give the folder of the model{which}")
     folder = Path(name) if Path(name).is_dir() else _fetched(name)
+    if (folder / MANIFEST_FILE).is_file():
+        raise CheckpointError(f"{name}: is a bundle, which holds a graph; give the model that it was exported from")
     if not (folder / CONFIG_FILE).is_file():
         refuse_adapter(folder)
         raise CheckpointError(f"{name}: has no config.json; expected a transformers model folder{_inside(folder)}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from saten_edge.checkpoints.guard import read_header
+from saten_edge.checkpoints.guard import WEIGHTS_FILE, read_header
 from saten_edge.checkpoints.pickles import convert_pickle
 from saten_runtime.bundle.manifest import Module, Postprocess
 from saten_runtime.errors import CheckpointError
@@ -41,8 +41,8 @@ __all__ = [
     "read_transformer",
 ]
 
-# Of a module, in its folder: as they are stored today, and as older versions of sentence-transformers stored them.
-WEIGHTS_FILE, PICKLED_WEIGHTS_FILE = "model.safetensors", "pytorch_model.bin"
+# Of a module, in its folder, as older versions of sentence-transformers stored them.
+PICKLED_WEIGHTS_FILE = "pytorch_model.bin"
 # Where the pooling is that no `modules.json` points to.
 POOLING_FOLDER = "1_Pooling"
 

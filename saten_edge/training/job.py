@@ -140,7 +140,9 @@ class Job:
     def _layer_errors(self) -> dict[str, float] | None:
         """Of every compressed layer against the teacher's, where the teacher is what was compressed."""
         layers = saten_layers(self.student.model)
-        if self.teacher is None or not layers or not layers.keys() <= dict(self.teacher.model.named_modules()).keys():
+        if self.teacher is None or not layers or saten_layers(self.teacher.model):
+            return None
+        if not layers.keys() <= dict(self.teacher.model.named_modules()).keys():
             return None
         return layer_errors(self.student.model, self.teacher.model)
 

@@ -83,8 +83,8 @@ CASES = [
         "an output below a file",
         lambda place: (place.folder / "file").write_text(""),
         lambda place: saten_edge("export", place.sound["bert"], "-o", place.folder / "file" / "x", "--quiet"),
-        "FileExistsError",
-        "file: File exists",
+        "UsageError",
+        "file is a file, not a folder; choose another output path",
         most_bytes=512 * MEBIBYTE,
     ),
     Case(

@@ -29,6 +29,13 @@ def models(tiny_bert: Path, make_tiny: Callable[..., Path], tmp_path: Path) -> P
     (root / "without an image processor" / "preprocessor_config.json").unlink()
     (root / "no transformer").mkdir()
     (root / "no transformer" / "config.json").write_text("{}")
+    for name, config in (("of another framework", {}), ("of no class", {"architectures": None})):
+        told = json.loads((tiny_bert / "config.json").read_text())
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(told | config))
+        (root / name / "tf_model.h5").touch()
+    for name in ("no transformer", "of no class"):
+        shutil.copyfile(tiny_bert / "model.safetensors", root / name / "model.safetensors")
     return root
 
 
@@ -38,7 +45,13 @@ def models(tiny_bert: Path, make_tiny: Callable[..., Path], tmp_path: Path) -> P
     [
         ("sound/model.safetensors", "{model}: is a file; give the folder of the model, {models}/sound\n"),
         ("sound/1_Pooling/config.json", "{model}: is a file; give the folder of the model, {models}/sound/1_Pooling\n"),
-        ("", "such as those in it: no transformer, sound, without a tokenizer, without an image processor\n"),
+        ("", "such as those in it: no transformer, of another framework, of no class, sound, without a tokenizer, …\n"),
+        ("of another framework", "{model}: holds no weights that are read: model.safetensors, "),
+        ("of another framework", "; found tf_model.h5\n"),
+        (
+            "of no class",
+            "no task is known for a model of class none; under architectures in its config.json, name its ",
+        ),
         ("no transformer", "{model}/config.json: names no model_type; expected a transformers model folder\n"),
         ("without a tokenizer", "{model}: holds no file of a tokenizer (tokenizer.json, vocab.txt, "),
         ("without an image processor", "{model}: holds no file of an image processor (preprocessor_config.json); "),
@@ -52,6 +65,23 @@ def test_a_model_that_is_none_says_what_to_give(
     assert code == 2
     assert message.format(model=given, models=models) in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compress", "export"])
+def test_a_bundle_is_not_the_model_it_was_made_from(
+    command: str, run: Run, tiny_bundle: Callable[[str], Path], tmp_path: Path
+) -> None:
+    code, _, said = run(command, bundle := tiny_bundle("dense-int8"), "-o", tmp_path / "out", "-q")
+    assert code == 2
+    assert f"{bundle}: is a bundle, which holds a graph; give the model that it was exported from" in said
+
+
+def test_a_compressed_model_may_teach(run: Run, tiny_saten: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text\n" + "\n".join(TEXTS))
+    told = ("--teacher", tiny_saten, "--data", tmp_path / "d.csv", "--steps", 1, "--batch-size", 8, "-q")
+    code, _, said = run("finetune", tiny_saten, "-o", tmp_path / "out", *told)
+    assert (code, said) == (0, "")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["layer_errors"] is None
 
 
 def test_a_slash_at_the_end_and_a_relative_path(
