@@ -190,10 +190,18 @@ class NewerGeneration(transformers.GenerationConfig):
         self.brand_new = 1
 
 
+class NewerPictures(transformers.ViTImageProcessorPil):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.brand_new = 1
+
+
 def test_a_setting_that_is_added_is_missed() -> None:
     assert unlisted(CONFIG_FILE, entries_of(NewerConfig)) == ["brand_new", "older_spelling"]
     assert unlisted(TOKENIZER_CONFIG_FILE, taken(NewerTokenizer.__init__)) == ["brand_new", "older_spelling"]
     assert unlisted(GENERATION_CONFIG_FILE, vars(NewerGeneration())) == ["brand_new"]
+    assert unlisted(PREPROCESSOR_CONFIG_FILE, NewerPictures().to_dict()) == ["brand_new"]
+    assert unlisted(MODULES_FILE, ["Pooling", "BrandNew"]) == ["BrandNew"]
     assert unlisted("pooling", ["pooling_mode", "attention_pooling"]) == ["attention_pooling"]
 
 
@@ -224,6 +232,22 @@ def listed(page: str, treatment: str) -> set[tuple[str, str]]:
         if len(cells) == 4 and cells[1] == treatment:
             found |= {(cells[0].strip("`"), key) for key in re.findall(r"`([\w.]+)`", cells[2])}
     return found
+
+
+def test_the_page_on_exporting_names_every_setting_that_is_refused() -> None:
+    page = (ROOT / "docs" / "exporting.md").read_text("utf-8")
+    refused = {row.key for row in SETTINGS.values() if row.treatment == REFUSED and row.file != MODULES_FILE}
+    passing = {key for file, key in SETTINGS if file == MODULES_FILE and SETTINGS[file, key].treatment != REFUSED}
+    assert unnamed(page, refused | passing) == []
+    assert unnamed(page.replace("`stop_strings`", "stops").replace("`Dropout`", ""), refused | passing) == [
+        "Dropout",
+        "stop_strings",
+    ]
+
+
+def unnamed(page: str, keys: set[str]) -> list[str]:
+    """Keys that a page does not name."""
+    return sorted(keys - set(re.findall(r"`(\w+)`", page)))
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
