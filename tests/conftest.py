@@ -184,9 +184,9 @@ def offline(temporary_folder: None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def warm_python(offline: dict[str, str]) -> Iterator[list[str]]:
-    """What stands for `python` in a command that need not show how long its imports take."""
-    with WarmPython(COMMANDS, offline) as python:
+def warm_python(offline: dict[str, str], run_folder: Path) -> Iterator[list[str]]:
+    """What stands for `python` in a command that need not show how long its imports take, nor that it traces."""
+    with WarmPython([*COMMANDS, "trace_once"], {**offline, "SATEN_TRACES": str(run_folder / "traces")}) as python:
         yield python.command
 
 
@@ -203,19 +203,38 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    # Each process of xdist has a folder of its own, in that of the run.
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def trace_once(run_folder: Path) -> Iterator[Callable[..., Any]]:
+    """trace_once(model, target) -> a fresh copy of its graph as the tracer makes it. Exports take it, too.
+
+    Tracing takes seconds: all processes of a run trace a model once.
+    """
+    from trace_once import traced_once
+
+    from saten_exporters.bundles import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace", traced_once(run_folder / "traces", export.trace))
+        yield export.trace
+
+
+@pytest.fixture(scope="session")
+def shared(run_folder: Path) -> Shared:
     """shared("kind/name", make) -> the folder that `make(folder)` writes, once for all processes of a run. Read-only.
 
     The same name stands for the same content: whatever decides it belongs into the name.
     """
     from filelock import FileLock
 
-    base = tmp_path_factory.getbasetemp()
-    # Each process of xdist has a folder of its own, in that of the run.
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-
     def get(name: str, make: Callable[[Path], object]) -> Path:
-        folder = root / name
+        folder = run_folder / name
         lock, made = (folder.with_name(f"{folder.name}.{ending}") for ending in ("lock", "made"))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock):
@@ -307,7 +326,7 @@ def tiny_saten_n_of_m(tiny_bert: Path, texts: list[str], shared: Shared) -> Path
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_bert: Path, tiny_saten: Path, shared: Shared) -> Callable[[str], Path]:
+def tiny_bundle(tiny_bert: Path, tiny_saten: Path, shared: Shared, trace_once: object) -> Callable[[str], Path]:
     """tiny_bundle("dense-fp32", "saten-int8" …) -> `tiny_bert` or `tiny_saten` exported under that name. Read-only."""
     models = {"dense": tiny_bert, "saten": tiny_saten}
 

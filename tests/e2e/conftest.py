@@ -21,6 +21,11 @@ def run(python: Sequence[str], module: str, arguments: Sequence[object], **optio
     return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _trace_once(trace_once: object) -> None:
+    """For every export here."""
+
+
 @pytest.fixture(scope="session")
 def saten_edge(warm_python: list[str], offline: dict[str, str]) -> Callable[..., Done]:
     """saten_edge(*arguments, cwd=…) -> the finished command, which cannot reach the hub."""

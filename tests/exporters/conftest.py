@@ -26,9 +26,8 @@ from saten_edge.methods import METHODS
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions
 from saten_exporters import LayerParts, export
-from saten_exporters.choice.targets import TARGETS, Target
+from saten_exporters.choice.targets import TARGETS
 from saten_exporters.forms import Form
-from saten_exporters.tracing.trace import trace
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import UsageError
 from saten_runtime.records.folders import new_folder
@@ -106,6 +105,11 @@ def _nofm(size: Size, random: np.random.Generator) -> tuple[np.ndarray, Arrays]:
 
 # layout → how its random residual is made; a new layout needs a row here
 RESIDUALS = {"grouped": _grouped, "csr": _csr, "n:m": _nofm, "rows": _rows, "ell": _ell}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trace_once(trace_once: object) -> None:
+    """For every export here."""
 
 
 @pytest.fixture(scope="session")
@@ -197,36 +201,21 @@ def loaded_tiny(
 
 
 @pytest.fixture(scope="session")
-def traced(loaded_tiny: dict[str, LoadedModel]) -> Callable[..., ExportedModel]:
-    """traced(model) -> a fresh copy of its graph as the tracer made it. Tracing takes seconds: once per model."""
-    made = dict[int, ExportedModel]()
-
-    def get(source: LoadedModel, target: Target = TARGETS["x86-64"]) -> ExportedModel:
-        if id(source) not in made:
-            made[id(source)] = trace(source, target)
-        exported = made[id(source)]
-        components = {
-            name: dataclasses.replace(component, program=component.program.clone())
-            for name, component in exported.components.items()
-        }
-        return ExportedModel(components, exported.export_format, exported.config, exported.generation_config)
-
-    return get
+def traced(trace_once: Callable[..., ExportedModel]) -> Callable[..., ExportedModel]:
+    """traced(model) -> a fresh copy of its graph as the tracer makes it."""
+    return lambda source, target=TARGETS["x86-64"]: trace_once(source, target)
 
 
 @pytest.fixture(scope="session")
 def bundle_of(
     loaded_tiny: dict[str, LoadedModel],
-    traced: Callable[..., ExportedModel],
     shared: Shared,
 ) -> Callable[[str, str], Bundle]:
     """bundle_of(model, precision) -> its bundle, exported once in a run. Read-only."""
 
     def make(out: Path, model: str, precision: str) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("saten_exporters.bundles.export.trace", traced)
-            lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
-            export(loaded_tiny[model], out, precision=precision, lowering=lowering, max_loss=float("inf"))
+        lowering = None if model == "dense" else "low-rank"  # the tiny layers are cheaper dense
+        export(loaded_tiny[model], out, precision=precision, lowering=lowering, max_loss=float("inf"))
 
     @functools.cache
     def get(model: str, precision: str) -> Bundle:
@@ -238,7 +227,6 @@ def bundle_of(
 @pytest.fixture(scope="session")
 def export_of(
     make_tiny: Callable[..., Path],
-    traced: Callable[..., ExportedModel],
     tmp_path_factory: pytest.TempPathFactory,
     texts: list[str],
     images: list[Any],
@@ -277,13 +265,11 @@ def export_of(
         if model not in loaded:
             loaded[model] = load(*model)
         if cell not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("saten_exporters.bundles.export.trace", traced)
-                asked = form.partition(" as ")[2] or "low-rank"  # the tiny layers are cheaper dense
-                lowering = None if form in ("dense", "flat") else asked
-                # Random weights make the most of every rounding: what it costs them says nothing.
-                how = {"precision": precision, "lowering": lowering, "max_loss": float("inf")}
-                made[cell] = export(loaded[model], folder / "-".join(cell), **how)
+            asked = form.partition(" as ")[2] or "low-rank"  # the tiny layers are cheaper dense
+            lowering = None if form in ("dense", "flat") else asked
+            # Random weights make the most of every rounding: what it costs them says nothing.
+            how = {"precision": precision, "lowering": lowering, "max_loss": float("inf")}
+            made[cell] = export(loaded[model], folder / "-".join(cell), **how)
         return loaded[model], made[cell]
 
     return get
@@ -344,9 +330,3 @@ def npm_package() -> Callable[[str], Path]:
     """npm_package("name@version") -> a folder with node_modules, kept for the next session."""
     npm = ("npm", "install", "--silent", "--ignore-scripts", "--prefix", "FOLDER")
     return lambda wanted: fetched(wanted, *npm, wanted)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, traced: Callable[..., Any]) -> None:
-    """Exports take the graph traced before."""
-    monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)

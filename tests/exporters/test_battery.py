@@ -319,7 +319,7 @@ def test_a_graph_reads_the_cache(export_of: Export, run_ort: Callable[..., list[
 
 
 def test_nothing_is_exported_where_a_step_differs(
-    export_of: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traced: Callable[..., Any]
+    export_of: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cache changes places between steps: the prompt is right, what follows is not."""
     from saten_exporters import export
@@ -327,7 +327,6 @@ def test_nothing_is_exported_where_a_step_differs(
     from saten_runtime.run import parity
 
     source, _ = export_of("qwen3", "text-generation", "saten", "fp32")
-    monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)
     honest = parity.make_session
 
     class Forgetful:

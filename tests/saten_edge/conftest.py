@@ -11,6 +11,11 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _trace_once(trace_once: object) -> None:
+    """For every export here."""
+
+
 @pytest.fixture(scope="session")
 def saten_edge_command(
     warm_python: list[str], offline: dict[str, str]

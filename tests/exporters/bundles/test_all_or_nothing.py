@@ -76,7 +76,6 @@ def test_no_such_option(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 def slow_tokenizer(loaded: LoadedModel) -> None:
     loaded.tokenizer = type("Slow", (), {"pad_token_id": 0, "model_input_names": ("input_ids", "attention_mask")})()
 
@@ -135,7 +134,6 @@ def perturb(relative: float) -> Callable[..., None]:
     return write
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("model", ["dense", "saten"])
 def test_another_answer_than_torchs_leaves_no_bundle(
     model: str, loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,7 +144,6 @@ def test_another_answer_than_torchs_leaves_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 def test_rounding_is_no_other_answer(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +152,6 @@ def test_rounding_is_no_other_answer(
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_wrong_layer_leaves_no_bundle(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +166,6 @@ def test_a_wrong_layer_leaves_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("at", ["run_passes", "_save_graph", "write_cases", "compare", "model_card"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_interruption_leaves_no_bundle(
@@ -190,7 +185,6 @@ def test_an_interruption_leaves_no_bundle(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("quick")
 def test_overwriting(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     first = export(loaded_tiny["dense"], out, name="first")
@@ -204,7 +198,6 @@ def test_overwriting(loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_same_model_gives_the_same_bytes(loaded_tiny: dict[str, LoadedModel], tmp_path: Path) -> None:
     """In one process: what the judgement measured depends on the number of threads in its last digits."""
     first, second = (
@@ -214,13 +207,11 @@ def test_the_same_model_gives_the_same_bytes(loaded_tiny: dict[str, LoadedModel]
     assert first.manifest == second.manifest
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_command_ends_with_3(
     tiny_bert: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    traced: Callable[..., Any],
     loaded_tiny: dict[str, LoadedModel],
 ) -> None:
     from saten_edge.cli.commands import main
@@ -251,7 +242,6 @@ def test_the_manifest_is_what_was_written(bundle_of: BundleOf) -> None:
 # --- a folder instead of a model ---------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_model_is_given_when_it_is_needed(loaded_tiny: dict[str, LoadedModel], tmp_path: Path) -> None:
     asked: list[str] = []
 
@@ -265,7 +255,6 @@ def test_a_model_is_given_when_it_is_needed(loaded_tiny: dict[str, LoadedModel],
     assert bundle.manifest.source == loaded_tiny["dense"].source
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_given_model_is_let_go_before_the_graph_is_loaded(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,7 +289,6 @@ def test_a_model_that_cannot_be_given_leaves_no_bundle(tmp_path: Path) -> None:
 # --- the measured bound ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 def test_an_8_bit_answer_that_is_another_leaves_no_bundle(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +355,6 @@ def test_two_weights_of_one_name(parse_model: Callable[..., ir.Model]) -> None:
 # --- apart from it: the distance to the dense model ----------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_distance_to_the_dense_model_is_reported_apart(
     loaded_tiny: dict[str, LoadedModel], bundle_of: BundleOf, tmp_path: Path
 ) -> None:

@@ -72,14 +72,12 @@ def test_weights_lie_beside_the_graph(model: str, precision: str, bundle_of: Bun
 @pytest.fixture
 def large(
     loaded_tiny: dict[str, LoadedModel],
-    traced: Callable[..., Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[int], Bundle]:
     """large(bytes) -> a bundle whose tensors count as large from that size on."""
 
     def make(size: int) -> Bundle:
-        monkeypatch.setattr("saten_exporters.bundles.export.trace", traced)
         monkeypatch.setattr("saten_exporters.bundles.export.ALIGNED_FROM_BYTES", size)
         return export(loaded_tiny["dense"], tmp_path / str(size))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,17 +26,15 @@ RunOrt = Callable[..., list[np.ndarray]]
 
 @pytest.fixture(scope="module")
 def mobile(
-    loaded_tiny: dict[str, LoadedModel], traced: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    loaded_tiny: dict[str, LoadedModel], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Bundle]:
     folder = tmp_path_factory.mktemp("mobile")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saten_exporters.bundles.export.trace", traced)
-        return {
-            (model, precision): export(
-                loaded_tiny[model], folder / f"{model}-{precision}", precision=precision, target="mobile"
-            )
-            for model, precision in KINDS
-        }
+    return {
+        (model, precision): export(
+            loaded_tiny[model], folder / f"{model}-{precision}", precision=precision, target="mobile"
+        )
+        for model, precision in KINDS
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
