@@ -6,14 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web site docs test test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 
 help:
 	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 10 minutes)"
-	@echo "make test    the whole test suite"
-	@echo "make check   lint, types, test"
+	@echo "make test    the tests of every part: what to run after each change"
+	@echo "make check   lint, types, and all tests: whole commands, other programs and every family of models besides"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
 	@echo "make first-hour    README's commands in a new environment, on three models: a BERT, a ViT, embeddings (a network)"
 	@echo "make fuzz    5 000 examples of every property, ten minutes of each fuzz target (needs atheris)"
@@ -46,9 +46,15 @@ web: $(INSTALLED)
 
 # Without npm the tests of the page are skipped, and say so. WORKERS: processes that share the tests, each with a model in memory.
 WORKERS ?= 2
+# The files keep their order, as the longest are not at its end, and each goes to one process, as its tests share fixtures.
+PARALLEL = --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)
 	$(BIN)/python tools/fetch_ort_web.py || true
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not whole" $(PARALLEL)
+
+test-all: $(INSTALLED)
+	$(BIN)/python tools/fetch_ort_web.py || true
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-slow: $(INSTALLED)
 	$(WHEEL_TOOLS) || echo "test-slow: the tests of the wheels are skipped"
@@ -98,7 +104,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test-all
 
 # DATA: the folder that benchmarks/glue.py writes. JOBS: cells at a time, each with its share of the cores.
 JOBS ?= $(shell nproc)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 from hypothesis.internal.conjecture import providers
+from tiers import is_whole
 from tiny_sizes import HEADS, LAYERS, POSITIONS, TINY, VOCABULARY, WIDTH
 from warm_python import COMMANDS, WarmPython
 
@@ -39,6 +40,14 @@ pytest.MonkeyPatch().setattr(providers, "_get_local_constants", lambda: provider
 
 # A shell's background job, and what it starts, ignores Ctrl-C; the tests that press it need it heard.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test` leaves out, before pytest selects by marker."""
+    for item in items:
+        if is_whole(item.path):
+            item.add_marker("whole")
+
 
 SEED = 20240607
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
