@@ -1,14 +1,15 @@
 """The documentation site: `build` writes it to build/site, `serve` shows it and follows changes.
 
 Pages are the project's own Markdown files: README.md is the front page, docs/ and benchmarks/README.md the others. They
-link to each other by their places in the repository; the copies in build/pages link by their places in the site. Two
-pages are made here: every command with its options, as the programs print their help, and the Python API.
+link to each other by their places in the repository; the copies in build/pages link by their places in the site. What
+is made here: every command with its options, as the programs print their help, the Python API, and the notebooks.
 A link that leads nowhere, a missing anchor and any other warning of Zensical is an error.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ ELSEWHERE |= {"SECURITY.md": "reporting.md", "CONTRIBUTING.md": "contributing.md
 FOLDERS = {"docs/adr": "adr/index.md"}
 # What else pages show: pictures, and scripts and tables that they link to.
 SHOWN = {"docs/images": "images", "benchmarks/results": "results", "docs/notebook.py": "notebook.py"}
+SHOWN |= {"docs/notebooks": "notebooks"}
 _LINK = re.compile(r'(\]\(|src="|srcset=")([^)"#\s]+)')
 _FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
@@ -132,7 +134,20 @@ def decisions_page(root: Path) -> str:
     return "# Decisions\n\n" + "".join(f"- [{title}]({name})\n" for name, title in titles.items())
 
 
+def notebooks_page(root: Path) -> str:
+    """What stands in the notebooks, one after the other; it follows docs/notebooks.md."""
+    found = sorted((root / "docs" / "notebooks").glob("*.ipynb"))
+    cells = [cell for path in found for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    return "\n" + "\n\n".join(_shown(cell["cell_type"], "".join(cell["source"])) for cell in cells) + "\n"
+
+
+def _shown(kind: str, source: str) -> str:
+    """A cell as Markdown; headings are one level below the page's."""
+    return f"```python\n{source}\n```" if kind == "code" else re.sub("^#", "##", source, flags=re.MULTILINE)
+
+
 MADE: dict[str, Callable[[], str]] = {
+    "notebooks.md": lambda: notebooks_page(ROOT),
     "commands.md": commands_page,
     "api.md": api_page,
     "adr/index.md": lambda: decisions_page(ROOT),

@@ -69,6 +69,7 @@ NOT_RUN = {
     "security.md": "holds no command",
     "integrations.md": "needs the libraries that are extras; tests/saten_edge/integrations runs the same",
     "serving.md": "starts a server that runs until Ctrl-C; tests/runtime/serve starts one",
+    "notebooks.md": "holds no block of commands; test_notebook.py runs the notebooks",
     "settings.md": "holds no command",
     "kernels.md": "holds make targets; `make test-kernels` builds and runs them",
 }

@@ -1,19 +1,22 @@
-"""The Python API: the script of docs/ runs as it stands, and `help` shows what it uses."""
+"""The Python API: the script and the notebooks of docs/ run as they stand, and `help` shows what the script uses."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import saten_edge
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "notebook.py"
+DOCS = Path(__file__).parents[2] / "docs"
+SCRIPT, NOTEBOOKS = DOCS / "notebook.py", sorted((DOCS / "notebooks").glob("*.ipynb"))
 STAGES = ("compress", "finetune", "export", "bench", "evaluate", "report")
 
 
@@ -47,6 +50,32 @@ def test_it_takes_at_most_fifteen_lines_and_every_stage() -> None:
 @pytest.mark.parametrize(("source", "count"), [('"""a\nb"""\nimport c\n\nd = 1\n# e\n', 1), ("f(\n    1,\n)\n", 3)])
 def test_lines_are_counted(source: str, count: int) -> None:
     assert len(lines(source)) == count
+
+
+def code_of(notebook: dict[str, Any]) -> str:
+    return "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_its_first_cell_to_its_last(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", code_of(json.loads(path.read_text("utf-8")))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(r"^(\S+): (\d+) bytes, (\d+) of (\d+) ", done.stdout, re.MULTILINE)
+    (dense, whole, *before), (tuned, less, *after) = found
+    assert (dense, tuned) == ("dense-fp32", "tuned-int8")
+    assert 2 * int(less) < int(whole)
+    for right, asked in (before, after):
+        assert int(right) >= 0.6 * int(asked)  # a guess is right a third of the time at most
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_holds_no_results(path: Path) -> None:
+    notebook = json.loads(path.read_text("utf-8"))
+    assert (notebook["nbformat"], notebook["cells"][0]["cell_type"]) == (4, "markdown")
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
 def test_help_shows_the_functions_with_their_types() -> None:
