@@ -19,7 +19,9 @@ UNSEEN_TOKEN_COUNT = 0.5
 def second_moments(
     model: nn.Module, layers: Iterable[str], batches: Iterable[dict[str, Tensor]], tied: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Σ = E[xᵀx] of each layer's input, float64: (in, in) for a linear, the diagonal (rows,) for an embedding.
+    """Σ = E[xᵀx] of each layer's input: (in, in) float32 for a linear, the diagonal (rows,) float64 for an embedding.
+
+    float32 halves what a large model's take, and a batch's part of the sum has no more digits.
 
     batches: model inputs, padded; padding is left out of the mean. tied: tables that serve as output layer too,
     where every row is used for every token; half of their weight is spread evenly over the rows.
@@ -76,10 +78,10 @@ def _accumulator(
             return
         last[:] = [(inputs[0], name)]
         x = _without_padding(inputs[0], mask[0])
-        seen, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
+        seen, width = x.reshape(-1, x.shape[-1]).float().numpy(), x.shape[-1]
         if name not in sums:
-            sums[name] = torch.zeros(width, width, dtype=torch.float64)
-        sums[name].add_(seen.T @ seen)
+            sums[name] = torch.zeros(width, width)
+        sums[name] += torch.from_numpy(seen.T @ seen)  # of a matrix and itself NumPy computes one half (BLAS: syrk)
 
     return count if isinstance(module, nn.Embedding) else add
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from saten_edge.checkpoints.compress import matrices, tied_head
 from saten_edge.checkpoints.models import LoadedModel
@@ -55,7 +55,7 @@ def calibrate(
                 yield encoded(loaded, ordered[start : start + rows])
 
         heads = tied_head(loaded.model)
-        moments = _singles(second_moments(loaded.model, layers, watch(batches()), heads.values()))
+        moments = second_moments(loaded.model, layers, watch(batches()), heads.values())
         done = itertools.count(len(starts))
         sensitivities = {}
         if share is not None:
@@ -76,12 +76,6 @@ def rows_at_once(loaded: LoadedModel) -> int:
     if loaded.task != TEXT_GENERATION.hub:
         return BATCH
     return max(1, min(BATCH, MOST_LOGITS // (TOKENS * int(loaded.model.config.vocab_size))))
-
-
-def _singles(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The moments in single precision, which halves what a large model's take; shared ones stay shared."""
-    single = {id(value): value.float() for value in moments.values()}
-    return {name: single[id(value)] for name, value in moments.items()}
 
 
 def encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> Batch:

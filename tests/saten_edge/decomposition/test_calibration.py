@@ -55,7 +55,7 @@ def within_rounding(found: torch.Tensor, rows: np.ndarray) -> bool:
 @pytest.mark.parametrize("name", [FIRST, LAST])
 def test_moments_of_a_linear_are_the_mean_of_outer_products(loaded, batches, name):
     moments = second_moments(loaded.model, [name], batches)[name]
-    assert moments.dtype == torch.float64
+    assert moments.dtype == torch.float32
     assert within_rounding(moments, inputs_of(loaded, name, batches, padded=False))
 
 
