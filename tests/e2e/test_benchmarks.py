@@ -359,11 +359,10 @@ def test_a_methods_share_counts_the_layers_that_it_left(tmp_path):
     assert methods.share(tmp_path) == pytest.approx((30 + 10 + 60) / (100 + 40 + 60))  # b is a smaller dense layer
 
 
-def test_the_stages_of_an_export_are_functions_that_there_are():
-    from saten_exporters.bundles import export as bundle
-
-    stages = load("toolchain").EXPORT_STAGES
-    assert all(callable(getattr(bundle, name)) for name in stages)
+@pytest.mark.parametrize("stages", ["EXPORT_STAGES", "COMPRESS_STAGES"])
+def test_the_stages_of_a_step_are_functions_that_there_are(stages):
+    for module, name in getattr(load("toolchain"), stages):
+        assert callable(getattr(importlib.import_module(module), name)), name
 
 
 class TestBench:
