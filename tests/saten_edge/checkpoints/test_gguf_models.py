@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ import saten_edge
 from saten_edge.checkpoints.models import load_model
 from saten_edge.checkpoints.selection import Selection
 from saten_edge.options import CompressOptions
+from saten_exporters.bundles.passages import PASSAGES
 from saten_runtime.errors import CheckpointError, ExportError, UsageError
 from saten_runtime.run.generation import Sampling
 from saten_runtime.run.runner import Runner
@@ -148,12 +151,48 @@ def test_without_the_package(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_model(tiny)
 
 
+@pytest.fixture(scope="module")
+def real_bundle(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saten_edge.export(smollm2, tmp_path_factory.mktemp("real") / "bundle").path
+
+
 @pytest.mark.slow
-def test_a_real_model_continues_as_transformers_does(smollm2: Path, tmp_path: Path) -> None:
-    saten_edge.export(smollm2, tmp_path / "bundle")
-    runner, model, loaded = Runner.load(tmp_path / "bundle"), theirs(smollm2), load_model(smollm2)
+def test_a_real_model_continues_as_transformers_does(smollm2: Path, real_bundle: Path) -> None:
+    runner, model, loaded = Runner.load(real_bundle), theirs(smollm2), load_model(smollm2)
     for prompt in REAL_PROMPTS:
         ids = torch.tensor([loaded.tokenizer(prompt)["input_ids"]])
         wanted = model.generate(ids, do_sample=False, max_new_tokens=64, eos_token_id=2, pad_token_id=0)[0]
         wanted = [token for token in wanted[ids.shape[1] :].tolist() if token != 2]
         assert list(runner.generate_ids(prompt, Sampling(max_tokens=64, temperature=0))) == wanted, prompt
+
+
+def perplexities(path: Path, bundle: Path, texts: Sequence[str]) -> tuple[float, float, float]:
+    """By the bundle, by torch, and by torch without the tokens before each text's half."""
+    runner, model, tokenizer = Runner.load(bundle), theirs(path), load_model(path).tokenizer
+    rows = [tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    ours = [runner.surprise(text) for text in texts]
+    assert [count for _, count in ours] == [row.shape[1] - 1 for row in rows]
+
+    def by_torch(rows: list[torch.Tensor]) -> float:
+        losses = [float(model(row, labels=row).loss) * (row.shape[1] - 1) for row in rows]
+        return float(np.exp(sum(losses) / sum(row.shape[1] - 1 for row in rows)))
+
+    with torch.no_grad():
+        own = float(np.exp(sum(loss for loss, _ in ours) / sum(count for _, count in ours)))
+        return own, by_torch(rows), by_torch([row[:, row.shape[1] // 2 :] for row in rows])
+
+
+def test_perplexity_is_that_of_torch(tiny: Path, tmp_path: Path) -> None:
+    own, exact, other = perplexities(
+        tiny, saten_edge.export(tiny, tmp_path / "bundle").path, [text[:40] for text in PASSAGES]
+    )
+    assert own == pytest.approx(exact, rel=1e-4)
+    assert own != pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_perplexity_of_a_real_model_is_that_of_torch(smollm2: Path, real_bundle: Path) -> None:
+    own, exact, other = perplexities(smollm2, real_bundle, PASSAGES)
+    print(f"perplexity of {len(PASSAGES)} passages: {own:.6f}, by torch {exact:.6f}")
+    assert own == pytest.approx(exact, rel=1e-4)
+    assert own != pytest.approx(other, rel=1e-4)
