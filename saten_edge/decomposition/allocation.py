@@ -185,7 +185,7 @@ def _offers(matrix: Tensor, floor_bytes: int, moments: Tensor, sensitivity: floa
 
 def _energy(matrix: Tensor, moments: Tensor) -> Tensor:
     """σ_k² / Σσ² of Σ^½ M, largest first."""
-    gram = Metric.from_moments(moments).gram(matrix.double())
+    gram = Metric.from_moments(moments).like(matrix).gram(matrix)
     energy: Tensor = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
     total: Tensor = energy.sum().clamp_min(torch.finfo(energy.dtype).tiny)
     return energy / total

@@ -69,13 +69,18 @@ def output_sensitivities(
     with _frozen(model), _watched(model, layers, uses) as mask, torch.enable_grad():
         for batch in batches:
             mask[:] = [batch["attention_mask"].bool() if "attention_mask" in batch else None]
-            output = model_output(model, batch)
-            energy += float(output.detach().square().sum(dtype=torch.float64))
-            signs = torch.randint(0, 2, output.shape, generator=probes).to(output.dtype).mul_(2).sub_(1)
-            output.backward(signs)  # type: ignore[no-untyped-call]
+            energy += _probed(model, batch, probes)
     if not energy:
         raise DataError("no text to calibrate on; --calibration needs at least one")
     return {name: layer.moved / energy / layer.error for name, layer in layers.items()}
+
+
+def _probed(model: nn.Module, batch: dict[str, Tensor], probes: torch.Generator) -> float:
+    """The squared norm of the output for a batch, after a backward pass; its graph ends here, before the next one's."""
+    output = model_output(model, batch)
+    drawn = torch.randint(0, 2, output.shape, generator=probes, dtype=torch.int8)
+    output.backward(drawn.to(output.dtype).mul_(2).sub_(1))  # type: ignore[no-untyped-call]
+    return float(torch.linalg.vector_norm(output.detach(), dtype=torch.float64)) ** 2
 
 
 def model_output(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -84,16 +89,18 @@ def model_output(model: Any, batch: dict[str, Tensor]) -> Tensor:
     names = [name for name in ("logits", "start_logits", "end_logits") if name in found] or ["last_hidden_state"]
     tensors = [found[name] for name in names]
     mask = batch.get("attention_mask")
-    if mask is None or tensors[0].shape[:2] != mask.shape:
-        return torch.cat([tensor.reshape(-1) for tensor in tensors])
-    return torch.cat([tensor[mask.bool()].reshape(-1) for tensor in tensors])
+    if mask is not None and tensors[0].shape[:2] == mask.shape and not mask.all():
+        tensors = [tensor[mask.bool()] for tensor in tensors]
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]  # logits are not copied
 
 
 def _replaced(matrix: Tensor, metric: Metric, share: float) -> _Layer:
     rank = max(1, int(share * matrix.numel() / sum(matrix.shape)))
-    a, b = (factor.float() for factor in truncated_factors(matrix.double(), rank, metric))
-    error = metric.like(matrix).relative_error(matrix, (a @ b).to(matrix))
-    return _Layer(a, b, max(error, 1e-9) ** 2)
+    exact = matrix.float()
+    weighing = metric.like(exact)
+    a, b = truncated_factors(exact, rank, weighing)
+    return _Layer(a, b, max(weighing.relative_error(exact, a @ b), 1e-9) ** 2)
 
 
 @contextlib.contextmanager
