@@ -29,9 +29,9 @@ from saten_runtime.errors import CheckpointError, UsageError
 
 __all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_paid", "check_sizes", "decompose"]
 
-# Below this many bytes in float32 a matrix is decomposed in float64; above, copies of it would not fit small machines,
-# so it stays float32, its Gram matrices being summed in float64 all the same.
-LARGE_BYTES = 1 << 24
+# Below this many bytes in float32 a matrix is decomposed in float64; above, it stays float32, which takes less of time
+# and memory. Gram matrices are summed in float64 all the same, so that no error changes in its first five digits.
+LARGE_BYTES = 1 << 20
 
 
 def decompose(

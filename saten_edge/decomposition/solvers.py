@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from saten_edge.decomposition.admm import Admm, Iterate
@@ -55,6 +55,7 @@ def admm(problem: Problem) -> Decomposition:
 SOLVERS: dict[str, Callable[[Problem], Decomposition]] = {"alternate": alternate, "admm": admm}
 
 _Sizes = tuple[float | None, int, int]  # share, bond, entries
+_Trial = tuple[float, _Sizes, Iterate]  # its error, the split, where it stands
 
 
 def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
@@ -71,18 +72,31 @@ def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
     return [(share, bond, count) for share, bond, count in sizes if bond and count]
 
 
+def _valley(trials: Iterator[_Trial]) -> _Trial:
+    """The trial before the first that is worse than it: along the shares the error has one valley.
+
+    Splits come with the largest train first; two trials are held at a time.
+    """
+    best = next(trials)
+    for tried in trials:
+        if tried[0] >= best[0]:
+            break
+        best = tried
+    return best
+
+
 def _found(problem: Problem, splits: Sequence[_Sizes]) -> Decomposition:
     """ADMM at the best of `splits`, its places settled in the problem's own metric."""
     assert problem.metric.sigma is not None  # noqa: S101 - it is not separable
     solver = Admm(problem.matrix, problem.metric.sigma, problem.pattern)
 
-    def trial(split: _Sizes) -> tuple[float, _Sizes, Iterate]:
+    def trial(split: _Sizes) -> _Trial:
         _, bond, count = split
         iterate = solver.start(bond, count)
         solver.run(iterate, count, TRIAL_ITERATIONS)
         return solver.error(iterate), split, iterate
 
-    _, (share, _, count), best = min(map(trial, splits), key=lambda tried: tried[0])  # holds two of them at a time
+    _, (share, _, count), best = _valley(map(trial, reversed(splits)))
     solver.run(best, count, ITERATIONS)
     a, b = (factor.to(problem.matrix) for factor in solver.factors(best))
     residual = solver.residual(best, count)
