@@ -68,6 +68,22 @@ def test_the_first_command_of_every_card_is_understood(use):
     make_parser(defaultdict(lambda: lambda _: 0)).parse_args([command, ".", *shlex.split(item)])
 
 
+# Layers have what leaves the least error in their bytes, which may be a train or a residual alone.
+BOTH = re.compile(
+    r"(every|each|all)( weight| linear)* (matrix|matrices|layers?|tables?)[^.|]* "
+    r"(train (plus|and)|with) a (sparse )?residual"
+)
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(path.name for path in (ROOT / "docs").glob("*.md"))])
+def test_no_page_says_that_every_matrix_gets_a_residual(page):
+    text = (ROOT / page if page == "README.md" else ROOT / "docs" / page).read_text()
+    assert BOTH.search(" ".join(text.split())) is None
+    said = "It replaces every weight matrix by a tensor train plus a sparse residual (the Saten method)"
+    assert BOTH.search(said)
+    assert page != "README.md" or "by a tensor train, a sparse residual, or both" in text
+
+
 def test_it_says_on_which_system_it_runs():
     systems = re.findall(r'"Operating System :: (?:POSIX :: )?([^"]+)"', (ROOT / "pyproject.toml").read_text())
     assert systems == ["Linux"]
