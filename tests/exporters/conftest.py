@@ -207,10 +207,7 @@ def traced(trace_once: Callable[..., ExportedModel]) -> Callable[..., ExportedMo
 
 
 @pytest.fixture(scope="session")
-def bundle_of(
-    loaded_tiny: dict[str, LoadedModel],
-    shared: Shared,
-) -> Callable[[str, str], Bundle]:
+def bundle_of(loaded_tiny: dict[str, LoadedModel], shared: Shared, trace_once: object) -> Callable[[str, str], Bundle]:
     """bundle_of(model, precision) -> its bundle, exported once in a run. Read-only."""
 
     def make(out: Path, model: str, precision: str) -> None:
