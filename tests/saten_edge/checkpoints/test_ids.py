@@ -165,6 +165,18 @@ class TestPadding:
         loaded.model.config.pad_token_id = 3
         assert not agree(together(loaded, texts[:5]), expected)
 
+    def test_a_text_that_spells_the_padding_is_read_up_to_the_token_before(self, altered):
+        """As by transformers, where the config names the padding; without one it takes no batch."""
+        how = {"config": {"pad_token_id": None}, "tokenizer": {"pad_token": "[MASK]"}, "file": {"post_processor": None}}
+        folder, spelled = altered("llama", "text-classification", **how), ["gar bel [MASK]", "dor"]
+        named = raw(folder)
+        unnamed = alone(named, spelled)
+        named.model.config.pad_token_id = named.tokenizer.pad_token_id
+        found = together(load_model(folder), spelled)
+        assert agree(found, alone(named, spelled))
+        assert agree(found[1:], unnamed[1:])
+        assert not agree(found, unnamed)
+
     def test_one_without_any_padding_is_refused(self, altered):
         folder = altered(
             "gpt2",
