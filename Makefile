@@ -9,9 +9,10 @@ SOURCES := saten_edge exporters runtime tests benchmarks tools
 .PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
+BUILT_KERNELS := $(VENV)/.kernels
 
 help:
-	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 10 minutes)"
+	@echo "make demo    compress, export and measure a real model; writes demo-out/ (about 10 minutes; builds the kernels)"
 	@echo "make test    the tests of every part: what to run after each change"
 	@echo "make check   lint, types, and all tests: whole commands, other programs and every family of models besides"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
@@ -38,6 +39,8 @@ $(INSTALLED): pyproject.toml runtime/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
+	@if ! command -v $(CXX) >/dev/null; then echo "demo: no C++ compiler ($(CXX)), so no native kernels" >&2; \
+	elif ! $(MAKE) --no-print-directory $(BUILT_KERNELS); then echo "demo: goes on without the native kernels" >&2; fi
 	$(BIN)/saten-edge demo -o demo-out
 
 # The page's engine: 14 MB of somebody else's code, so it is fetched and compared with its sha256, not committed.
@@ -129,8 +132,14 @@ bench: $(INSTALLED)
 bench-calibration: $(INSTALLED)
 	$(BENCH) --calibration
 
-kernels: $(INSTALLED)
+# `demo` builds them again when their sources changed.
+$(BUILT_KERNELS): $(INSTALLED) $(KERNELS)/pyproject.toml $(KERNELS)/CMakeLists.txt $(wildcard $(KERNELS)/src/*)
 	$(PIP) install --quiet --force-reinstall --no-deps ./$(KERNELS)
+	@touch $@
+
+kernels: $(INSTALLED)
+	@rm -f $(BUILT_KERNELS)
+	@$(MAKE) --no-print-directory $(BUILT_KERNELS)
 	$(BIN)/saten-run doctor | grep kernels
 
 # Sanitizers, a thousand cases per kernel, aarch64 under qemu-user where it is installed.

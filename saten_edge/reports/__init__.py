@@ -10,7 +10,7 @@ Nothing here measures; a report is a pure function of what it is given.
 from __future__ import annotations
 
 from saten_edge.reports.compare import compare_runs, comparison_table, read_run
-from saten_edge.reports.devices import join_benches, join_evaluations
+from saten_edge.reports.devices import beside, join_benches, join_evaluations
 from saten_edge.reports.headline import headline
 from saten_edge.reports.html import html_page, write_html
 from saten_edge.reports.markdown import csv_table, markdown_table
@@ -20,6 +20,7 @@ from saten_edge.reports.terminal import print_table, terminal_table
 
 __all__ = [
     "Report",
+    "beside",
     "build_report",
     "compare_runs",
     "comparison_table",

@@ -12,7 +12,7 @@ from saten_runtime.accuracy.results import read_evaluation
 from saten_runtime.bench.results import read_bench
 from saten_runtime.errors import DataError
 
-__all__ = ["bundle_of", "join_benches", "join_evaluations"]
+__all__ = ["beside", "bundle_of", "join_benches", "join_evaluations"]
 
 Json = Mapping[str, Any]
 _AT = " @ "
@@ -43,6 +43,29 @@ def join_benches(values: Sequence[Json]) -> Json | None:
         },
         "cells": [_cell(cell, device) for device, value in devices.items() for cell in value["cells"]],
         "loads": [_on(load, device) for device, value in devices.items() for load in value["loads"]],
+    }
+
+
+def beside(first: Json, second: Json, label: str) -> dict[str, Any]:
+    """The content of a bench.json, and what a second one of the same machine says of all bundles but its baseline.
+
+    label: what tells these rows, "bundle @ label", from those of the first. Their ratios stay those to their own
+    baseline, which the first has measured, too.
+
+    Raises:
+        DataError: one that is no bench.json.
+    """
+    verdicts = {name: read_bench(value).verdict for name, value in (("", first), (f"{label}: ", second))}
+    others = [cell for cell in second["cells"] if cell.get("ratio")]
+    measured = {cell["bundle"] for cell in others}
+    return {
+        **first,
+        "verdict": {
+            "valid": all(verdict.valid for verdict in verdicts.values()),
+            "reasons": [f"{name}{reason}" for name, verdict in verdicts.items() for reason in verdict.reasons],
+        },
+        "cells": [*first["cells"], *(_on(cell, label) for cell in others)],
+        "loads": [*first["loads"], *(_on(load, label) for load in second["loads"] if load["bundle"] in measured)],
     }
 
 

@@ -213,7 +213,8 @@ def _rows(
     loads = _loads(bench, setting)
     scored = _unique("eval.json.rows", ((row.bundle, row) for row in evaluation.rows)) if evaluation else {}
     names = dict.fromkeys((*opened, *(name for name, _ in cells), *loads, *scored))
-    on_devices = {bundle_of(name) for name in names if name != bundle_of(name)}
+    # a bundle that only devices measured has no row of its own
+    on_devices = {bundle_of(name) for name in names if name != bundle_of(name)} - {name for name, _ in cells}
     for name in (name for name in names if name not in on_devices):
         yield Row(
             name=name,

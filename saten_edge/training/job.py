@@ -22,7 +22,7 @@ from saten_edge.training.data import Examples, checked, count_cut, cut_length
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS, Training, training_for
-from saten_edge.training.rounding import check_precision, rounded
+from saten_edge.training.rounding import precisions, rounded
 from saten_edge.training.rows import Rows
 from saten_edge.training.run import finetune, last_checkpoint
 from saten_edge.training.schedule import Progress, Schedule
@@ -105,20 +105,19 @@ class Job:
 
     def run(self, folder: Path, *, resume: bool, report: Callable[[Progress], None]) -> dict[str, Any]:
         """Train the student in place; the content of `metrics.json`."""
-        with rounded(self.student.model, self.schedule.precision):
-            before = self._judged()
-            trained = finetune(
-                self.student,
-                self.training,
-                self.examples,
-                self.schedule,
-                teacher=self.teacher,
-                distillation=self.distillation,
-                folder=folder,
-                resume=resume,
-                report=report,
-            )
-            after = self._judged()
+        before = self._judged()
+        trained = finetune(
+            self.student,
+            self.training,
+            self.examples,
+            self.schedule,
+            teacher=self.teacher,
+            distillation=self.distillation,
+            folder=folder,
+            resume=resume,
+            report=report,
+        )
+        after = self._judged()
         outcome: dict[str, Option] = {"steps": len(trained.history), "ended": trained.ended}
         add_stage(self.student.model, dataclasses.replace(self.stage, outcome=outcome))
         return {
@@ -135,7 +134,8 @@ class Job:
     def _judged(self) -> dict[str, Any] | None:
         if self.judged_on is None:
             return None
-        return judge(self.training, self.student, self.teacher, self.judged_on, self.schedule.max_length)
+        with rounded(self.student.model, precisions(self.schedule.precision)[0]):
+            return judge(self.training, self.student, self.teacher, self.judged_on, self.schedule.max_length)
 
     def _layer_errors(self) -> dict[str, float] | None:
         """Of every compressed layer against the teacher's, where the teacher is what was compressed."""
@@ -181,7 +181,7 @@ def prepare(
     Raises:
         SatenError: whatever does not fit; nothing has been written yet.
     """
-    check_precision(schedule.precision)
+    precisions(schedule.precision)  # refuses one there is not before anything is read
     wanted = training_for(task) if task is not None else None
     found = data if isinstance(data, Examples) else Rows.read(data, split=split, columns=columns)
     head, taught = head_of(model), None if teacher is None else head_of(teacher)

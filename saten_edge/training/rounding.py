@@ -4,18 +4,20 @@ While a block of `rounded` runs, every weight that a bundle of that precision ke
 pass just as `saten_exporters` rounds it, and so are the activations where a product takes 8-bit ones. Gradients pass
 through the rounding as if it were not there (straight-through estimator, Bengio et al., arXiv:1308.3432), so the
 training makes up for it. The parameters themselves keep all their digits; the export rounds them the same way.
+
+Where several precisions take turns, step by step, one model serves bundles of each.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from saten_edge.checkpoints.modules import (
@@ -30,8 +32,9 @@ from saten_edge.decomposition.residual import scatter
 from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
 from saten_exporters.tracing.mixed import round_to_bytes
 from saten_runtime.errors import UsageError
+from saten_runtime.options import words
 
-__all__ = ["check_precision", "round_activations", "round_along", "rounded"]
+__all__ = ["TakeTurns", "precisions", "round_activations", "round_along", "rounded"]
 
 Forward = Callable[[Any, Precision, Tensor], Tensor]
 # layout of a residual → the axis of its values along which they share a scale
@@ -40,32 +43,73 @@ SCALED = {"grouped": 2, "n:m": 1, "rows": 1, "ell": 1}
 SINGLE, ENTRIES = ("csr", "n:m"), PRECISIONS["int8"]
 
 
-def check_precision(name: str) -> None:
-    """Refuse a name that is not in `PRECISIONS`.
+def precisions(text: str) -> tuple[str, ...]:
+    """The precisions that a schedule names, separated by commas.
 
     Raises:
-        UsageError: the message lists those there are.
+        UsageError: one that is not in `PRECISIONS`; the message lists those there are.
     """
-    if name not in PRECISIONS:
-        raise UsageError(f"--precision {name}: there are {', '.join(PRECISIONS)}")
+    for name in words(text):
+        if name not in PRECISIONS:
+            raise UsageError(f"--precision {name}: there are {', '.join(PRECISIONS)}")
+    return words(text)
 
 
-@contextlib.contextmanager
-def rounded(model: nn.Module, precision: str) -> Iterator[None]:
-    """Let `model` compute with what a bundle of `precision` stores, until the block ends; "fp32" changes nothing."""
-    how = PRECISIONS[precision]
-    patched = []
-    if how.bits < 32:
+class _Roundings:
+    """The forward passes of a model's modules that round; `at` is the precision they round for."""
+
+    def __init__(self, model: nn.Module, at: Precision) -> None:
+        self.at = at
+        self._patched: list[nn.Module] = []
         for module in model.modules():
             forward = next((forward for kind, forward in FORWARDS.items() if isinstance(module, kind)), None)
             if forward is not None:
-                module.forward = functools.partial(forward, module, how)
-                patched.append(module)
-    try:
-        yield
-    finally:
-        for module in patched:
+                module.forward = self._of(module, forward)
+                self._patched.append(module)
+
+    def _of(self, module: nn.Module, forward: Forward) -> Callable[[Tensor], Tensor]:
+        return lambda x: forward(module, self.at, x)
+
+    def undo(self) -> None:
+        """Give the modules their own forward passes back."""
+        for module in self._patched:
             del module.forward
+
+
+@contextlib.contextmanager
+def rounded(model: nn.Module, *names: str) -> Iterator[Callable[[int], None]]:
+    """Let `model` compute with what a bundle of the first precision stores, until the block ends; fp32 rounds nothing.
+
+    turn(n), which the block is given, goes to the precision whose turn it is at step n.
+    """
+    hows = [PRECISIONS[name] for name in names]
+    if all(how.bits >= 32 for how in hows):
+        yield lambda step: None
+        return
+    roundings = _Roundings(model, hows[0])
+
+    def turn(step: int) -> None:
+        roundings.at = hows[step % len(hows)]
+
+    try:
+        yield turn
+    finally:
+        roundings.undo()
+
+
+class TakeTurns(TrainerCallback):  # type: ignore[misc]
+    """Goes to the precision of each step, and back to the first, which judges, between them."""
+
+    def __init__(self, turn: Callable[[int], None]) -> None:
+        self._turn = turn
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Whose turn it is follows from the number of the step alone, so that a resumed training takes the same."""
+        self._turn(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Every evaluation is one of the first."""
+        self._turn(0)
 
 
 def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:

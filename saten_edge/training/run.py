@@ -18,6 +18,7 @@ from saten_edge.training.data import Batches, Examples, checked, collator, encod
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.masks import Reselect
 from saten_edge.training.objectives import Training
+from saten_edge.training.rounding import TakeTurns, precisions, rounded
 from saten_edge.training.schedule import Progress, Schedule
 from saten_edge.training.trainer import Interrupt, Objective, SatenTrainer, interruptible, training_arguments
 from saten_runtime.errors import DataError
@@ -62,7 +63,7 @@ def finetune(
     trained_on, held_out = split_off(rows, schedule.kept_aside, schedule.seed)
     interrupt = Interrupt()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_restored(student))
+        turn = stack.enter_context(_restored(student, schedule))
         working = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         arguments = training_arguments(working, schedule, save=folder is not None, unused=objective.leaves_unused)
 
@@ -84,7 +85,7 @@ def finetune(
             batches(held_out, min(schedule.batch_size, len(held_out))) if schedule.patience else None,
             schedule,
             arguments,
-            [interrupt, *_callbacks(schedule)],
+            [interrupt, TakeTurns(turn), *_callbacks(schedule)],
             report=report,
         )
         if teacher is not None:
@@ -126,12 +127,15 @@ def _callbacks(schedule: Schedule) -> list[TrainerCallback]:
 
 
 @contextlib.contextmanager
-def _restored(student: LoadedModel) -> Iterator[None]:
-    """Puts back what Trainer changes of a model and of transformers, and silences both."""
+def _restored(student: LoadedModel, schedule: Schedule) -> Iterator[Callable[[int], None]]:
+    """Rounds as the schedule says, silences Trainer and transformers, and puts back what they change of a model.
+
+    Yields what `rounded` does.
+    """
     config, cached = student.model.config, getattr(student.model.config, "use_cache", None)
     try:
-        with silent_transformers():
-            yield
+        with silent_transformers(), rounded(student.model, *precisions(schedule.precision)) as turn:
+            yield turn
     finally:
         if cached is None:
             config.__dict__.pop("use_cache", None)

@@ -60,7 +60,9 @@ class Schedule:
     )
     evaluate_every: int = option(50, "Steps between evaluations", low=1)
     save_every: int = option(200, "Steps between the checkpoints that --resume needs", low=1)
-    precision: str = option("fp32", "Precision of the bundle to come; weights are rounded as it will store them")
+    precision: str = option(
+        "fp32", "Precision of the bundle to come, or several that take turns; weights are rounded as it will store them"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -15,7 +15,7 @@ from saten_edge.options import DemoOptions
 from saten_runtime.errors import BudgetError, CheckpointError, SatenError, UsageError
 
 QUIET = Talk(quiet=True)
-FEW = DemoOptions(calibration_texts=40, group=8)
+FEW = DemoOptions(calibration_texts=40)
 
 
 class Stop(Exception):
@@ -31,14 +31,14 @@ def few_passages(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> corpus.Se
     return task
 
 
-def test_the_bundles_are_each_model_in_each_precision():
-    assert BUNDLES == ("dense-fp32", "dense-int8", "saten-fp32", "saten-int8")
+def test_the_bundles_are_two_dense_ones_a_fast_one_and_a_small_one():
+    assert BUNDLES == ("dense-fp32", "dense-int8", "saten-int8", "saten-int4")
 
 
 def test_the_defaults_promise_what_the_readme_does():
     settings = DemoOptions()
-    assert settings.budget <= 0.30
-    assert settings.steps == 150
+    assert settings.budget * 5 / 32 < 0.075  # int4 takes 5 bits a value; tokenizer and graph a hundredth of dense fp32
+    assert settings.steps == 400
     assert settings.tokens == (32, 128)
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_no_demo_wrote_is_left_alone(content, tiny_bert, tmp_path)
     [
         (UsageError, DemoOptions(budget=3)),
         (UsageError, DemoOptions(pattern="blocky")),
-        (BudgetError, DemoOptions(budget=0.001)),
+        (BudgetError, DemoOptions(budget=0.001, tables=0.0005)),
     ],
 )
 def test_settings_that_cannot_be_met_leave_nothing(error: type[SatenError], settings, tiny_bert, tmp_path, monkeypatch):
@@ -118,9 +118,9 @@ def test_an_earlier_demo_is_replaced_and_its_report_does_not_outlive_its_numbers
     for name in ("summary.json", "report.html"):
         (out / name).write_text("of the earlier demo")
     with pytest.raises(Stop):
-        run_demo(out, DemoOptions(calibration_texts=40, group=16), QUIET, model=tiny_bert)
+        run_demo(out, DemoOptions(calibration_texts=40, budget=0.5, tables=0.5), QUIET, model=tiny_bert)
     assert {path.name for path in out.iterdir()} == {"demo.json", "train.jsonl", "held_out.jsonl", "compressed"}
-    assert json.loads((out / "demo.json").read_text())["group"] == 16
+    assert json.loads((out / "demo.json").read_text())["budget"] == 0.5
     for name, passages in (("train", few_passages.train), ("held_out", few_passages.held_out)):
         lines = Path(out / f"{name}.jsonl").read_text("utf-8").splitlines()
         assert [json.loads(line) for line in lines] == [{"query": p.query, "answer": p.answer} for p in passages]

@@ -4,7 +4,15 @@ import copy
 
 import pytest
 
-from saten_edge.reports import build_report, csv_table, html_page, join_benches, join_evaluations, markdown_table
+from saten_edge.reports import (
+    beside,
+    build_report,
+    csv_table,
+    html_page,
+    join_benches,
+    join_evaluations,
+    markdown_table,
+)
 from saten_runtime.errors import DataError
 
 
@@ -47,6 +55,22 @@ def test_one_invalid_run_is_said_with_its_device(bundles, two):
     report = build_report(bundles, join_benches(two))
     assert report.verdict.valid is False
     assert report.verdict.reasons == ["pi5: emulated: by qemu"]
+
+
+def test_what_was_measured_twice_on_a_machine_stands_beside_the_first(bundles, bench, evaluation):
+    again = on(bench, "here", 3.0)
+    again["cells"] = [cell for cell in again["cells"] if cell["bundle"] in ("dense-fp32", "saten-int8")]
+    again["verdict"] = {"valid": False, "reasons": ["busy"]}
+    report = build_report(bundles, beside(bench, again, "standard operators"), evaluation)
+    rows = {row.name: row for row in report.rows}
+    assert list(rows) == [*(bundle.name for bundle in bundles), "saten-int8 @ standard operators"]
+    first, second = rows["saten-int8"], rows["saten-int8 @ standard operators"]
+    assert second.p50_ms(32) == pytest.approx(3 * first.p50_ms(32))
+    assert second.bytes == first.bytes
+    assert second.ratio(32, report.baseline.name) is not None
+    assert report.baseline.name == "dense-fp32"
+    assert report.verdict.reasons == ["standard operators: busy"]
+    assert beside(bench, bench, "again")["verdict"]["valid"] is True
 
 
 def test_outputs_take_it(bundles, two):

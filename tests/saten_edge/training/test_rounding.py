@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import TrainerState
 
 from saten_edge.checkpoints.models import load_model
 from saten_edge.training.data import Examples
 from saten_edge.training.judge import judge
 from saten_edge.training.objectives import TRAININGS
-from saten_edge.training.rounding import check_precision, round_activations, round_along, rounded
+from saten_edge.training.rounding import TakeTurns, precisions, round_activations, round_along, rounded
 from saten_edge.training.run import finetune
 from saten_edge.training.schedule import Schedule
 from saten_exporters import export
@@ -112,10 +113,9 @@ def test_a_model_trained_with_its_bits_loses_less_by_them(tiny_bert, tiny_saten,
     teacher = load_model(tiny_bert)
 
     def distance_after_training_as(precision: str) -> float:
-        schedule = Schedule(steps=60, batch_size=16, max_length=24, learning_rate=1e-3)
+        schedule = Schedule(steps=60, batch_size=16, max_length=24, learning_rate=1e-3, precision=precision)
         student = load_model(tiny_saten)
-        with rounded(student.model, precision):
-            finetune(student, EMBEDDING, examples, schedule, teacher=teacher)
+        finetune(student, EMBEDDING, examples, schedule, teacher=teacher)
         with rounded(student.model, "int4"):
             judged = judge(EMBEDDING, student, teacher, examples, 24)
         return 1 - judged["cosine"]
@@ -123,7 +123,47 @@ def test_a_model_trained_with_its_bits_loses_less_by_them(tiny_bert, tiny_saten,
     assert distance_after_training_as("int4") < 0.9 * distance_after_training_as("fp32")
 
 
+def test_precisions_take_turns_and_the_first_judges(tiny_saten, texts):
+    loaded = load_model(tiny_saten)
+    batch = loaded.encode(texts[:4])
+
+    def computed(*names: str) -> torch.Tensor:
+        with torch.no_grad(), rounded(loaded.model, *names):
+            return loaded.model(**batch).last_hidden_state
+
+    alone = {name: computed(name) for name in ("fp32", "int8", "int4")}
+    with torch.no_grad(), rounded(loaded.model, "int4", "int8", "fp32") as turn:
+        turns = TakeTurns(turn)
+        for step, name in enumerate(["int4", "int8", "fp32", "int4"]):
+            turns.on_step_begin(None, TrainerState(global_step=step), None)
+            torch.testing.assert_close(loaded.model(**batch).last_hidden_state, alone[name])
+            turns.on_step_end(None, TrainerState(global_step=step + 1), None)
+            torch.testing.assert_close(loaded.model(**batch).last_hidden_state, alone["int4"])
+    assert torch.equal(computed("fp32"), alone["fp32"])
+    assert not torch.allclose(alone["int4"], alone["int8"], atol=1e-3)
+
+
+def test_a_training_takes_them_in_turns(tiny_bert, tiny_saten, texts):
+    """With steps too small to change the weights, the loss of each step is that of its precision."""
+    teacher, examples = load_model(tiny_bert), Examples("texts", [(text,) for text in texts])
+
+    def losses(precision: str) -> list[float]:
+        schedule = Schedule(steps=3, batch_size=16, max_length=24, learning_rate=1e-9, bf16=False, precision=precision)
+        return [
+            step.loss
+            for step in finetune(load_model(tiny_saten), EMBEDDING, examples, schedule, teacher=teacher).history
+        ]
+
+    coarse, fine = losses("int4"), losses("fp32")
+    assert losses("int4,fp32") == pytest.approx([coarse[0], fine[1], coarse[2]], rel=1e-4)
+    assert all(one > 1.05 * other for one, other in zip(coarse, fine, strict=True))
+
+
 def test_a_precision_that_there_is_not_is_refused():
-    check_precision("int4")
-    with pytest.raises(UsageError, match="--precision int3: there are fp32"):
-        check_precision("int3")
+    assert precisions("int4") == ("int4",)
+    assert precisions("int8,int4") == ("int8", "int4")
+    for text in ("int3", "int4,int3"):
+        with pytest.raises(UsageError, match="--precision int3: there are fp32"):
+            precisions(text)
+    with pytest.raises(UsageError, match="--precision : there are fp32"):
+        precisions("")
