@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_runtime.bundle.recipe import Option
 from saten_runtime.errors import CheckpointError, UsageError
-from saten_runtime.records.files import parse_json, replace_file
+from saten_runtime.records.files import parse_json, replacing, system_errors
 
 __all__ = ["ALLOCATIONS", "Measured", "allocate", "most_bytes"]
 
@@ -46,7 +46,8 @@ class Measured:
         tensors = {f"moments.{name}": self.moments[name].contiguous() for name in first.values()}
         for name, sensitivity in self.sensitivities.items():
             tensors[f"sensitivities.{name}"] = torch.tensor(sensitivity, dtype=torch.float64)
-        replace_file(path, save(tensors, {_OWNERS: json.dumps(owners, allow_nan=False)}))
+        with replacing(path) as aside, system_errors(path):
+            save_file(tensors, aside, {_OWNERS: json.dumps(owners, allow_nan=False)})  # no copy of them in memory
 
     @classmethod
     def load(cls, path: Path) -> Measured:

@@ -36,6 +36,7 @@ __all__ = [
     "refuse_home",
     "remove",
     "replace_file",
+    "replacing",
     "sha256_file",
     "sha256_of",
     "sync_folder",
@@ -122,13 +123,23 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: the system refuses, or there is a folder at `path`.
     """
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where the block writes what shall be `path`: readers see the old file or the whole new one.
+
+    Raises:
+        OSError: the system refuses, or there is a folder at `path`.
+    """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     aside = aside_of(path)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield aside
+        with aside.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         sync_folder(path.parent)
