@@ -72,9 +72,10 @@ def compressible_layers(model: Any, selection: Selection = EVERYTHING) -> dict[s
 
     Raises:
         ExportError: there is none, or the model's family is not known.
-        UsageError: the model is compressed already.
+        UsageError: the model is compressed already, or what shall be excluded is not there.
     """
     refuse_compressed(model)
+    selection.refuse_idle(name for name, _ in model.named_modules())
     row = architecture(model.config.model_type)
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     tables = {f"{prefix}{table}" for table in row.tables}

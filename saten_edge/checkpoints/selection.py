@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
 if TYPE_CHECKING:
@@ -36,6 +38,18 @@ class Selection:
         included = any(fnmatchcase(name, pattern) for pattern in self.include)
         excluded = any(fnmatchcase(name, pattern) for pattern in self.exclude)
         return weight.ndim == 2 and weight.numel() >= self.smallest and included and not excluded
+
+    def refuse_idle(self, names: Iterable[str]) -> None:
+        """Refuse exclusions that exclude nothing, by the names of all parts of a model.
+
+        Raises:
+            UsageError: none of the patterns matches a name.
+        """
+        there = list(names)
+        if self.exclude and not any(fnmatchcase(name, pattern) for pattern in self.exclude for name in there):
+            raise UsageError(
+                f"--exclude {' --exclude '.join(self.exclude)}: matches nothing; layers have names such as {there[-1]}"
+            )
 
 
 EVERYTHING = Selection()

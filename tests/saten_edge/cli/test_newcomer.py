@@ -138,6 +138,14 @@ def test_what_cannot_be_is_said_before_the_calibration(
         assert "calibrate on 16 texts" in run(*told)[2]  # the twin
 
 
+def test_an_exclusion_of_nothing_is_refused(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    told = ("compress", tiny_bert, "-o", tmp_path / "out", "--rounds", 1, "-q")
+    code, _, said = run(*told, "--exclude", "*embedding.*")
+    assert code == 2
+    assert "--exclude *embedding.*: matches nothing; layers have names such as " in said
+    assert run(*told, "--exclude", "*embedding.*", "--exclude", "*embeddings.*")[0] == 0
+
+
 def test_damaged_weights_are_said_before_the_calibration(run: Run, models: Path, tmp_path: Path) -> None:
     weights = load_file(models / "sound" / "model.safetensors")
     weights["embeddings.LayerNorm.weight"][0] = torch.nan
