@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from saten_edge.checkpoints.architectures import ARCHITECTURES, architecture, task_of
 from saten_edge.checkpoints.compress import compress, compressible_layers, dense_layers
@@ -119,6 +119,7 @@ class TestTable:
     def test_a_family_that_no_bundle_expresses_is_refused_with_the_reason(self, model_type, reason, tmp_path):
         assert model_type not in ARCHITECTURES
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
         with pytest.raises(ExportError, match=f"model_type '{model_type}' cannot be expressed: .*{reason}"):
             load_model(tmp_path, "feature-extraction")
 
