@@ -150,24 +150,24 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="JSON Lines with labels, or texts")
     parser.add_argument("--work", type=Path, help="folder for bundles, kept for the next run; else a temporary one")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "precision.json")
+    parser.add_argument("-o", "--output", type=Path, help="a JSON file (default: that of the table in README.md)")
     arguments = parser.parse_args()
     if arguments.smollm2 == bool(arguments.checkpoints):
         parser.error("expected checkpoints, or --smollm2")
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if arguments.smollm2:
-            return main_smollm2(arguments.data, arguments.output, work)
-        return main_checkpoints(arguments, work)
+            return main_smollm2(arguments.data, arguments.output or RESULTS / "precision_decoder.json", work)
+        return main_checkpoints(arguments, arguments.output or RESULTS / "precision.json", work)
 
 
-def main_checkpoints(arguments: argparse.Namespace, work: Path) -> int:
+def main_checkpoints(arguments: argparse.Namespace, output: Path, work: Path) -> int:
     """The rows of the checkpoints."""
     names = arguments.names.split(",") if arguments.names else [path.name for path in arguments.checkpoints]
     rows = table(bundles_of(arguments.checkpoints, names, work), arguments.data, arguments.rounds)
     times = [(row["bundle"], row["p50_ms"], COLORS["saten-0"]) for row in rows]
     picture = bars("Precisions", f"{TOKENS} tokens, milliseconds, median", times)
-    publish(arguments.output, rows, table_text(rows), picture, data=arguments.data.name, tokens=TOKENS)
+    publish(output, rows, table_text(rows), picture, data=arguments.data.name, tokens=TOKENS)
     return 0
 
 

@@ -30,7 +30,7 @@ from saten_runtime.errors import CheckpointError, UsageError
 __all__ = ["SOLVERS", "TRAINS", "Decomposition", "check_paid", "check_sizes", "decompose"]
 
 # Below this many bytes in float32 a matrix is decomposed in float64; above, it stays float32, which takes less of time
-# and memory. Gram matrices are summed in float64 all the same, so that no error changes in its first five digits.
+# and memory. Gram matrices are summed in float64 all the same; in three layers of SmolLM2-135M no error changed.
 LARGE_BYTES = 1 << 20
 
 
