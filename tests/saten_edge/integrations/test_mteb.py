@@ -46,7 +46,6 @@ def task_of(pairs: list[tuple[str, str]], scores: list[float]) -> Any:
     return Pairs()
 
 
-@pytest.mark.slow  # it is mteb that takes long to import
 @pytest.mark.filterwarnings("ignore")  # of mteb's own
 def test_mteb_scores_a_bundle_as_its_vectors_say(tiny_bundle: Callable[[str], Path], texts: list[str]) -> None:
     from saten_edge.integrations.sentence_transformers import sentence_transformer
