@@ -49,7 +49,7 @@ class _Content(pickle.Pickler):
             return "tensor", place, str(value.dtype), str(value.shape), content
         if isinstance(value, PreTrainedConfig | GenerationConfig):
             settings = {**value.to_dict(), "_name_or_path": getattr(value, "_attn_implementation", None)}
-            return "settings", json.dumps(settings, sort_keys=True, default=repr)
+            return "settings", json.dumps(settings, sort_keys=True, default=repr, allow_nan=False)
         if isinstance(value, set | frozenset):
             return "set", sorted(map(repr, value))
         return "path" if isinstance(value, str) and value == self._path else None

@@ -136,7 +136,7 @@ TRAINS = [
         "T6",
         "NaN in a dense matrix",
         weights(put(f"{LAYER}.weight", 5, math.nan), "bert"),
-        rf"{LAYER}: .*NaN",
+        rf"{LAYER}\.weight: .*NaN",
         run=lambda place: saten_edge("compress", place.folder / "bert", "-o", place.out, "--quiet"),
     ),
     refused(
