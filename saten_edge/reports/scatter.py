@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ __all__ = ["log_x", "loss_chart", "trade_chart"]
 _LARGEST_PX = 30.0
 _SMALLEST_PX = 4.0
 _LINE_PX = 15.0
+_SQUARE_PX = 6.0
 _LEFT_PX = 64.0  # ticks of three decimals and the name of the axis
 
 
@@ -53,7 +55,7 @@ def trade_chart(report: Report) -> str | None:
         front = _front(points)
         if len(front) > 1:
             axes.plot([p.milliseconds for p in front], [p.score for p in front], color=MUTED, linewidth=1, zorder=1)
-        _label(axes, points)
+        _label(axes, points, front)
         words = [
             f"{point.name}: {point.lines[1]}, {milliseconds(point.milliseconds)} ms, {metric} {score(point.score)}"
             for point in points
@@ -130,21 +132,34 @@ class _Box:
         return max(width, 0.0) * max(height, 0.0)
 
 
-def _label(axes: Axes, points: Sequence[_Point]) -> None:
-    """Write each name where it covers least: right, left, above or below its circle."""
+def _label(axes: Axes, points: Sequence[_Point], front: Sequence[_Point]) -> None:
+    """Write each name where it covers least, the line of the front included: right, left, above or below its circle."""
     transform = axes.transData
     centers = [tuple(transform.transform((point.milliseconds, point.score))) for point in points]
+    drawn = _along([centers[points.index(point)] for point in front])
     taken = [
         _Box(x - p.radius_px, y - p.radius_px, x + p.radius_px, y + p.radius_px)
         for (x, y), p in zip(centers, points, strict=True)
     ]
     for index, (point, (x, y)) in enumerate(zip(points, centers, strict=True)):
         # Its own circle is no obstacle: every candidate stands clear of it.
-        obstacles = taken[:index] + taken[index + 1 :]
+        obstacles = taken[:index] + taken[index + 1 :] + drawn
         box = min(_candidates(point, x, y), key=lambda candidate: _cost(candidate, obstacles))
         taken.append(box)
         for line, (text, color) in enumerate(zip(point.lines, (INK, MUTED), strict=True)):
             axes.annotate(text, (box.left, box.top - 11 - line * _LINE_PX), xycoords="figure pixels", color=color)
+
+
+def _along(corners: Sequence[tuple[float, float]]) -> list[_Box]:
+    """Squares that cover the line from corner to corner."""
+    squares = []
+    for (x, y), (to_x, to_y) in itertools.pairwise(corners):
+        steps = max(1, math.ceil(math.hypot(to_x - x, to_y - y) / _SQUARE_PX))
+        for step in range(steps + 1):
+            left, bottom = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
+            half = _SQUARE_PX / 2
+            squares.append(_Box(left - half, bottom - half, left + half, bottom + half))
+    return squares
 
 
 def _candidates(point: _Point, x: float, y: float) -> Iterable[_Box]:
