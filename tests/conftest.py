@@ -405,3 +405,12 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def standard_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles are run without the native kernels, which may be installed: of int8 they round activations row by row,
+    where ONNX Runtime's operators, and training, take one scale for a text."""
+    from saten_runtime.run.kernels import SWITCH
+
+    monkeypatch.setenv(SWITCH, "0")

@@ -94,6 +94,7 @@ def test_weights_lie_once_and_beside_the_graph(both: Path, bundle_of: BundleOf) 
         assert file.with_name(f"{file.name}_data").stat().st_size == stored
 
 
+@pytest.mark.usefixtures("standard_operators")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_transformers_js_computes_the_same(
     precision: str, both: Path, bundle_of: BundleOf, npm_package: Callable[[str], Path]

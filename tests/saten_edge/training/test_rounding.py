@@ -77,6 +77,7 @@ def test_the_gradient_passes_as_if_nothing_were_rounded(name):
     assert torch.allclose(weight.grad, 2 * round_along(weight, 0, PRECISIONS[name]).detach())
 
 
+@pytest.mark.usefixtures("standard_operators")
 @pytest.mark.parametrize(("folder", "name"), CELLS)
 def test_the_model_computes_what_its_bundle_computes(folder, name, request, texts, tmp_path):
     loaded = load_model(request.getfixturevalue(folder))
