@@ -14,10 +14,11 @@ from saten_exporters.choice.prices import shipped_prices
 from saten_exporters.choice.probes import Sizes, samples_of, write_probes
 from saten_runtime.bench import probing
 from saten_runtime.bench.probing import PROBES_FILE, read_probing, time_probes
-from saten_runtime.bench.verdict import Timed
+from saten_runtime.bench.verdict import MIN_SAMPLES, Timed
 from saten_runtime.errors import DataError
 
 TINY = Sizes(((128, 128),), (256, 64), (1, 8))
+MANY_ROWS = 1 << 13  # of which no machine computes `MIN_SAMPLES` runs in a turn
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,16 @@ def test_what_is_timed_gives_prices(archive: Path, tmp_path: Path) -> None:
     active = result.environment["kernels"]["state"] == "active"
     wanted = {(name, rows) for name, each in subjects.items() for rows in TINY.rows if active or not each.native}
     assert {(each.probe, each.rows) for each in result.times} == wanted
-    assert not result.verdict.valid  # one round has too few samples
     prices = fitted([sample for _, sample in samples_of(subjects, result)])
     assert set(prices) == set(shipped_prices("x86-64+kernels" if active else "x86-64").table)
+
+
+def test_too_few_runs_are_no_result(tmp_path: Path) -> None:
+    write_probes(tmp_path / "probes.zip", Sizes(TINY.shapes, TINY.table, (MANY_ROWS,)))
+    result = time_probes(tmp_path / "probes.zip", rounds=1)
+    assert min(each.count for each in result.times) < MIN_SAMPLES
+    assert not result.verdict.valid
+    assert f"at least {MIN_SAMPLES} are needed" in " ".join(result.verdict.reasons)
 
 
 def without(archive: Path, out: Path, **changed: bytes | None) -> Path:
