@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from saten_edge.checkpoints.architectures import architecture
 from saten_edge.checkpoints.checkpoint import attach_config, share_heads
+from saten_edge.checkpoints.kept import Kept
+from saten_edge.checkpoints.mapped import compact, release
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
@@ -21,7 +24,8 @@ from saten_edge.decomposition.allocation import Measured, allocate, check_alloca
 from saten_edge.decomposition.decompose import Decomposition, check_paid, check_sizes, decompose
 from saten_edge.decomposition.fitting import described, fitting
 from saten_edge.decomposition.recipe import Recipe
-from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named
+from saten_edge.decomposition.residual import VALUE_BYTES, Residual, pattern_named
+from saten_edge.decomposition.tt import TensorTrain
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
 
@@ -41,6 +45,11 @@ __all__ = [
     "replace_layer",
     "tied_head",
 ]
+
+
+NOTHING_KEPT = Kept()
+# Rows of a tensor that are looked at together.
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,7 @@ def compress(
     selection: Selection = EVERYTHING,
     tables: float | None = None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
-    kept: Callable[[str, Callable[[], Decomposition]], Decomposition] = lambda name, decompose: decompose(),
+    kept: Kept = NOTHING_KEPT,
 ) -> list[CompressedLayer]:
     """Compress every weight matrix of `loaded` that `selection` takes, in place.
 
@@ -157,9 +166,10 @@ def compress(
     judged by Frobenius' norm. tables: share of their bytes that lookup tables keep, within the budget; None lets them
     share as the layers do.
     pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
-    progress: called with a layer's name, the layers done, and their number. kept: called with a layer's name and what
-    decomposes it; gives the parts. Layers are taken one at a time, each
-    widened to float32 and on a GPU where there is one; what stays dense is widened at the end.
+    progress: called with a layer's name, the layers done, and their number. kept: where the parts of each layer go, and
+    come from if they are there. Layers are taken one at a time, each widened to float32 and on a GPU where there is
+    one; what stays dense is widened at the end. Of a model that is mapped from its files, and with a folder to keep
+    layers in, no more than one layer is in memory.
 
     Raises:
         UsageError: a budget outside 0 … 1, or an unknown pattern.
@@ -179,11 +189,11 @@ def compress(
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
         how = fitting(pattern, kind_of(module), group=group, width=_matrix(module).shape[1])
-        parts = kept(name, partial(decompose_layer, name, module, budgets[name], *how, recipe, known.get(name)))
+        parts = kept.layer(name, partial(_decomposed, name, module, budgets[name], *how, recipe, known))
         rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
-    nn.Module.float(loaded.model)  # transformers' own refuses a model that was read with smaller blocks
+    _widen(loaded.model, kept)
     options = options_of(
         recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation, tables=tables
     )
@@ -191,6 +201,28 @@ def compress(
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
     attach_config(loaded.model, loaded.source, stage)
     return rows
+
+
+def _decomposed(
+    name: str,
+    module: Any,
+    budget_bytes: int | None,
+    pattern: str,
+    group: int,
+    recipe: Recipe,
+    moments: Mapping[str, Tensor],
+) -> Decomposition:
+    """`decompose_layer` with what is known of its input, which is asked for now; the weight is let go."""
+    parts = decompose_layer(name, module, budget_bytes, pattern, group, recipe, moments.get(name))
+    release(module.weight)
+    return parts
+
+
+def _widen(model: nn.Module, kept: Kept) -> None:
+    """Make float32 of what stays dense, one tensor after the other."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = kept.widened(name, tensor.data)
 
 
 def _shares(tables: float | None, layers: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -282,7 +314,9 @@ def refuse_odd_numbers(model: nn.Module) -> None:
         CheckpointError: a parameter holds NaN or infinity; the message names it.
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        finite = all(bool(torch.isfinite(piece).all()) for piece in torch.split(parameter.detach(), ROWS_AT_ONCE))
+        release(parameter)
+        if not finite:
             raise CheckpointError(f"{name}: holds values that are NaN or infinite; the model is damaged")
 
 
@@ -310,10 +344,11 @@ def replace_layer(
     """Put a Saten layer with these parts where `model` has the dense layer `module`, whose bias it keeps."""
     weight = module.weight
     spec = _spec(module, parts, pattern, group)
-    replacement: Any = build_module(name, spec)
-    replacement.set_parts(parts.train, parts.residual)
+    with torch.device("meta"):
+        replacement: Any = build_module(name, spec, torch.float32)
+    replacement.take_parts(*_compact(parts))
     if spec.bias:
-        replacement.bias.data.copy_(module.bias.data)
+        replacement.bias = nn.Parameter(module.bias.detach().float().clone())
     replace_module(model, name, replacement.to(weight.device))
     return CompressedLayer(
         name=name,
@@ -327,6 +362,13 @@ def replace_layer(
         pattern=described(pattern, spec.kind, group),
         solver=parts.solver,
     )
+
+
+def _compact(parts: Decomposition) -> tuple[TensorTrain, Residual]:
+    """Train and residual, without the larger tensors that they may be parts of."""
+    train = replace(parts.train, cores=tuple(compact(core) for core in parts.train.cores))
+    indices = {name: compact(tensor) for name, tensor in parts.residual.indices.items()}
+    return train, Residual(compact(parts.residual.values), indices)
 
 
 def _spec(module: Any, parts: Decomposition, pattern: str, group: int) -> LayerSpec:

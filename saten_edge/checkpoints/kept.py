@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from saten_edge.checkpoints.mapped import in_file, map_file, write_tensors
 from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.residual import Residual
 from saten_edge.decomposition.tt import TensorTrain
 from saten_runtime.errors import CheckpointError, SatenError, UsageError
-from saten_runtime.records.files import key_of, parse_json, read_json, replace_file, write_json
+from saten_runtime.records.files import key_of, parse_json, read_json, replacing, write_json
 
 __all__ = ["Kept", "keeping"]
 
@@ -45,15 +46,20 @@ class Kept:
         return found
 
     def layer(self, name: str, decompose: Callable[[], Decomposition]) -> Decomposition:
-        """The layer as it was kept, else as `decompose` makes it."""
+        """The layer as it was kept, else as `decompose` makes it; its numbers stay in their file."""
         if self.folder is None:
             return decompose()
         path = self.folder / f"{key_of(name)}.safetensors"
-        found = _read(path) if path.is_file() else decompose()
         if not path.is_file():
-            replace_file(path, _written(found))
+            _write(decompose(), path)
         self.layers += 1
-        return found
+        return _read(path)
+
+    def widened(self, name: str, tensor: Tensor) -> Tensor:
+        """What stays dense, in float32; where a folder is, a large tensor stays in a file of it."""
+        if self.folder is None or tensor.dtype == torch.float32:
+            return tensor.float()
+        return in_file(tensor, self.folder / f"dense.{key_of(name)}.safetensors")
 
 
 @contextlib.contextmanager
@@ -108,21 +114,21 @@ def _drop(folder: Path, made: Sequence[Path]) -> None:
             parent.rmdir()
 
 
-def _written(parts: Decomposition) -> bytes:
+def _write(parts: Decomposition, path: Path) -> None:
     tensors = {f"core.{k}": core for k, core in enumerate(parts.train.cores)}
     tensors |= {f"index.{name}": tensor for name, tensor in parts.residual.indices.items()}
     tensors["values"] = parts.residual.values
     numbers = {name: getattr(parts, name) for name in ("bytes", "error", "share", "solver")}
     numbers |= {"inputs": parts.train.inputs, "true_shape": parts.train.true_shape}
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return save(plain, {"parts": json.dumps(numbers, allow_nan=False)})
+    plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    with replacing(path) as aside:
+        write_tensors(plain, aside, {"parts": json.dumps(numbers, allow_nan=False)})
 
 
 def _read(path: Path) -> Decomposition:
     try:
-        with safe_open(path, "pt") as file:
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            numbers = parse_json((file.metadata() or {})["parts"].encode())
+        tensors, metadata = map_file(path)
+        numbers = parse_json(metadata["parts"].encode())
         cores = tuple(tensors[f"core.{k}"] for k in range(sum(name.startswith("core.") for name in tensors)))
         shape = numbers.pop("true_shape")
         train = TensorTrain(cores, numbers.pop("inputs"), None if shape is None else (shape[0], shape[1]))

@@ -24,6 +24,7 @@ from saten_edge.checkpoints.foreign import refuse_bare, refuse_rounded, with_saf
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import Entry, read_headers, refuse_bomb
 from saten_edge.checkpoints.ids import first_position, refuse_ids_without_row, settle_padding
+from saten_edge.checkpoints.mapped import streamed_saving
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.checkpoints.pictures import fit_positions
 from saten_edge.checkpoints.resolve import resolve_model
@@ -243,7 +244,7 @@ def save_model(
     extra: file name → JSON data to put beside them. max_shard_size: of a weight file, in transformers' spelling.
     """
     with new_folder(path, overwrite=overwrite) as folder:
-        with silent_transformers():
+        with silent_transformers(), streamed_saving():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
         for name in (*loaded.sentences.settings, *loaded.sentences.weights):

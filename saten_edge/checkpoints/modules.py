@@ -113,6 +113,13 @@ class ResidualPart(nn.Module):
             self.get_buffer(name).copy_(tensor)
         self._positions = None
 
+    def take(self, residual: Residual) -> None:
+        """Have values and indices of a residual of the same sizes for one's own."""
+        self.values = nn.Parameter(residual.values)
+        for name, tensor in residual.indices.items():
+            setattr(self, name, tensor)
+        self._positions = None
+
     def check(self, where: str) -> None:
         """Refuse indices read from a file that do not name one entry of the matrix for each value.
 
@@ -222,6 +229,11 @@ class SatenModule(nn.Module):
             for parameter, core in zip(self.cores, train.cores, strict=True):
                 parameter.copy_(core)
         self.residual.replace(residual)
+
+    def take_parts(self, train: TensorTrain, residual: Residual) -> None:
+        """Have the numbers of a decomposition for one's own; they may be mapped from a file."""
+        self.cores = nn.ParameterList(nn.Parameter(core) for core in train.cores)
+        self.residual.take(residual)
 
 
 class SatenLinear(SatenModule):

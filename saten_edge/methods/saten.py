@@ -51,7 +51,7 @@ def run(job: Job) -> list[CompressedLayer]:
             selection=options.selection,
             tables=options.tables,
             progress=lambda name, done, total: advance(done, total, name),
-            kept=job.kept.layer,
+            kept=job.kept,
         )
 
 
