@@ -28,7 +28,7 @@ help:
 	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
 	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make bench-front DATA=FOLDER  accuracy over bytes, every row trained to the end (benchmarks/front.py)"
-	@echo "make bench-methods [DATA=FOLDER] [MODELS=FOLDER]  the methods of compress beside each other, before training (benchmarks/methods.py)"
+	@echo "make bench-methods [DATA=FOLDER] [MODELS=FOLDER] [STEPS=cells|times]  the methods of compress beside each other, before training; resumes (benchmarks/methods.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  all three distributions in dist/, the kernels for x86-64 and 64-bit ARM (needs CMake and ninja)"
 
@@ -120,7 +120,7 @@ bench-front: $(INSTALLED)
 	$(BIN)/python benchmarks/front.py --data "$(DATA)" --jobs $(JOBS)
 
 bench-methods: $(INSTALLED)
-	$(BIN)/python benchmarks/methods.py --work bench-out/methods $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")
+	$(BIN)/python benchmarks/methods.py --work bench-out/methods $(if $(STEPS),--steps "$(STEPS)") $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")
 
 # MODELS: the folder of bench-accuracy's checkpoints. Without DATA and MODELS the tables that need them are left out.
 BENCH = $(BIN)/python benchmarks/bench.py --work bench-out $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")

@@ -23,6 +23,8 @@ __all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions",
 
 DEFAULT_BUDGET = 0.25
 DEFAULT_KEEP = 0.75
+# What FLAT keeps where less than `SMALL_BUDGET` of the bytes is to be left in the end.
+SMALL_KEEP, SMALL_BUDGET = 0.5, 0.25
 DEFAULT_TOLERANCE = 0.1
 # The rows of `saten_edge.methods.METHODS`, and the options that they read beside those of the selection.
 METHODS: Mapping[str, frozenset[str]] = {
@@ -40,7 +42,8 @@ class CompressOptions:
     """How a model is compressed.
 
     method: a row of `METHODS`. then: the one that follows it. keep, head_keep: shares of MLP channels and of values of
-    attention heads that FLAT keeps; None of head_keep is keep, and 1 for a decoder or heads that cannot be narrower.
+    attention heads that FLAT keeps; None of keep is `kept`, and None of head_keep is keep, or 1 for a decoder or heads
+    that cannot be narrower.
     ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
     tolerance: relative error of the output that PTNN allows.
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
@@ -70,8 +73,10 @@ class CompressOptions:
         "the output stays within --tolerance)",
     )
     then: str | None = option(None, "Method that goes on with what --method flat leaves: saten or ptnn")
-    keep: float = option(
-        DEFAULT_KEEP, "Share of MLP channels and of head values that --method flat keeps, above 0 and below 1"
+    keep: float | None = option(
+        None,
+        "Share of MLP channels and of head values that --method flat keeps, above 0 and below 1; 0.75 by default, and "
+        "0.5 before --then saten with a --budget below 0.25",
     )
     head_keep: float | None = option(
         None, "Share of head values that it keeps, up to 1; --keep by default, 1 for decoders"
@@ -97,7 +102,7 @@ class CompressOptions:
             )
         if self.tables is not None and not 0 < self.tables < 1:
             raise UsageError(f"--tables {self.tables:g}: expected a share above 0 and below 1")
-        if not 0 < self.keep < 1:
+        if self.keep is not None and not 0 < self.keep < 1:
             raise UsageError(f"--keep {self.keep:g}: expected a share above 0 and below 1")
         if self.head_keep is not None and not 0 < self.head_keep <= 1:
             raise UsageError(f"--head-keep {self.head_keep:g}: expected a share above 0, and 1 at most")
@@ -120,6 +125,12 @@ class CompressOptions:
     def methods(self) -> tuple[str, ...]:
         """One after the other."""
         return (self.method, self.then) if self.then else (self.method,)
+
+    @property
+    def kept(self) -> float:
+        """What FLAT keeps: as asked, or by what the method after it is to leave."""
+        small = self.then == "saten" and self.share is not None and self.share < SMALL_BUDGET
+        return self.keep if self.keep is not None else SMALL_KEEP if small else DEFAULT_KEEP
 
     @property
     def share(self) -> float | None:

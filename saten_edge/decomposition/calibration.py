@@ -49,7 +49,7 @@ def second_moments(
         for hook in hooks:
             hook.remove()
     if not rows:
-        raise DataError("no text to calibrate on; --calibration needs at least one")
+        raise DataError("no text to calibrate on; --calibration needs one that makes a token, at least")
     for total in {id(total): total for total in sums.values()}.values():
         total.div_(rows)
     return {name: (value + value.mean()) / 2 if name in tied else value for name, value in sums.items()}

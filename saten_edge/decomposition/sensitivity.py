@@ -71,7 +71,7 @@ def output_sensitivities(
             mask[:] = [batch["attention_mask"].bool() if "attention_mask" in batch else None]
             energy += _probed(model, batch, probes)
     if not energy:
-        raise DataError("no text to calibrate on; --calibration needs at least one")
+        raise DataError("no text to calibrate on; --calibration needs one that makes a token, at least")
     return {name: layer.moved / energy / layer.error for name, layer in layers.items()}
 
 

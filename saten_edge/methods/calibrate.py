@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.records.files import digest_of, sha256_file
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
-__all__ = ["BATCH", "calibrate", "described", "encoded", "rows_at_once"]
+__all__ = ["BATCH", "batches_of", "calibrate", "described", "rows_at_once"]
 
 BATCH, TOKENS = 32, 128
 # Sensitivities are measured on the first texts, one at a time: a backward pass keeps every layer's activations.
@@ -45,25 +46,25 @@ def calibrate(
     """
     images = isinstance(items[0], Path)
     ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
-    starts = range(0, len(ordered), rows := rows_at_once(loaded))
-    steps = len(starts) + (0 if share is None else len(layers))
+    rows = rows_at_once(loaded)
+    steps = math.ceil(len(items) / rows) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
 
         def batches() -> Iterator[Batch]:
-            for done, start in enumerate(starts):
+            for done, batch in enumerate(batches_of(loaded, ordered, rows)):
                 advance(done, steps, "second moments")
-                yield encoded(loaded, ordered[start : start + rows])
+                yield batch
 
         heads = tied_head(loaded.model)
         moments = second_moments(loaded.model, layers, watch(batches()), heads.values())
-        done = itertools.count(len(starts))
+        done = itertools.count(steps - len(layers))
         sensitivities = {}
         if share is not None:
             sensitivities = output_sensitivities(
                 loaded.model,
                 matrices(layers),
                 moments,
-                (encoded(loaded, [item]) for item in items[:SENSITIVITY_ITEMS]),
+                itertools.islice(batches_of(loaded, items, 1), SENSITIVITY_ITEMS),
                 share,
                 lambda name: advance(next(done), steps, name),
                 heads,
@@ -78,10 +79,13 @@ def rows_at_once(loaded: LoadedModel) -> int:
     return max(1, min(BATCH, MOST_LOGITS // (TOKENS * int(loaded.model.config.vocab_size))))
 
 
-def encoded(loaded: LoadedModel, items: Sequence[str | Path]) -> Batch:
-    """A batch of texts or images as the model's inputs."""
-    opened = [open_image(item) if isinstance(item, Path) else item for item in items]
-    return loaded.encode(opened, TOKENS)
+def batches_of(loaded: LoadedModel, items: Sequence[str | Path], rows: int) -> Iterator[Batch]:
+    """Texts or images as the model's inputs, `rows` at a time, without batches of texts that make no token."""
+    for start in range(0, len(items), rows):
+        opened = [open_image(item) if isinstance(item, Path) else item for item in items[start : start + rows]]
+        batch = loaded.encode(opened, TOKENS)
+        if all(tensor.numel() for tensor in batch.values()):
+            yield batch
 
 
 def described(items: Sequence[str | Path]) -> dict[str, Option]:

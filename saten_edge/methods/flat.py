@@ -75,7 +75,7 @@ def run(job: Job) -> list[CompressedLayer]:
             changed |= parts.thinned(name, sizes[name], measured)
     sizes = {name: own for name, own in sizes.items() if own != BlockSizes()}
     if not changed:
-        raise UsageError(f"--keep {job.options.keep:g}: every block keeps all it has; lower --keep")
+        raise UsageError(f"--keep {job.options.kept:g}: every block keeps all it has; lower --keep")
     rows = _replace(loaded.model, sizes, changed)
     attach_config(loaded.model, loaded.source, _stage(job, sizes), sizes)
     return rows
@@ -125,7 +125,7 @@ class _Parts:
         """What a block keeps, given its share of --keep."""
         value, channels = None, None
         if self.row.attention and self.path(block, self.row.attention.output) in self.readers:
-            own = min(1.0, share * self._head_keep / self.options.keep)
+            own = min(1.0, share * self._head_keep / self.options.kept)
             value = rounded(self.head.width, own, value_unit(self.head))
             value = None if value == self.head.width else value
         if self.row.mlp and self.path(block, self.row.mlp.down) in self.readers:
@@ -198,7 +198,7 @@ class _Parts:
             raise UsageError(
                 f"--head-keep {asked:g}: heads of {type(self.model).__name__} cannot be narrower: {whole}; leave it out"
             )
-        usual = 1.0 if whole or self.row.kind == "decoder" else self.options.keep
+        usual = 1.0 if whole or self.row.kind == "decoder" else self.options.kept
         return usual if asked is None else asked
 
 
@@ -208,8 +208,8 @@ def _measured(job: Job, parts: _Parts) -> tuple[Measured, list[float]]:
     with angles.watching():
         measured = calibrate(job.loaded, parts.readers, job.items, None, job.progress, angles.batches)
     if _ranks(job) == "uniform":
-        return measured, [options.keep] * len(parts.blocks)
-    return measured, proportional_shares(angles.found(), options.keep)
+        return measured, [options.kept] * len(parts.blocks)
+    return measured, proportional_shares(angles.found(), options.kept)
 
 
 def _ranks(job: Job) -> str:
@@ -235,7 +235,7 @@ def _replace(model: Any, sizes: Mapping[str, BlockSizes], changed: Mapping[str, 
 
 def _stage(job: Job, sizes: Mapping[str, BlockSizes]) -> Stage:
     options = job.options
-    given = options_of(options.selection, keep=options.keep, head_keep=options.head_keep, ranks=_ranks(job))
+    given = options_of(options.selection, keep=options.kept, head_keep=options.head_keep, ranks=_ranks(job))
     outcome = options_of(
         values=[own.value for own in sizes.values()], channels=[own.intermediate for own in sizes.values()]
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +31,11 @@ from saten_edge.decomposition.decompose import Decomposition, check_sizes
 from saten_edge.decomposition.fitting import fitting
 from saten_edge.decomposition.residual import VALUE_BYTES, pattern_named, scatter
 from saten_edge.decomposition.sensitivity import model_output
-from saten_edge.methods.calibrate import BATCH, calibrate, described, encoded, rows_at_once
+from saten_edge.methods.calibrate import BATCH, batches_of, calibrate, described, rows_at_once
 from saten_edge.methods.method import Job, Method
 from saten_edge.options import CompressOptions
 from saten_runtime.bundle.recipe import Stage, options_of, versions_here
-from saten_runtime.errors import BudgetError, UsageError
+from saten_runtime.errors import BudgetError, DataError, UsageError
 
 __all__ = ["PTNN"]
 
@@ -99,15 +100,17 @@ class _Work:
         self.error = 0.0
         rows = rows_at_once(job.loaded)
         with torch.no_grad():
-            self._batches = [
-                encoded(job.loaded, self.judging[start : start + rows]) for start in range(0, len(self.judging), rows)
-            ]
+            self._batches = list(batches_of(job.loaded, self.judging, rows))
+            if not self._batches:
+                raise DataError("--method ptnn: every fourth calibration text judges, and none of them makes a token")
             self._wanted = [model_output(job.loaded.model, batch) for batch in self._batches]
 
     def trials(self) -> list[_Trial]:
         """Every layer at every share that saves bytes, alone in the model, the cheapest error for a byte first."""
         layers = {name: self.job.loaded.model.get_submodule(name) for name in self.matrices}
-        measured = calibrate(self.job.loaded, layers, self.fitting, None, self.job.progress)
+        measured = self.job.kept.measured(
+            partial(calibrate, self.job.loaded, layers, self.fitting, None, self.job.progress)
+        )
         found = []
         with told(self.job.progress, f"try {len(layers)} matrices at {len(SHARES)} sizes") as advance:
             for done, (name, layer) in enumerate(layers.items()):
@@ -138,8 +141,9 @@ class _Work:
         """None where the bytes are too few for anything."""
         options, size = self.job.options, self.matrices[name].numel() * VALUE_BYTES
         how = fitting(options.pattern, kind_of(layer), group=options.group, width=self.matrices[name].shape[1])
+        decompose = partial(decompose_layer, name, layer, int(share * size), *how, options.recipe, moments)
         try:
-            parts = decompose_layer(name, layer, int(share * size), *how, options.recipe, moments)
+            parts = self.job.kept.layer(f"{name} at {share:g}", decompose)
         except BudgetError:
             return None
         trial = _Trial(name, how, parts, 0.0, size - parts.bytes)

@@ -341,24 +341,6 @@ def test_the_shapes_of_a_search_take_the_values_that_their_trains_have():
     assert shapes.table_text([*rows.values()]).splitlines()[2].startswith("| 35 × 24 | 0.5 | 1.")
 
 
-def test_the_methods_of_compress_are_all_in_their_table():
-    from saten_edge.methods import METHODS
-
-    methods = load("methods")
-    asked = {told[told.index("--method") + 1] if "--method" in told else "saten" for told in methods.METHODS.values()}
-    assert asked == set(METHODS)
-    assert any("--then" in told for told in methods.METHODS.values())
-
-
-def test_a_methods_share_counts_the_layers_that_it_left(tmp_path):
-    methods = load("methods")
-    assert methods.share(tmp_path) == 1
-    layers = [{"name": "a", "bytes": 30, "dense_bytes": 100}, {"name": "b", "bytes": 10, "dense_bytes": 40}]
-    dense = {"b.weight": 10, "b.bias": 7, "c.weight": 60, "embeddings.word_embeddings.weight": 1000}
-    (tmp_path / "saten_layers.json").write_text(json.dumps({"layers": layers, "dense": dense}))
-    assert methods.share(tmp_path) == pytest.approx((30 + 10 + 60) / (100 + 40 + 60))  # b is a smaller dense layer
-
-
 @pytest.mark.parametrize("stages", ["EXPORT_STAGES", "COMPRESS_STAGES"])
 def test_the_stages_of_a_step_are_functions_that_there_are(stages):
     for module, name in getattr(load("toolchain"), stages):

@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 from transformers.exporters import ExportedModel
 
-from saten_edge.checkpoints.compress import compress
+from saten_edge.checkpoints.compress import compress, compressible_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.methods import METHODS
@@ -230,28 +230,38 @@ def export_of(
 ) -> Callable[[str, str, str, str], tuple[LoadedModel, Bundle]]:
     """export_of(model_type, task, form, precision) -> the model and its bundle, made once. Read-only.
 
-    form: "dense", "flat", or "saten" or "flat saten", perhaps with a pattern that is not grouped, and perhaps "as" a
-    lowering.
+    form: "dense", "flat", "ptnn", or "saten" or "flat saten", perhaps with a pattern that is not grouped, and perhaps
+    "as" a lowering.
     """
     folder = tmp_path_factory.mktemp("battery")
     loaded, made = dict[tuple[str, ...], LoadedModel](), dict[tuple[str, ...], Bundle]()
 
+    def items_for(source: LoadedModel) -> list[Any]:
+        if source.processor is None:
+            return texts[:32]
+        files = [folder / f"{place}.png" for place in range(len(images))]
+        for path, image in zip(files, images, strict=True):
+            image.save(path)
+        return files
+
     def flatten(source: LoadedModel) -> None:
         whole = source.architecture.whole_heads
-        items: list[Any] = texts[:32]
-        if source.processor is not None:
-            items = [folder / f"{place}.png" for place in range(len(images))]
-            for path, image in zip(items, images, strict=True):
-                image.save(path)
-        METHODS["flat"].run(
-            Job(source, CompressOptions(method="flat", keep=0.5, head_keep=None if whole else 0.5), items)
-        )
+        options = CompressOptions(method="flat", keep=0.5, head_keep=None if whole else 0.5)
+        METHODS["flat"].run(Job(source, options, items_for(source)))
+
+    def tensorize_in_part(source: LoadedModel) -> None:
+        recipe, matrices = Recipe(rounds=1, solver="alternate"), len(compressible_layers(source.model))
+        options = CompressOptions(method="ptnn", tolerance=0.3, group=8, recipe=recipe)
+        rows = METHODS["ptnn"].run(Job(source, options, items_for(source)))
+        assert 0 < len(rows) < matrices  # some layers stay dense
 
     def load(model_type: str, task: str, form: str) -> LoadedModel:
         source = load_model(make_tiny(model_type, task), task)
         if form.startswith("flat"):
             flatten(source)
-        if form not in ("dense", "flat"):
+        if form == "ptnn":
+            tensorize_in_part(source)
+        elif form not in ("dense", "flat"):
             recipe = Recipe(rounds=1, share=0.6)  # every layer has both parts
             pattern = form.removeprefix("flat ").partition(" ")[2] or "grouped"
             compress(source, 0.5, pattern=pattern, group=8, allocation="uniform", recipe=recipe)

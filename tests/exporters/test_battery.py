@@ -52,6 +52,9 @@ CELLS += [
     for form in ("flat", "flat saten")
     for name in PRECISIONS
 ]
+# Some layers compressed and the others dense, as a bound on the error leaves them.
+CELLS += [(model_type, row.tasks[0], "ptnn", name) for model_type, row in ARCHITECTURES.items() for name in PRECISIONS]
+CELLS += [("llama", "text-generation", "ptnn", name) for name in PRECISIONS]
 # The cells that run always: each family, each task and both forms at least once, decoders with and without a tied head.
 QUICK = {
     ("bert", "text-classification", "saten", "fp32"),
@@ -83,6 +86,10 @@ QUICK = {
     ("bert", "question-answering", "flat saten", "int8"),
     ("vit", "image-classification", "flat", "int8"),
     ("llama", "text-generation", "flat", "int4"),
+    ("llama", "text-generation", "flat", "fp32"),
+    ("bert", "feature-extraction", "ptnn", "int4"),
+    ("vit", "feature-extraction", "ptnn", "int8"),
+    ("llama", "text-generation", "ptnn", "fp32"),
 }
 TEXTS = ["the number of path", "file", "returns and reads the file of a number"]
 PAIRS = [("which file", "the path returns a number and reads the file"), ("what", "reads")]
@@ -291,6 +298,15 @@ def test_a_decoder_keeps_what_transformers_needs(precision: str, export_of: Expo
         assert shapes[entry.output] == ["batch", str(entry.heads), "past_sequence + sequence", str(entry.width)]
     assert entries[0].heads == 2  # grouped queries: 4 heads share 2 keys
     assert bundle.generation.stop_ids == [3]
+
+
+@pytest.mark.parametrize(("form", "part"), [("flat", 2), ("dense", 1)])
+def test_narrower_heads_have_a_smaller_cache(form: str, part: int, export_of: Export) -> None:
+    _, bundle = export_of("llama", "text-generation", form, "fp32")
+    sizes = [entry.heads * entry.width for entry in bundle.generation.cache]
+    keys, values = sizes[::2], sizes[1::2]
+    assert len(keys) == 2
+    assert [part * size for size in values] == keys
 
 
 def test_the_tokens_and_their_distribution_are_in_the_report(export_of: Export) -> None:

@@ -149,6 +149,13 @@ class TestShares:
         pairs = sorted(zip(importance, shares, strict=True))
         assert [share for _, share in pairs] == sorted(shares)
 
+    def test_shares_that_are_only_clipped_keep_too_little(self):
+        """The twin: what is cut off above 1 has to go to the others."""
+        importance, keep = [0.3, 0.1, 0.1, 0.1], 0.6
+        clipped = [min(1.0, keep * 4 * each / sum(importance)) for each in importance]
+        assert sum(clipped) / 4 < 0.97 * keep
+        assert sum(proportional_shares(importance, keep)) / 4 == pytest.approx(keep)
+
     def test_sizes_are_whole_units_and_never_none(self):
         assert [rounded(1536, share, 32) for share in (0.5, 0.76, 0.001, 1.0)] == [768, 1152, 32, 1536]
         assert rounded(40, 0.9, 32) == 32
@@ -172,5 +179,18 @@ class TestAngles:
         turned, unturned = angles.found()
         assert turned == pytest.approx(math.acos(sum(cosines) / len(cosines)) / math.pi, rel=1e-9)
         assert unturned == pytest.approx(0, abs=1e-7)
+        each = math.fsum(math.acos(cosine) for cosine in cosines) / len(cosines) / math.pi
+        assert turned != pytest.approx(each, rel=1e-3)  # the twin: the mean of the angles
         every = torch.nn.functional.cosine_similarity(x, made, dim=-1).mean()
         assert turned != pytest.approx(math.acos(float(every)) / math.pi, rel=1e-3)  # the twin: with padding
+
+    def test_a_token_that_is_zero_counts_as_turned_by_a_right_angle(self):
+        angles = Angles([still := torch.nn.Identity()])
+        with angles.watching():
+            for batch in angles.batches([{"x": torch.tensor([[[1.0, 0], [0, 0]]])}]):
+                still(batch["x"])
+        assert angles.found() == pytest.approx([math.acos(0.5) / math.pi])
+
+    def test_nothing_computed_is_no_angle(self):
+        with pytest.raises(ValueError, match="no token went through the blocks"):
+            Angles([torch.nn.Identity()]).found()

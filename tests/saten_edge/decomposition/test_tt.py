@@ -317,6 +317,30 @@ class TestSearch:
         assert searched.numel() <= balanced.numel()
         assert svd.error(searched) <= eps * svd.norm * (1 + 1e-9)
 
+    @pytest.mark.parametrize(
+        "shape",
+        [
+            (30522, 24),
+            (30011, 24),
+            (50257, 24),
+            pytest.param((30522, 384), marks=pytest.mark.slow),
+            pytest.param((49152, 576), marks=pytest.mark.slow),
+        ],
+        ids=str,
+    )
+    def test_a_vocabulary_takes_few_evaluations_and_no_more_values_than_balanced(self, shape, monkeypatch):
+        falling = torch.arange(1, shape[1] + 1, dtype=torch.float32) ** -0.35
+        svd, searched = TtSvd(normal(*shape).float() * falling), searched_sides(shape, 4)
+        split, splits = svd._split, []
+        monkeypatch.setattr(svd, "_split", lambda *how: splits.append(how) or split(*how))
+        sizes = [svd.numel(svd.smallest(sides, 0.5), 0.5) for sides in (searched, balanced_sides(shape, 4))]
+        assert sizes[0] <= sizes[1]
+        together = math.prod(map(len, searched))
+        assert {how[:2] for how in splits} == {(0, dims) for dims in searched[0]} | {
+            (1, tuple(reversed(dims))) for dims in searched[1]
+        }
+        assert len(set(splits)) == len(splits) < together / 3  # none twice, and either side apart
+
     def test_a_larger_eps_takes_no_more_values(self):
         svd = TtSvd(self.matrix())
         sizes = [svd.numel(svd.smallest(self.SIDES, eps), eps) for eps in (0.05, 0.1, 0.2, 0.4, 0.8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import saten_edge
 from saten_edge.checkpoints.architectures import ARCHITECTURES
 from saten_edge.checkpoints.compress import matrices
 from saten_edge.checkpoints.models import LoadedModel, load_model
+from saten_edge.checkpoints.selection import Selection
 from saten_edge.checkpoints.sizes import BlockSizes, apply_sizes, blocks, head_of
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.methods import METHODS, flat
@@ -23,7 +25,7 @@ from saten_edge.methods.calibrate import calibrate
 from saten_edge.methods.method import Job
 from saten_edge.options import METHODS as NAMES
 from saten_edge.options import CompressOptions
-from saten_runtime.errors import CheckpointError, UsageError
+from saten_runtime.errors import CheckpointError, DataError, UsageError
 from saten_runtime.vocabulary.tasks import HUB_TASKS
 
 FLAT = CompressOptions(method="flat")
@@ -203,16 +205,89 @@ def test_a_flat_model_is_fine_tuned_and_then_decomposed(flat_bert, tiny_bert, te
     assert torch.isfinite(output(both.model, both.encode(texts[64:72]))).all()
 
 
-def test_one_token_is_enough(tiny_bert, tmp_path, texts):
-    saten_edge.compress(tiny_bert, tmp_path / "out", FLAT, calibration=["a"])
-    dense, small = load_model(tiny_bert), load_model(tmp_path / "out")
-    got, wanted = (output(each.model, dense.encode(texts[64:72])) for each in (small, dense))
+@pytest.mark.parametrize(("family", "count"), [("bert", 3), ("llama", 1)])  # BERT's tokenizer adds two
+def test_one_token_is_enough(family, count, make_tiny, tmp_path, texts):
+    folder = make_tiny(family, task_of(family))
+    folder = without_added_tokens(folder, tmp_path) if count == 1 else folder
+    dense = load_model(folder)
+    assert dense.encode(["a"])["input_ids"].shape == (1, count)
+    saten_edge.compress(folder, tmp_path / "out", FLAT, calibration=["a"])
+    small, batch = load_model(tmp_path / "out"), dense.encode(texts[64:72])
+    got, wanted = (output(each.model, batch) for each in (small, dense))
     assert torch.isfinite(got).all()
-    assert float((got - wanted).norm()) < float(wanted.norm())
+    assert 0 < float((got - wanted).norm()) < float(wanted.norm())
+
+
+def without_added_tokens(model: Path, folder: Path) -> Path:
+    """The model with a tokenizer that adds no token to a text, as those of decoders are."""
+    found = folder / "without"
+    shutil.copytree(model, found)
+    tokenizer = json.loads((found / "tokenizer.json").read_text())
+    (found / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    return found
+
+
+@pytest.mark.parametrize("method", ["flat", "saten", "ptnn"])
+def test_texts_without_a_token_are_passed_over_and_not_enough(method, make_tiny, tmp_path):
+    folder = without_added_tokens(make_tiny("llama", "text-generation"), tmp_path)
+    quick = {"recipe": Recipe(rounds=1, solver="alternate"), "group": 8, "selection": Selection(include=("*.0.mlp.*",))}
+    options = CompressOptions(method=method, **({} if method == "flat" else quick))
+    saten_edge.compress(folder, tmp_path / "out", options, calibration=["", "a", "of", "", "the", "a", "", "the"])
+    assert load_model(tmp_path / "out")
+    with pytest.raises(DataError, match="token"):
+        saten_edge.compress(folder, tmp_path / "none", options, calibration=[""] * 8)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("options", "layer"), [({"head_keep": 1}, "output.dense"), ({}, "attention.output.dense")])
+def test_the_error_of_a_row_is_that_of_the_layers_output(options, layer, job):
+    """Of the first block, whose inputs are the dense model's, on the calibration texts; heads lie before the MLP."""
+    work = job("bert", keep=0.5, **options)
+    made: list[torch.Tensor] = []
+
+    def outputs_of(model: Any) -> torch.Tensor:
+        made.clear()
+        hook = model.get_submodule(f"encoder.layer.0.{layer}").register_forward_hook(lambda *told: made.append(told[2]))
+        for text in work.items:
+            output(model, work.loaded.encode([text]))
+        hook.remove()
+        return torch.cat([each[0] for each in made]).double()
+
+    work = dataclasses.replace(work, loaded=load_model(work.loaded.folder, work.loaded.task))
+    dense = outputs_of(work.loaded.model.base_model)
+    rows = {row.name.removeprefix("bert."): row for row in flat.run(work)}
+    small = outputs_of(work.loaded.model.base_model)
+    bias = work.loaded.model.base_model.get_submodule(f"encoder.layer.0.{layer}").bias.detach()
+    error = float((small - dense).norm() / (dense - bias).norm())
+    assert rows[f"encoder.layer.0.{layer}"].error == pytest.approx(error, rel=1e-3)
+    assert rows[f"encoder.layer.1.{layer}"].error != pytest.approx(error, rel=1e-2)  # the twin: another block's
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, 0.75),
+        ({"keep": 0.6}, 0.6),
+        ({"then": "saten"}, 0.75),
+        ({"then": "saten", "budget": 0.25}, 0.75),
+        ({"then": "saten", "budget": 0.2}, 0.5),
+        ({"then": "saten", "budget": 0.2, "keep": 0.9}, 0.9),
+        ({"then": "ptnn"}, 0.75),
+    ],
+)
+def test_what_is_kept_depends_on_what_is_to_be_left(options, kept):
+    assert CompressOptions(method="flat", **options).kept == kept
+
+
+def test_one_image_is_enough(job):
+    work = job("vit", keep=0.5)
+    rows = flat.run(dataclasses.replace(work, items=work.items[:1]))
+    assert all(0 <= row.error < 1 for row in rows)
+    assert all(torch.isfinite(parameter).all() for parameter in work.loaded.model.parameters())
 
 
 def test_layers_that_are_not_selected_stay(tiny_bert, texts, tmp_path):
-    selection = saten_edge.Selection(include=("*.0.output.dense",))
+    selection = Selection(include=("*.0.output.dense",))
     options = CompressOptions(method="flat", selection=selection)
     table = saten_edge.compress(tiny_bert, tmp_path / "out", options, calibration=texts[:8])
     names = {row["name"] for row in table["layers"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from saten_edge.checkpoints.models import load_model
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.sensitivity import model_output
 from saten_edge.methods import ptnn
-from saten_edge.methods.calibrate import encoded
+from saten_edge.methods.calibrate import batches_of
 from saten_edge.options import CompressOptions
 from saten_runtime.errors import UsageError
 
@@ -36,7 +37,7 @@ def tried(tiny_bert: Path, texts: list[str], tmp_path_factory: pytest.TempPathFa
 
 def output_error(folder: Path, dense: Path, texts: list[str]) -> float:
     small, model = load_model(folder), load_model(dense)
-    batch = encoded(model, texts)
+    (batch,) = batches_of(model, texts, len(texts))
     with torch.no_grad():
         got, wanted = model_output(small.model, batch), model_output(model.model, batch)
     return float((got - wanted).norm() / wanted.norm())
@@ -72,6 +73,71 @@ def test_a_bound_that_no_layer_meets_leaves_the_model_as_it_was_and_says_so(trie
     code, said, _ = run("compress", tiny_bert, "-o", tmp_path / "out", *given, "--include", "*0.output.dense")
     assert code == 0
     assert said.strip() == "no layer could be compressed within --tolerance: the model is unchanged"
+
+
+class Chooser(ptnn._Work):
+    """The choice alone, for trials whose errors add up."""
+
+    def __init__(self, tolerance: float, names: str) -> None:
+        self.job: Any = SimpleNamespace(options=SimpleNamespace(tolerance=tolerance), progress=None)
+        self.matrices: Any = dict.fromkeys(names)
+        self.error, self.there = 0.0, dict[str, ptnn._Trial]()
+
+    def _put(self, name: str, trial: ptnn._Trial | None) -> None:
+        self.there.pop(name, None)
+        if trial is not None:
+            self.there[name] = trial
+
+    def _error(self) -> float:
+        return sum(trial.error for trial in self.there.values())
+
+
+def trial(name: str, error: float, saved: int) -> Any:
+    return ptnn._Trial(name, ("none", 1), None, error, saved)  # type: ignore[arg-type]
+
+
+def test_the_least_error_for_a_byte_comes_first_and_what_exceeds_the_bound_is_undone():
+    trials = [trial("a", 0.01, 10), trial("b", 0.03, 60), trial("c", 0.02, 30), trial("a", 0.04, 25), trial("c", 1, 99)]
+    chooser = Chooser(0.07, "abc")
+    kept = chooser.kept(sorted(trials, key=lambda one: one.price))
+    assert [(name, one.saved) for name, one in kept.items()] == [("b", 60), ("c", 30), ("a", 10)]
+    assert chooser.error == pytest.approx(0.06)
+    assert not chooser.there  # the model is put back
+    by_error = Chooser(0.07, "abc").kept(sorted(trials, key=lambda one: one.error))  # the twin: another order
+    assert sum(one.saved for one in by_error.values()) == 100
+    assert sum(one.saved for one in Chooser(0.07, "abc").kept(trials[3:4]).values()) == 25
+
+
+def test_a_layer_may_come_to_a_smaller_size_later_and_never_to_a_larger_one():
+    trials = [trial("a", 0.01, 10), trial("a", 0.03, 25), trial("a", 0.02, 20)]
+    assert Chooser(0.05, "a").kept(trials)["a"].saved == 25
+    assert Chooser(0.025, "a").kept(trials)["a"].saved == 20
+    assert Chooser(0.005, "a").kept(trials) == {}
+
+
+def test_it_goes_on_after_an_interruption_and_ends_with_the_same_bytes(tiny_bert, texts, tmp_path, monkeypatch):
+    options = told(0.3, selection=saten_edge.Selection(include=("*.1.*",)))
+    whole = saten_edge.compress(tiny_bert, tmp_path / "whole", options, calibration=texts[:16])
+    decompose, done = ptnn.decompose_layer, list[str]()
+
+    def until(most: int) -> Any:
+        def counted(name: str, *rest: Any) -> Any:
+            if len(done) == most:
+                raise KeyboardInterrupt
+            done.append(name)
+            return decompose(name, *rest)
+
+        return counted
+
+    monkeypatch.setattr("saten_edge.methods.ptnn.decompose_layer", until(10))
+    with pytest.raises(KeyboardInterrupt, match="--resume goes on after 10"):
+        saten_edge.compress(tiny_bert, tmp_path / "out", options, calibration=texts[:16])
+    monkeypatch.setattr("saten_edge.methods.ptnn.decompose_layer", until(100))
+    table = saten_edge.compress(tiny_bert, tmp_path / "out", options, calibration=texts[:16], resume=True)
+    assert len(done) == 6 * len(ptnn.SHARES)  # none of them twice
+    assert table == whole
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert weights[0] == weights[1]
 
 
 def test_what_judges_is_read_by_nothing_else(tiny_bert, texts, tmp_path, monkeypatch):
