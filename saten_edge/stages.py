@@ -17,10 +17,13 @@ import torch
 import saten_exporters
 import saten_runtime.bench.measure
 from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
+from saten_edge.checkpoints.gguf_header import is_gguf
+from saten_edge.checkpoints.guard import read_headers
 from saten_edge.checkpoints.kept import keeping
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, Talk, told
+from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_edge.methods import METHODS
 from saten_edge.methods.calibrate import described
 from saten_edge.methods.method import Job
@@ -32,6 +35,7 @@ from saten_runtime.bench.plan import BenchFiles, Plan
 from saten_runtime.bench.results import BenchResult, read_bench
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.errors import DataError, SatenError, UsageError
+from saten_runtime.machine.device import available_memory_bytes
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.options import arguments_of
 from saten_runtime.records.files import read_json, refuse_existing
@@ -82,7 +86,10 @@ def compress(
     for name in options.methods:
         METHODS[name].check(options, bool(calibration))
     with _writing(out, overwrite=overwrite, inputs=[model]):
-        loaded = load_model(model, dtype=torch.float32 if calibration else "auto")
+        whole = [name for name in options.methods if METHODS[name].whole(options, bool(calibration))]
+        if whole:
+            _refuse_too_large(model, whole[0])
+        loaded = load_model(model, dtype=torch.float32 if whole else "auto")
         if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
             takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
             raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
@@ -92,6 +99,24 @@ def compress(
             for name in options.methods:
                 job = job.then(METHODS[name].run(job))
             return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
+
+
+def _refuse_too_large(model: str | Path, method: str) -> None:
+    """Refuse a model that a method holds in memory whole, where that does not hold it.
+
+    Raises:
+        UsageError: saying what does not need as much.
+    """
+    folder = resolve_model(str(model))
+    needed = 0 if is_gguf(folder) else sum(entry.numel for entry in read_headers(folder).values()) * VALUE_BYTES
+    free = available_memory_bytes()
+    if free is not None and needed > free:
+        how = "--allocation sensitivity" if method == "saten" else f"--method {method}"
+        raise UsageError(
+            f"{model}: {how} holds the weights in float32, {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory "
+            "are free; --allocation uniform calibrates one block at a time, and without --calibration one layer is "
+            "read at a time"
+        )
 
 
 def _settings(options: CompressOptions) -> dict[str, Any]:

@@ -189,7 +189,9 @@ def compress(
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer
         how = fitting(pattern, kind_of(module), group=group, width=_matrix(module).shape[1])
-        parts = kept.layer(name, partial(_decomposed, name, module, budgets[name], *how, recipe, known))
+        moments = known.get(name)  # of layers that are kept, too: after this the model is no longer what it was
+        parts = kept.layer(name, partial(decompose_layer, name, module, budgets[name], *how, recipe, moments))
+        release(matrices({name: module})[name])
         rows.append(replace_layer(loaded.model, name, module, parts, *how))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
@@ -201,21 +203,6 @@ def compress(
     stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
     attach_config(loaded.model, loaded.source, stage)
     return rows
-
-
-def _decomposed(
-    name: str,
-    module: Any,
-    budget_bytes: int | None,
-    pattern: str,
-    group: int,
-    recipe: Recipe,
-    moments: Mapping[str, Tensor],
-) -> Decomposition:
-    """`decompose_layer` with what is known of its input, which is asked for now; the weight is let go."""
-    parts = decompose_layer(name, module, budget_bytes, pattern, group, recipe, moments.get(name))
-    release(module.weight)
-    return parts
 
 
 def _widen(model: nn.Module, kept: Kept) -> None:

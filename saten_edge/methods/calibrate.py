@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from saten_edge.checkpoints.blockwise import BlockMoments
 from saten_edge.checkpoints.compress import matrices, tied_head
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress, told
@@ -21,7 +22,7 @@ from saten_runtime.bundle.recipe import Option, options_of
 from saten_runtime.records.files import digest_of, sha256_file
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
-__all__ = ["BATCH", "batches_of", "calibrate", "described", "rows_at_once"]
+__all__ = ["BATCH", "batches_of", "calibrate", "calibrate_by_blocks", "described", "rows_at_once"]
 
 BATCH, TOKENS = 32, 128
 # Sensitivities are measured on the first texts, one at a time: a backward pass keeps every layer's activations.
@@ -44,14 +45,11 @@ def calibrate(
     share: of the bytes, at which sensitivities are asked for; None asks for none. watch: given all batches before the
     model is, passes them on.
     """
-    images = isinstance(items[0], Path)
-    ordered = list(items) if images else sorted(items, key=lambda text: len(str(text)))
-    rows = rows_at_once(loaded)
-    steps = math.ceil(len(items) / rows) + (0 if share is None else len(layers))
-    with told(progress, f"calibrate on {len(items)} {'images' if images else 'texts'}") as advance:
+    steps = math.ceil(len(items) / rows_at_once(loaded)) + (0 if share is None else len(layers))
+    with told(progress, f"calibrate on {len(items)} {'images' if isinstance(items[0], Path) else 'texts'}") as advance:
 
         def batches() -> Iterator[Batch]:
-            for done, batch in enumerate(batches_of(loaded, ordered, rows)):
+            for done, batch in enumerate(_shortest_first(loaded, items)):
                 advance(done, steps, "second moments")
                 yield batch
 
@@ -70,6 +68,25 @@ def calibrate(
                 heads,
             )
     return Measured(moments, sensitivities, described(items))
+
+
+def calibrate_by_blocks(
+    loaded: LoadedModel, layers: Mapping[str, nn.Module], items: Sequence[str | Path], folder: Path
+) -> Measured:
+    """The same second moments of a model that is mapped from its files, each computed when its block is asked for.
+
+    folder: for what leaves a block.
+    """
+    folder.mkdir(exist_ok=True)
+    tied = list(tied_head(loaded.model).values())
+    moments = BlockMoments(loaded.model, list(layers), lambda: _shortest_first(loaded, items), tied, folder)
+    return Measured(moments, {}, described(items))
+
+
+def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path]) -> Iterator[Batch]:
+    """Texts or images as batches, the short texts first."""
+    ordered = list(items) if isinstance(items[0], Path) else sorted(items, key=lambda text: len(str(text)))
+    return batches_of(loaded, ordered, rows_at_once(loaded))
 
 
 def rows_at_once(loaded: LoadedModel) -> int:

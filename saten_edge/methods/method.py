@@ -42,7 +42,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Method:
-    """check: refuses options, given whether there is calibration, before there is a model. run: rows of what it did."""
+    """check: refuses options, given whether there is calibration, before there is a model. run: rows of what it did.
+
+    whole: whether it holds all weights in memory, as float32, given the same; else they stay mapped from their files.
+    """
 
     check: Callable[[CompressOptions, bool], None]
     run: Callable[[Job], list[CompressedLayer]]
+    whole: Callable[[CompressOptions, bool], bool] = lambda options, calibrated: True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+
+from torch import nn
 
 from saten_edge.checkpoints import compress as compression
 from saten_edge.checkpoints.compress import CompressedLayer, compressible_layers, matrices
 from saten_edge.console import told
+from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.residual import VALUE_BYTES
-from saten_edge.methods.calibrate import calibrate, described
+from saten_edge.methods.calibrate import calibrate, calibrate_by_blocks, described
 from saten_edge.methods.method import Job, Method
 from saten_edge.options import CompressOptions
 from saten_runtime.errors import UsageError
@@ -32,11 +36,7 @@ def run(job: Job) -> list[CompressedLayer]:
     allocation = _allocation(options, bool(job.items))
     how = (options.pattern, options.group, allocation, options.recipe, options.tables)
     compression.check_layers(job.loaded.model, layers, budget, *how)
-    weighed = budget if allocation == "sensitivity" else None
-    measured = None
-    if job.items:
-        found = job.kept.measured(partial(calibrate, job.loaded, layers, job.items, weighed, job.progress))
-        measured = replace(found, texts=described(job.items))
+    measured = _measured(job, layers, budget)
     del layers  # `compression.compress` frees each dense weight in its turn
     goal = "" if budget is None else f" to {budget:g} of their bytes"
     with told(job.progress, f"compress {count} matrices{goal}") as advance:
@@ -53,6 +53,21 @@ def run(job: Job) -> list[CompressedLayer]:
             progress=lambda name, done, total: advance(done, total, name),
             kept=job.kept,
         )
+
+
+def whole(options: CompressOptions, calibrated: bool) -> bool:
+    """Whether sensitivities are measured, by a backward pass through the model."""
+    return calibrated and _allocation(options, calibrated) == "sensitivity"
+
+
+def _measured(job: Job, layers: Mapping[str, nn.Module], budget: float | None) -> Measured | None:
+    if not job.items:
+        return None
+    if not whole(job.options, True) and job.kept.folder:
+        return calibrate_by_blocks(job.loaded, layers, job.items, job.kept.folder / "states")
+    weighed = budget if whole(job.options, True) else None
+    found = job.kept.measured(partial(calibrate, job.loaded, layers, job.items, weighed, job.progress))
+    return replace(found, texts=described(job.items))
 
 
 def _allocation(options: CompressOptions, calibrated: bool) -> str:
@@ -83,4 +98,4 @@ def _budget(job: Job) -> float | None:
     return scaled
 
 
-SATEN = Method(check, run)
+SATEN = Method(check, run, whole)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import larger_than_memory
 import pytest
 import torch
 import transformers
@@ -28,7 +31,7 @@ from saten_edge.options import CompressOptions
 # Bytes of a large layer, as stored, and how many of them may be in memory.
 WIDTH, INNER, BLOCKS = 256, 4096, 4
 LAYER_BYTES, MOST_LAYERS = 2 * WIDTH * INNER, 2
-OPTIONS = CompressOptions(budget=0.3, pattern="none", recipe=Recipe(rounds=1, solver="alternate"))
+OPTIONS = CompressOptions(budget=0.3, pattern="none", allocation="uniform", recipe=Recipe(rounds=1, solver="alternate"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,10 @@ def first_row_and_column(matrix: torch.Tensor) -> Decomposition:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives memory back")
-def test_no_more_than_two_layers_are_in_memory(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_no_more_than_two_layers_are_in_memory(
+    calibrated: bool, sharded: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the model's files, of those that are written, and of what is made of them."""
     resident, matrices, alive = [], [], []
 
@@ -75,7 +81,8 @@ def test_no_more_than_two_layers_are_in_memory(sharded: Path, tmp_path: Path, mo
         return first_row_and_column(matrix)
 
     monkeypatch.setattr(compression, "decompose", watched)
-    saten_edge.compress(sharded, tmp_path / "out", OPTIONS)
+    given = texts[:4] if calibrated else ()
+    saten_edge.compress(sharded, tmp_path / "out", OPTIONS, calibration=given)
     assert len(resident) == 7 * BLOCKS + 2
     assert max(alive) == 1
     assert 0 < max(resident) <= MOST_LAYERS * LAYER_BYTES < sum(path.stat().st_size for path in sharded.glob("*")) / 4
@@ -97,6 +104,18 @@ def test_without_giving_back_the_whole_model_would_be(
     assert max(resident) > 2 * MOST_LAYERS * LAYER_BYTES
 
 
+@pytest.mark.slow  # reads and writes 16 GB that are not there
+@pytest.mark.parametrize("texts_read", [0, 2])
+def test_a_model_of_eight_billion_weights(texts_read: int, sharded: Path, tmp_path: Path) -> None:
+    """4 × the largest layer and 1 GiB, with a block that is really decomposed where there are no texts."""
+    command = [sys.executable, larger_than_memory.__file__, str(tmp_path), str(sharded), "--texts", str(texts_read)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert found["layers"] == 226
+    assert found["stored"] >= 16e9
+    assert found["peak"] <= 4 * found["largest"] + (1 << 30)
+    assert found["peak"] < found["stored"]
+
+
 def test_the_files_are_those_of_a_model_in_memory(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +123,7 @@ def test_the_files_are_those_of_a_model_in_memory(
     saten_edge.compress(sharded, tmp_path / "out", OPTIONS)
     loaded = load_model(sharded)
     assert len(compressible_layers(loaded.model)) == 7 * BLOCKS + 2
-    compression.compress(loaded, 0.3, pattern="none", recipe=OPTIONS.recipe)
+    compression.compress(loaded, 0.3, pattern="none", allocation="uniform", recipe=OPTIONS.recipe)
     wanted = loaded.model.state_dict()
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert found.keys() == wanted.keys()
