@@ -57,7 +57,8 @@ class Candidate:
         recipe = replace(family.options.recipe, share=self._share(family.options.recipe))
         selection = Selection(exclude=KEPT[self.keep])
         pattern = self.pattern if "pattern" in family.knobs else family.options.pattern
-        return CompressOptions(self.budget, pattern, self.group, recipe=recipe, selection=selection)
+        same = replace(family.options, budget=self.budget, pattern=pattern, group=self.group)
+        return replace(same, recipe=recipe, selection=selection)
 
     @property
     def export(self) -> dict[str, Any]:
@@ -97,6 +98,11 @@ FAMILIES = {
             "saten",
             ("precision", "budget", "pattern", "group", "split", "lowering", "keep"),
             CompressOptions(),
+        ),
+        Family(
+            "flat-saten",
+            ("precision", "budget", "pattern", "group", "keep"),
+            CompressOptions(method="flat", then="saten"),
         ),
     )
 }

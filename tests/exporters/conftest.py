@@ -250,7 +250,7 @@ def export_of(
         METHODS["flat"].run(Job(source, options, items_for(source)))
 
     def tensorize_in_part(source: LoadedModel) -> None:
-        recipe, matrices = Recipe(rounds=1, solver="alternate"), len(compressible_layers(source.model))
+        recipe, matrices = Recipe(rounds=1, share=0.6), len(compressible_layers(source.model))
         options = CompressOptions(method="ptnn", tolerance=0.3, group=8, recipe=recipe)
         rows = METHODS["ptnn"].run(Job(source, options, items_for(source)))
         assert 0 < len(rows) < matrices  # some layers stay dense

@@ -34,12 +34,16 @@ def test_names_of_candidates_differ_and_their_options_are_sound():
         *STARTS,
         Candidate("sparse", "int4", 0.1, "2:4"),
         Candidate("saten", "fp16", 0.3, "grouped", 8, "0.5"),
+        Candidate("flat-saten", "int8", 0.2, "grouped", 16),
     ]
     assert len({each.label for each in tried}) == len(tried)
     for each in tried:
         if (options := each.compress) is not None:
             check_options(options.share, options.pattern, options.group, "uniform", options.recipe, calibrated=False)
     assert STARTS[0].label == "saten-int8-0.285-grouped-g32"
+    flat = tried[-1].compress
+    assert (flat.methods, flat.budget, flat.kept, flat.group) == (("flat", "saten"), 0.2, 0.5, 16)
+    assert STARTS[0].compress.methods == ("saten",)
 
 
 def test_what_a_family_does_not_have_changes_nothing():
