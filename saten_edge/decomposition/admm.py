@@ -6,7 +6,7 @@ a sparse copy D ever more firmly:
 
     minimise ‖Ĥ^½ (X − L − S)‖²  subject to  S = D,  rank L ≤ r,  D in the pattern
 
-    S = T + (Ĥ + ρI)⁻¹ (ρ(D − T) − V),  T = X − L     a ridge regression, solved in the eigenbasis of Ĥ
+    S = T + (Ĥ + ρI)⁻¹ (ρ(D − T) − V),  T = X − L     a ridge regression
     D = the pattern's best part of S + V/ρ             V the dual of S = D, raised by ρ(S − D)
     L = the best of rank r for X − S
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import Pattern, Residual
-from saten_edge.decomposition.tt import Spectrum
+from saten_edge.decomposition.tt import Spectrum, refined_factors
 
 __all__ = ["Admm", "Iterate"]
 
@@ -40,18 +40,28 @@ SETTLED, SETTLED_AFTER = 3e-4, 15
 class Iterate:
     """Where an ADMM stands.
 
-    basis: orthonormal rows (r, out) that L lies in; low: L; sparse: D; kept: D's support; dual: V, all (in, out)
-    but the first. penalty: ρ. done: iterations. settled: whether the support stands still.
+    factors: A (in, r) and B (r, out) of L, whose rows are orthonormal. sparse: D; kept: D's support; scaled_dual: V/ρ,
+    V the dual; all (in, out). penalty: ρ. done: iterations. settled: whether the support stands still.
     """
 
-    basis: Tensor
-    low: Tensor
+    factors: tuple[Tensor, Tensor]
     sparse: Tensor
     kept: Tensor
-    dual: Tensor
+    scaled_dual: Tensor
     penalty: float = FIRST_PENALTY
     done: int = 0
     settled: bool = False
+
+    @property
+    def low(self) -> Tensor:
+        """L (in, out)."""
+        a, basis = self.factors
+        return a @ basis
+
+    def stiffen(self, factor: float) -> None:
+        """Raise ρ by `factor`; V stays."""
+        self.penalty *= factor
+        self.scaled_dual /= factor
 
 
 class Admm:
@@ -63,20 +73,21 @@ class Admm:
     def __init__(self, matrix: Tensor, sigma: Tensor, pattern: Pattern) -> None:
         damped = _damped(sigma.double())
         scale = damped.diagonal().sqrt()
-        values, vectors = torch.linalg.eigh(damped / (scale[:, None] * scale))
-        self.eigenvalues, self.vectors = values.float()[:, None], vectors.float()
         self.metric = Metric((damped / (scale[:, None] * scale)).float())
         self.scale = scale[:, None].float()
         self.target = (matrix.double() * scale[:, None]).float()
+        self._last: tuple[float, Tensor] | None = None
         self.pattern, self._spectrum = pattern, Spectrum.of(self.target, self.metric)
 
-    def start(self, bond: int, count: int) -> Iterate:
-        """The best of rank `bond` alone, and the `count` entries that are largest beside it."""
-        a, basis = self._spectrum.factors(bond)
-        low = a @ basis
-        rest = self.target - low
+    def start(self, bond: int, count: int, penalty: float = FIRST_PENALTY) -> Iterate:
+        """The best of rank `bond` alone, and the `count` entries that are largest beside it.
+
+        penalty: the first ρ; a larger one comes to rest sooner, at a worse point.
+        """
+        factors = self._spectrum.factors(bond)
+        rest = torch.addmm(self.target, *factors, alpha=-1)
         kept = self.pattern.mask(rest.square(), count)
-        return Iterate(basis, low, rest * kept, kept, torch.zeros_like(rest))
+        return Iterate(factors, rest * kept, kept, torch.zeros_like(rest), penalty)
 
     def run(self, iterate: Iterate, count: int, iterations: int) -> None:
         """Go on until `iterations` are done in all or the support stands still."""
@@ -88,39 +99,42 @@ class Admm:
                 changed = float((before != iterate.kept).sum()) / count
                 before = iterate.kept
                 iterate.settled = changed < SETTLED and iterate.done > SETTLED_AFTER
-                iterate.penalty *= next(factor for bound, factor in GROWTH if changed > bound or not bound)
+                iterate.stiffen(next(factor for bound, factor in GROWTH if changed > bound or not bound))
 
     def error(self, iterate: Iterate) -> float:
         """‖Ĥ^½ (X − L − S)‖_F with values fitted at D's places and L fitted to them, each once."""
-        values = self.metric.fit(self.target - iterate.low, iterate.kept)
-        low, _ = self._low(self.target - values, iterate.basis)
-        return self.metric.norm(self.target - values - low)
+        values = self.metric.fit(self.target - iterate.low, iterate.kept, self.pattern.alike)
+        rest = self.target - values
+        return self.metric.norm(torch.addmm(rest, *refined_factors(rest, iterate.factors[1], self.metric), alpha=-1))
 
     def factors(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
         """A (in, r), B (r, out) of L, for the matrix as it was given."""
-        return iterate.low @ iterate.basis.T / self.scale, iterate.basis
+        a, basis = iterate.factors
+        return a / self.scale, basis
 
     def residual(self, iterate: Iterate, count: int) -> Residual:
         """D as the pattern stores it, for the matrix as it was given."""
         return self.pattern.extract(iterate.sparse / self.scale, self.pattern.select(iterate.sparse.square(), count))
 
     def _step(self, now: Iterate, count: int) -> None:
-        rho = now.penalty
-        target = self.target - now.low
-        pull = self.vectors.T @ (rho * (now.sparse - target) - now.dual)
-        dense = target + self.vectors @ (pull / (self.eigenvalues + rho))
-        wanted = dense + now.dual / rho
+        target = torch.addmm(self.target, *now.factors, alpha=-1)
+        pull = now.sparse - now.scaled_dual
+        dense = torch.addmm(target, self._smoother(now.penalty), pull.sub_(target))
+        wanted = now.scaled_dual.add_(dense)
         now.kept = self.pattern.mask(wanted.square(), count)
         now.sparse = wanted * now.kept
-        now.dual += rho * (dense - now.sparse)
-        now.low, now.basis = self._low(self.target - dense, now.basis)
+        now.scaled_dual = wanted.sub_(now.sparse)
+        rest = torch.sub(self.target, dense, out=dense)
+        now.factors = refined_factors(rest, now.factors[1], self.metric)
 
-    def _low(self, target: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """About the best of rank r for `target`, and its rows: one step of subspace iteration from the rows before."""
-        assert self.metric.sigma is not None  # noqa: S101 - given in the constructor
-        seen = self.metric.sigma @ (target @ basis.T)  # (in, r)
-        rows = torch.linalg.qr(target.T @ seen)[0].T
-        return (target @ rows.T) @ rows, rows
+    def _smoother(self, rho: float) -> Tensor:
+        """ρ (Ĥ + ρI)⁻¹; the last is kept, because ρ stays for some steps."""
+        if self._last is None or self._last[0] != rho:
+            assert self.metric.sigma is not None  # noqa: S101 - given in the constructor
+            shifted = self.metric.sigma.clone()
+            shifted.diagonal().add_(rho)
+            self._last = rho, torch.cholesky_inverse(torch.linalg.cholesky(shifted)).mul_(rho)
+        return self._last[1]
 
 
 def _damped(sigma: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Metric:
 
     def norm(self, matrix: Tensor) -> float:
         """‖Σ^½ M‖_F, M (in, out)."""
-        energy = sum(float((block * self._apply(block)).sum(dtype=torch.float64)) for _, block in blocks(matrix, 1))
+        energy = sum(float((block * self.apply(block)).sum(dtype=torch.float64)) for _, block in blocks(matrix, 1))
         return math.sqrt(max(energy, 0.0))
 
     def relative_error(self, matrix: Tensor, approximation: Tensor) -> float:
@@ -61,13 +61,19 @@ class Metric:
         norm = self.norm(matrix)
         return self.norm(matrix - approximation) / norm if norm else 0.0
 
+    def apply(self, matrix: Tensor) -> Tensor:
+        """Σ M."""
+        if self.sigma is None:
+            return matrix
+        return self.sigma[:, None] * matrix if self.sigma.ndim == 1 else self.sigma @ matrix
+
     def gram(self, matrix: Tensor) -> Tensor:
         """The smaller of Mᵀ Σ M (out, out) and Σ^½ M Mᵀ Σ^½ (in, in), the former where M is square; float64.
 
         Their eigenvalues are the squared singular values of Σ^½ M.
         """
         if matrix.shape[1] <= matrix.shape[0]:
-            return gram(matrix, None if self.sigma is None else self._apply(matrix))
+            return gram(matrix, None if self.sigma is None else self.apply(matrix))
         inner, root = gram(matrix.T), None if self.root is None else self.root.double()
         if root is None:
             return inner
@@ -84,24 +90,30 @@ class Metric:
             return rest.square().mul_(self.sigma[:, None])
         return (self.sigma @ rest).square_().div_(self._diagonal(self.sigma)[:, None])
 
-    def fit(self, rest: Tensor, kept: Tensor) -> Tensor:
-        """The S with the support `kept` (in, out, bool) that minimises ‖Σ^½ (R − S)‖_F.
+    def fit(self, rest: Tensor, kept: Tensor, alike: int = 1) -> Tensor:
+        """The S with the support `kept` (in, out, bool) that minimises ‖Σ^½ (R − S)‖_F, about.
 
-        Every column is a least-squares problem of its own; conjugate gradients with a diagonal
-        preconditioner solve a block of them at once (Hestenes & Stiefel, 1952).
+        Every column is a least-squares problem of its own; conjugate gradients with a diagonal preconditioner
+        (Hestenes & Stiefel, 1952) solve a block of them at once.
+
+        alike: consecutive outputs that keep the same inputs; their problems need the part of Σ of these inputs alone.
         """
         if self.sigma is None or self.separable:
             return rest * kept
-        solution = torch.empty_like(rest)
-        for columns, block in blocks(rest, 1):
-            solution[:, columns] = _conjugate_gradients(self.sigma, self._diagonal(self.sigma), block, kept[:, columns])
+        sigma, diagonal = self.sigma, self._diagonal(self.sigma)
+        if alike == 1:
+            solution = torch.empty_like(rest)
+            for columns, block in blocks(rest, 1):
+                mask = kept[:, columns]
+                solution[:, columns] = _conjugate_gradients(sigma, diagonal, mask * (sigma @ block), mask)
+            return solution
+        solution = torch.zeros_like(rest)
+        for start in range(0, rest.shape[1], alike):
+            some = slice(start, start + alike)
+            inputs = kept[:, start].nonzero().reshape(-1)
+            seen = sigma[inputs]  # (kept, in)
+            solution[inputs, some] = _conjugate_gradients(seen[:, inputs], diagonal[inputs], seen @ rest[:, some])
         return solution
-
-    def _apply(self, matrix: Tensor) -> Tensor:
-        """Σ M."""
-        if self.sigma is None:
-            return matrix
-        return self.sigma[:, None] * matrix if self.sigma.ndim == 1 else self.sigma @ matrix
 
     @staticmethod
     def _diagonal(sigma: Tensor) -> Tensor:
@@ -109,18 +121,22 @@ class Metric:
         return sigma.diagonal().clamp_min(torch.finfo(sigma.dtype).tiny)
 
 
-def _conjugate_gradients(sigma: Tensor, diagonal: Tensor, rest: Tensor, kept: Tensor) -> Tensor:
-    """S (in, columns) with the support `kept` that solves Σ S = Σ R there, about."""
-    tiny, scale = torch.finfo(rest.dtype).tiny, 1 / diagonal[:, None]
-    solution = torch.zeros_like(rest)
-    gradient = kept * (sigma @ rest)
+def _conjugate_gradients(sigma: Tensor, diagonal: Tensor, pull: Tensor, kept: Tensor | None = None) -> Tensor:
+    """S (in, columns) that solves Σ S = P, about; with `kept`, S of that support that solves it there.
+
+    pull: P = Σ R, zeros where `kept` is False.
+    """
+    tiny, scale = torch.finfo(pull.dtype).tiny, 1 / diagonal[:, None]
+    solution, gradient = torch.zeros_like(pull), pull
     direction = scale * gradient
     energy = (gradient * direction).sum(0)
     goal = float(energy.sum()) * FIT_TOLERANCE**2
     for _ in range(FIT_MOST_STEPS):
         if float(energy.sum()) <= goal:
             break
-        curved = kept * (sigma @ direction)
+        curved = sigma @ direction
+        if kept is not None:
+            curved *= kept
         step = energy / (direction * curved).sum(0).clamp_min(tiny)
         solution += step * direction
         gradient = gradient - step * curved

@@ -12,7 +12,7 @@ from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual, scatter
 from saten_edge.decomposition.shapes import Dims, Sides, full_train_numel, smallest_full_dims
 from saten_edge.decomposition.trains import TRAINS, Trains, affordable_bond
-from saten_edge.decomposition.tt import TensorTrain
+from saten_edge.decomposition.tt import TensorTrain, refined_factors
 from saten_runtime.errors import BudgetError, SatenError
 
 __all__ = ["Decomposition", "Problem"]
@@ -90,11 +90,14 @@ class Problem:
         return self._round(self._trains(self._without(parts.residual)), self._fixed(parts.share))
 
     def settled(self, low: TensorTrain, residual: Residual, share: float | None, rounds: int) -> Decomposition:
-        """Train and residual after rounds in which values and train, not places, adapt to each other."""
-        room = self._train_values(low)
+        """Train and residual after rounds in which values and train, not places, adapt to each other.
+
+        low: A and B, as the method "bond" has them.
+        """
         residual, error = self._refitted(low, residual)
         for _ in range(rounds):
-            low = self._trains(self._without(residual)).within(room) or low
+            a, b = refined_factors(self._without(residual), low.factors()[1], self.metric)
+            low = TensorTrain((a[None], b[..., None]), 1)
             residual, error = self._refitted(low, residual)
         return self._parts(low, residual, error, share)
 
@@ -210,7 +213,7 @@ class Problem:
         if self.metric.separable or not len(where):
             return rest.view(-1)[where]
         kept = scatter(torch.ones_like(where, dtype=torch.bool), where, self.shape)
-        return self.metric.fit(rest, kept).view(-1)[where]
+        return self.metric.fit(rest, kept, self.pattern.alike).view(-1)[where]
 
     def _too_small(self) -> SatenError:
         where = f"{self.budget_bytes:g} bytes for a matrix of {self.shape[0]} × {self.shape[1]}"

@@ -61,6 +61,11 @@ class Pattern(ABC):
 
     layout: ClassVar[str]
 
+    @property
+    def alike(self) -> int:
+        """Consecutive outputs that keep the same inputs."""
+        return 1
+
     @abstractmethod
     def select(self, energy: Tensor, count: int) -> dict[str, Tensor]:
         """Index tensors of the entries with the most energy, `count` or as few fewer as the pattern asks for.
@@ -124,6 +129,10 @@ class Grouped(Pattern):
 
     layout: ClassVar[str] = "grouped"
     size: int = 32
+
+    @property
+    def alike(self) -> int:
+        return self.size
 
     def select(self, energy: Tensor, count: int) -> dict[str, Tensor]:
         inputs, outputs = energy.shape

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from saten_edge.decomposition.admm import Admm, Iterate
+from saten_edge.decomposition.admm import Admm
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.tt import TensorTrain
 
 __all__ = ["SOLVERS"]
 
-# The train's shares that ADMM tries beside the alternation's, some iterations each; the best of them goes on.
+# The train's shares that ADMM tries beside the alternation's. Trials start at a ρ that brings them to rest in a few
+# iterations: at the first ρ of the run itself, errors after so few do not tell yet which split will be best.
 ADMM_SHARES = (0.8, 0.5, 0.3)
-TRIAL_ITERATIONS, ITERATIONS = 10, 30
+TRIAL_PENALTY, TRIAL_ITERATIONS = 0.5, 6
+ITERATIONS = 30
 SETTLING_ROUNDS = 3
 
 
@@ -55,7 +57,7 @@ def admm(problem: Problem) -> Decomposition:
 SOLVERS: dict[str, Callable[[Problem], Decomposition]] = {"alternate": alternate, "admm": admm}
 
 _Sizes = tuple[float | None, int, int]  # share, bond, entries
-_Trial = tuple[float, _Sizes, Iterate]  # its error, the split, where it stands
+_Trial = tuple[float, _Sizes]  # its error, the split
 
 
 def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
@@ -75,7 +77,7 @@ def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
 def _valley(trials: Iterator[_Trial]) -> _Trial:
     """The trial before the first that is worse than it: along the shares the error has one valley.
 
-    Splits come with the largest train first; two trials are held at a time.
+    Splits come with the largest train first.
     """
     best = next(trials)
     for tried in trials:
@@ -92,11 +94,12 @@ def _found(problem: Problem, splits: Sequence[_Sizes]) -> Decomposition:
 
     def trial(split: _Sizes) -> _Trial:
         _, bond, count = split
-        iterate = solver.start(bond, count)
+        iterate = solver.start(bond, count, TRIAL_PENALTY)
         solver.run(iterate, count, TRIAL_ITERATIONS)
-        return solver.error(iterate), split, iterate
+        return solver.error(iterate), split
 
-    _, (share, _, count), best = _valley(map(trial, reversed(splits)))
+    _, (share, bond, count) = _valley(map(trial, reversed(splits))) if len(splits) > 1 else (0.0, splits[0])
+    best = solver.start(bond, count)
     solver.run(best, count, ITERATIONS)
     a, b = (factor.to(problem.matrix) for factor in solver.factors(best))
     residual = solver.residual(best, count)

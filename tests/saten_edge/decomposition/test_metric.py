@@ -120,6 +120,16 @@ class TestFit:
         assert least * (1 - 1e-9) <= left <= least * 1.005  # the gradient fell to 3 %, see FIT_TOLERANCE
         assert metric.norm(MATRIX - MATRIX * self.KEPT) > 1.02 * least  # the twin: values taken as they are
 
+    def test_outputs_that_keep_the_same_inputs_have_the_values_that_each_would_have_alone(self):
+        moments = MOMENTS + 0.1 * MOMENTS.diagonal().mean() * torch.eye(INPUTS, dtype=torch.float64)
+        kept = torch.zeros(INPUTS, OUTPUTS + 1, dtype=torch.bool)
+        kept[[0, 3, 4, 7], :3] = kept[[1, 2, 7, 8], 3:] = True
+        metric, rest = Metric.from_moments(moments), normal(INPUTS, OUTPUTS + 1, seed=5)
+        alone, together = metric.fit(rest, kept), metric.fit(rest, kept, 3)
+        assert not together[~kept].any()
+        assert metric.norm(rest - together) == pytest.approx(metric.norm(rest - alone), rel=0.005)  # see FIT_TOLERANCE
+        assert metric.norm(rest - together.roll(3, 1)) > 1.02 * metric.norm(rest - alone)  # the twin: other groups
+
     def test_without_correlations_every_value_is_its_own(self):
         for moments in (None, MOMENTS.diagonal().clone()):
             assert torch.equal(Metric.from_moments(moments).fit(MATRIX, self.KEPT), MATRIX * self.KEPT)

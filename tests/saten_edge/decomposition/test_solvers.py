@@ -16,8 +16,9 @@ from saten_edge.corpus import read_docstrings
 from saten_edge.decomposition.calibration import second_moments
 from saten_edge.decomposition.decompose import Decomposition, decompose
 from saten_edge.decomposition.recipe import Recipe
-from saten_edge.decomposition.residual import Grouped, NOfM, NoResidual, Pattern, Unstructured, scatter
+from saten_edge.decomposition.residual import VALUE_BYTES, Grouped, NOfM, NoResidual, Pattern, Unstructured, scatter
 from saten_edge.decomposition.shapes import full_train_numel, mode_dims
+from saten_edge.decomposition.solvers import ADMM_SHARES
 from saten_runtime.errors import UsageError
 
 SHAPE = (64, 48)
@@ -208,6 +209,15 @@ def test_all_bytes_are_used_where_the_pattern_holds_no_more_entries():
     fixed = decompose(matrix, budget, NOfM(1, 8), Recipe(share=0.3), sigma)
     assert measured.solver == fixed.solver == "admm"
     assert measured.bytes > 0.9 * budget > fixed.bytes
+
+
+@pytest.mark.parametrize(("name", "seed"), [("grouped", 0), ("unstructured", 20), ("unstructured", 50), ("1:8", 20)])
+def test_the_split_that_it_chooses_is_the_best_of_those_it_tries(name, seed):
+    matrix = planted(PATTERNS[name], 6, ENTRIES[name], seed)[0] / 2 + normal(*SHAPE, seed=seed + 7)
+    sigma, budget = correlated(SHAPE[0], seed), int(0.3 * matrix.numel() * VALUE_BYTES)
+    errors = [decompose(matrix, budget, PATTERNS[name], Recipe(share=share), sigma).error for share in ADMM_SHARES]
+    assert decompose(matrix, budget, PATTERNS[name], Recipe(), sigma).error <= 1.01 * min(errors)
+    assert max(errors) > 1.02 * min(errors)  # the twin: a split may be worse
 
 
 @pytest.mark.slow
