@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-front bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-methods bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
 
 KERNELS := runtime/kernels
 BUILT_KERNELS := $(VENV)/.kernels
@@ -26,8 +26,7 @@ help:
 	@echo "make web     fetch onnxruntime-web, which saten-edge phone gives to phones (needs npm)"
 	@echo "make bench [DATA=FOLDER] [MODELS=FOLDER] [QUICK=1]  every table of benchmarks/README.md, within 45 minutes"
 	@echo "make bench-calibration DATA=FOLDER MODELS=FOLDER  prices of the cost model, and precisions"
-	@echo "make bench-accuracy DATA=FOLDER  accuracy at equal bytes; hours, resumes where it stopped (benchmarks/accuracy.py)"
-	@echo "make bench-front DATA=FOLDER  accuracy over bytes, every row trained to the end (benchmarks/front.py)"
+	@echo "make bench-accuracy DATA=FOLDER  accuracy over bytes, every row trained to the end; days, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make bench-methods [DATA=FOLDER] [MODELS=FOLDER] [STEPS=cells|times]  the methods of compress beside each other, before training; resumes (benchmarks/methods.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  all three distributions in dist/, the kernels for x86-64 and 64-bit ARM (needs CMake and ninja)"
@@ -114,10 +113,6 @@ JOBS ?= $(shell nproc)
 bench-accuracy: $(INSTALLED)
 	@test -n "$(DATA)" || { echo "make bench-accuracy DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
 	$(BIN)/python benchmarks/accuracy.py --data "$(DATA)" --jobs $(JOBS)
-
-bench-front: $(INSTALLED)
-	@test -n "$(DATA)" || { echo "make bench-front DATA=FOLDER: the folder that benchmarks/glue.py writes" >&2; exit 2; }
-	$(BIN)/python benchmarks/front.py --data "$(DATA)" --jobs $(JOBS)
 
 bench-methods: $(INSTALLED)
 	$(BIN)/python benchmarks/methods.py --work bench-out/methods $(if $(STEPS),--steps "$(STEPS)") $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")

@@ -1,25 +1,30 @@
-"""Accuracy at equal bytes: dense, SVD, tensor train, sparse and Saten, as `make bench-accuracy DATA=FOLDER`.
+"""Accuracy over bytes, dense rivals and Saten, all trained to the end: `make bench-accuracy DATA=FOLDER`.
 
 FOLDER holds `sst2`, `stsb` and `rte`, each with `train.jsonl` and `validation.jsonl` (`text` or `text_a`/`text_b`, and
-`label`); `benchmarks/glue.py` writes it. all-MiniLM-L6-v2 is fine-tuned on each task; the result is compressed by each
-method to the same share of its bytes, indices included, and every one is fine-tuned again, by the same steps, towards
-it. Training splits train, validation splits only judge.
+`label`); `benchmarks/glue.py` writes it. all-MiniLM-L6-v2 is fine-tuned on each task: that is the dense model, every
+row's teacher and the 100 %. Each row is made from it, then trained as long as the dense model was, towards it, with the
+bits that its bundle will store, and judged with those bits. Training splits train, validation splits only judge.
 
-A cell is a row's model on one task, budget and seed, made by `saten-edge` commands in processes of their own. Its
-result is one JSON file; a cell that has one is not run again, so the benchmark can be stopped and started at any time.
+Bytes are those of the weights in the bundle: codes, scales, indices, tables and what stays in float32. A cell is a
+row's model on one task, size, precision and seed, made by `saten-edge` commands in processes of their own. Its result
+is one JSON file; a cell that has one is not run again, so the benchmark can be stopped and started at any time, and
+its cells can be made on several machines, with a GPU or without.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +35,7 @@ from peers.commands import saten_edge
 from peers.plots import COLORS, Line, panels
 from peers.results import RESULTS, markdown, publish
 
+from saten_runtime.errors import SatenError
 from saten_runtime.records.files import write_json
 
 DENSE = "dense"
@@ -37,82 +43,87 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Task:
-    """A data set: what is compared on it. metric: a key of `metrics.json`.
-
-    dense_steps: of the dense model's training, which starts with a new head; steps: of every compressed row's.
-    """
+    """A data set: what is compared on it. metric: a key of `metrics.json`. epochs: of every row, the dense one too."""
 
     metric: str
-    budgets: tuple[float, ...]
-    seeds: tuple[int, ...]
-    dense_steps: int
-    steps: int
+    epochs: float
+    batch_size: int
     max_length: int
+    seeds: tuple[int, ...] = (0, 1)
 
 
 # The most informative cells come first.
 TASKS = {
-    "sst2": Task("accuracy", (0.25, 0.15, 0.40), (0, 1), dense_steps=400, steps=120, max_length=64),
-    "stsb": Task("spearman", (0.25,), (0,), dense_steps=300, steps=100, max_length=64),
-    "rte": Task("accuracy", (0.25,), (0,), dense_steps=150, steps=60, max_length=128),
+    "sst2": Task("accuracy", epochs=3, batch_size=128, max_length=64),
+    "stsb": Task("spearman", epochs=10, batch_size=32, max_length=96),
+    "rte": Task("accuracy", epochs=10, batch_size=32, max_length=192),
 }
-BATCH_SIZE = 64
+DENSE_RATE = 5e-5
 CALIBRATION_TEXTS = 256
+BUDGETS = (0.40, 0.25, 0.15, 0.10)
+PRECISIONS = ("int8", "int4")
 
 # row → options of `saten-edge compress`; the split between train and residual is measured per layer
 METHODS = {
     "svd": ("--pattern", "none", "--order", "2"),
-    "tt": ("--pattern", "none", "--order", "4", "--train", "tt-svd"),
-    "sparse-u": ("--pattern", "unstructured", "--share", "0"),
     "saten-u": ("--pattern", "unstructured"),
     "saten-2:4": ("--pattern", "2:4"),
+    "saten-1:8": ("--pattern", "1:8"),
     "saten-grouped": ("--pattern", "grouped", "--group", "16"),
 }
-
-# The best Saten row of this task and budget is then trained until it stops to improve on held-out training texts.
-LONG = ("sst2", 0.25, 0)
-LONG_OPTIONS = ("--steps", "6000", "--hold-out", "0.05", "--early-stop", "4", "--evaluate-every", "250")
+# Rivals that need no decomposition: the dense model itself, and one without every second layer.
+RIVALS = (DENSE, "layers")
+# Of the dense int8 bundle's bytes: the sizes that the front is read at.
+SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained model. budget: share of the compressed matrices' dense fp32 bytes; 1 for the dense model."""
+    """One trained model. budget: share of the compressed matrices' dense fp32 bytes; 1 where none is compressed."""
 
     task: str
     method: str
     budget: float
+    precision: str
     seed: int
 
     @property
     def name(self) -> str:
         """A file name."""
+        return f"{self.task}-{self.method.replace(':', '')}-{self.precision}-{self.budget:.2f}-{self.seed}"
+
+    @property
+    def source(self) -> str:
+        """The name of the folder that the cell's model is compressed into; its precisions share it."""
         return f"{self.task}-{self.method.replace(':', '')}-{self.budget:.2f}-{self.seed}"
 
     @property
     def teacher(self) -> Cell:
         """The dense model this one is made from."""
-        return Cell(self.task, DENSE, 1.0, self.seed)
+        return Cell(self.task, DENSE, 1.0, "fp32", self.seed)
 
 
 def cells() -> tuple[list[Cell], list[Cell]]:
-    """Dense cells, and the compressed ones that need them, the budget that every task has first."""
-    dense = [Cell(name, DENSE, 1.0, seed) for name, task in TASKS.items() for seed in task.seeds]
-    compressed = [
-        Cell(name, method, budget, seed)
+    """Dense cells, and those that need them: first seeds first, tasks in their order."""
+    dense = [Cell(name, DENSE, 1.0, "fp32", seed) for name, task in TASKS.items() for seed in task.seeds]
+    others = [
+        Cell(name, method, budget, precision, seed)
         for name, task in TASKS.items()
-        for budget in task.budgets
         for seed in task.seeds
-        for method in METHODS
+        for precision in PRECISIONS
+        for budget, methods in ((1.0, RIVALS), *((budget, tuple(METHODS)) for budget in BUDGETS))
+        for method in methods
     ]
-    return dense, sorted(compressed, key=lambda cell: (cell.budget != LONG[1], cell.seed))
+    return dense, sorted(others, key=lambda cell: cell.seed)
 
 
 class Bench:
     """Runs cells into `work` (checkpoints) and `results` (one JSON file each)."""
 
-    def __init__(self, data: Path, model: str, work: Path, results: Path, threads: int, most_steps: int) -> None:
+    def __init__(self, data: Path, model: str, work: Path, results: Path, threads: int, most_steps: int | None) -> None:
         self.data, self.model, self.work, self.results = data, model, work, results
         self.most_steps = most_steps
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.threads = threads
 
     def checkpoint(self, cell: Cell) -> Path:
@@ -127,65 +138,69 @@ class Bench:
         """Make the cell's model and write its result."""
         started = time.monotonic()
         shutil.rmtree(self.work / cell.name, ignore_errors=True)
-        layers: dict[str, Any] = {}
-        if cell.method == DENSE:
-            self._finetune(self.model, cell)
+        if cell == cell.teacher:
+            self._finetune(self.model, cell, "--learning-rate", DENSE_RATE)
+            compressed: dict[str, Any] = {}
         else:
-            compressed = self.work / cell.name / "compressed"
-            layers = self._compress(cell, compressed)
-            self._finetune(compressed, cell, "--teacher", self.checkpoint(cell.teacher))
-            shutil.rmtree(compressed)
+            source = self._source(cell)
+            compressed = layers_of(source)
+            teacher = ("--teacher", self.checkpoint(cell.teacher))
+            shorter = ("--distill", "logits") if cell.method == "layers" else ()
+            self._finetune(source, cell, *teacher, *shorter)
         metrics = json.loads((self.checkpoint(cell) / "metrics.json").read_text("utf-8"))
-        self._keep(cell, layers, metrics, time.monotonic() - started)
+        self._keep(cell, compressed, metrics, time.monotonic() - started)
 
-    def run_long(self, best: Cell) -> None:
-        """Train the best cell's model for as long as it helps; judged like the others."""
-        long = Cell(best.task, f"{best.method}-long", best.budget, best.seed)
-        if self.result(long).is_file():
-            return
-        for needed in (best.teacher, best):
-            if not self.checkpoint(needed).is_dir():
-                self.run(needed)
-        started = time.monotonic()
-        shutil.rmtree(self.work / long.name, ignore_errors=True)
-        self._finetune(self.checkpoint(best), long, "--teacher", self.checkpoint(best.teacher), *LONG_OPTIONS)
-        metrics = json.loads((self.checkpoint(long) / "metrics.json").read_text("utf-8"))
-        layers = json.loads(self.result(best).read_text("utf-8"))["compressed"]
-        self._keep(long, layers, metrics, time.monotonic() - started)
+    def _source(self, cell: Cell) -> Path:
+        """What the cell's training starts from."""
+        teacher, out = self.checkpoint(cell.teacher), self.work / "sources" / cell.source
+        if cell.method == DENSE:
+            return teacher
+        with self._locks[cell.source]:  # cells of two precisions may want it at the same time
+            if not out.is_dir():
+                if cell.method == "layers":
+                    without_layers(teacher, out)
+                else:
+                    self._compress(teacher, cell, out)
+        return out
 
-    def _compress(self, cell: Cell, out: Path) -> dict[str, Any]:
+    def _compress(self, teacher: Path, cell: Cell, out: Path) -> None:
         texts = self.data / cell.task / "train.jsonl"
         options = ("--budget", cell.budget, "--calibration", texts, "--texts", CALIBRATION_TEXTS)
-        self._saten_edge("compress", self.checkpoint(cell.teacher), "-o", out, *options, *METHODS[cell.method])
-        rows = json.loads((out / "saten_layers.json").read_text("utf-8"))["layers"]
-        return {
-            "bytes": sum(row["bytes"] for row in rows),
-            "dense_bytes": sum(row["dense_bytes"] for row in rows),
-            "stored_bytes": stored_bytes(out),
-            "error": math.sqrt(fmean(row["error"] ** 2 for row in rows)),
-        }
+        saten_edge("compress", teacher, "-o", out, *options, *METHODS[cell.method], threads=self.threads)
 
     def _finetune(self, model: str | Path, cell: Cell, *more: object) -> None:
         task = TASKS[cell.task]
         folder = self.data / cell.task
         options = ("--data", folder / "train.jsonl", "--judge", folder / "validation.jsonl", "--seed", cell.seed)
-        steps = task.dense_steps if cell.method == DENSE else task.steps
-        length = ("--steps", min(steps, self.most_steps), "--max-length", task.max_length)
-        out = ("-o", self.checkpoint(cell), "--batch-size", BATCH_SIZE)
-        self._saten_edge("finetune", model, *out, *options, *length, *more)
-
-    def _saten_edge(self, *arguments: object) -> None:
-        try:
-            saten_edge(*arguments, threads=self.threads)
-        except RuntimeError as error:
-            raise SystemExit(f"{' '.join(map(str, arguments[:2]))}: {error}") from None
+        length = ("--epochs", task.epochs) if self.most_steps is None else ("--steps", self.most_steps)
+        size = ("--max-length", task.max_length, "--batch-size", task.batch_size, "--save-every", 100_000)
+        out = ("-o", self.checkpoint(cell), "--precision", cell.precision)
+        saten_edge("finetune", model, *out, *options, *length, *size, *more, threads=self.threads)
 
     def _keep(self, cell: Cell, layers: dict[str, Any], metrics: dict[str, Any], seconds: float) -> None:
         metric = TASKS[cell.task].metric
         scores = {"metric": metric, "before": metrics["before"][metric], "after": metrics["after"][metric]}
-        steps = {"steps": metrics["steps"], "seconds": seconds}
+        more = {
+            "steps": metrics["steps"],
+            "seconds": seconds,
+            "bytes": bundle_bytes(self.checkpoint(cell), cell.precision),
+        }
         self.results.mkdir(parents=True, exist_ok=True)
-        write_json(self.result(cell), {**asdict(cell), **scores, **steps, "compressed": layers})
+        write_json(self.result(cell), {**asdict(cell), **scores, **more, "compressed": layers})
+
+
+def layers_of(checkpoint: Path) -> dict[str, Any]:
+    """What `compress` says of a checkpoint's matrices; nothing of one without any."""
+    path = checkpoint / "saten_layers.json"
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text("utf-8"))["layers"]
+    return {
+        "bytes": sum(row["bytes"] for row in rows),
+        "dense_bytes": sum(row["dense_bytes"] for row in rows),
+        "stored_bytes": stored_bytes(checkpoint),
+        "error": math.sqrt(fmean(row["error"] ** 2 for row in rows)),
+    }
 
 
 def stored_bytes(checkpoint: Path) -> int:
@@ -200,37 +215,67 @@ def stored_bytes(checkpoint: Path) -> int:
     return total
 
 
+def without_layers(teacher: Path, out: Path) -> None:
+    """The rival: the dense model with every second of its blocks."""
+    from torch.nn import ModuleList
+
+    from saten_edge.checkpoints.models import load_model, save_model
+
+    loaded = load_model(teacher)
+    encoder = loaded.model.base_model.encoder
+    encoder.layer = ModuleList(list(encoder.layer)[::2])
+    loaded.model.config.num_hidden_layers = len(encoder.layer)
+    save_model(loaded, out)
+
+
+def bundle_bytes(checkpoint: Path, precision: str) -> int:
+    """Bytes of everything constant in a model's bundle: what the exporter's forms pack, and the rest in float32."""
+    from torch import nn
+
+    from saten_edge.checkpoints.models import load_model
+    from saten_exporters.forms import STORAGES, form_of
+    from saten_exporters.quantize import SMALLEST_WEIGHT
+
+    loaded, storage = load_model(checkpoint), STORAGES[precision]
+    total = sum(
+        array.nbytes
+        for parts in loaded.layer_parts().values()
+        for array in form_of(parts, precision).pack(parts).values()
+    )
+    packing = {nn.Linear: lambda array: storage.pack_product(array.T), nn.Embedding: storage.pack_whole}
+    packs = {
+        f"{name}.weight": packing[type(module)]
+        for name, module in loaded.model.named_modules()
+        if type(module) in packing and module.weight.numel() >= SMALLEST_WEIGHT
+    }
+    for name, tensor in loaded.model.named_parameters():
+        if ".cores." in name or ".residual." in name:
+            continue
+        array = tensor.detach().float().numpy()
+        total += sum(each.nbytes for each in packs[name](array)) if name in packs else array.nbytes
+    return total
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """Every cell that was finished."""
     return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def best_saten(results: Sequence[dict[str, Any]]) -> Cell | None:
-    """The Saten cell of `LONG` with the best score on the validation split, once all of them are there."""
-    task, budget, seed = LONG
-    found = [row for row in results if (row["task"], row["budget"], row["seed"]) == LONG]
-    rows = [row for row in found if row["method"] in METHODS and row["method"].startswith("saten")]
-    if len(rows) < sum(name.startswith("saten") for name in METHODS):
-        return None
-    return Cell(task, max(rows, key=lambda row: row["after"])["method"], budget, seed)
-
-
 def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One object per method on a task at a budget, with the scores of its seeds."""
+    """One object per method on a task at a budget and precision, with the scores of its seeds."""
     found = []
-    for task, budget, method in dict.fromkeys(map(_row_key, sorted(results, key=_order))):
-        cells = [row for row in results if _row_key(row) == (task, budget, method)]
+    for key in dict.fromkeys(map(_row_key, sorted(results, key=_order))):
+        cells = [row for row in results if _row_key(row) == key]
         sizes = [cell["compressed"] for cell in cells if cell["compressed"]]
-        stored = fmean(size["stored_bytes"] for size in sizes) if sizes else None
+        dense = [row["bytes"] for row in results if _row_key(row) == (key[0], DENSE, 1.0, "int8")]
+        size = fmean(cell["bytes"] for cell in cells)
         found.append(
             {
-                "task": task,
+                **dict(zip(("task", "method", "budget", "precision"), key, strict=True)),
                 "metric": cells[0]["metric"],
-                "budget": budget,
-                "method": method,
-                "bytes": stored,
-                "of_dense": fmean(size["stored_bytes"] / size["dense_bytes"] for size in sizes) if sizes else 1.0,
-                "error": fmean(size["error"] for size in sizes) if sizes else 0.0,
+                "bytes": size,
+                "of_dense_int8": size / fmean(dense) if dense else None,
+                "error": fmean(one["error"] for one in sizes) if sizes else 0.0,
                 "before": [cell["before"] for cell in cells],
                 "after": [cell["after"] for cell in cells],
                 "steps": cells[0]["steps"],
@@ -239,57 +284,74 @@ def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def front_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best Saten row and the best rival of each task within each share of the dense int8 bytes."""
+    found = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task and row["of_dense_int8"] is not None]
+        for share in SHARES:
+            within = [row for row in own if row["of_dense_int8"] <= share]
+            saten, rivals = ([row for row in within if _is_saten(row) == side] for side in (True, False))
+            best = [max(side, key=lambda row: fmean(row["after"]), default=None) for side in (saten, rivals)]
+            found.append({"task": task, "share": share, "saten": best[0], "rival": best[1]})
+    return found
+
+
+def _is_saten(row: dict[str, Any]) -> bool:
+    return bool(row["method"].startswith("saten"))
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """One Markdown table; scores are the mean over seeds ± half the spread."""
-    head = ("task", "method", "metric", "budget", "bytes", "of dense", "error", "before", "after", "seeds", "steps")
+    """Two Markdown tables, the front and all rows; scores are the mean over seeds ± half the spread."""
+    dense = {row["task"]: fmean(row["after"]) for row in rows if (row["method"], row["precision"]) == (DENSE, "fp32")}
+    front = [
+        (
+            row["task"],
+            f"1/{1 / row['share']:.0f}",
+            *_contender(row["saten"]),
+            *_contender(row["rival"]),
+            f"{100 * dense[row['task']]:.1f}" if row["task"] in dense else "",
+        )
+        for row in front_of(rows)
+    ]
+    head = ("task", "of dense int8", "best Saten row", "MB", "score", "best rival", "MB", "score", "dense fp32")
+    every = (
+        "task",
+        "method",
+        "precision",
+        "budget",
+        "MB",
+        "of dense int8",
+        "error",
+        "metric",
+        "before",
+        "after",
+        "steps",
+    )
     lines = [
         (
             row["task"],
             row["method"],
-            row["metric"],
+            row["precision"],
             f"{row['budget']:.2f}",
-            "" if row["bytes"] is None else f"{row['bytes']:,.0f}",
-            f"{row['of_dense']:.3g}",
+            f"{row['bytes'] / 1e6:.2f}",
+            "" if row["of_dense_int8"] is None else f"{row['of_dense_int8']:.3f}",
             f"{row['error']:.3g}",
+            row["metric"],
             score(row["before"]),
             score(row["after"]),
-            str(len(row["after"])),
             str(row["steps"]),
         )
         for row in rows
     ]
-    return markdown(head, lines, texts=3)
+    return f"{markdown(head, front, texts=2)}\n{markdown(every, lines, texts=3)}"
 
 
-def picture(rows: Sequence[dict[str, Any]]) -> str:
-    """Scores over the share of the bytes, a panel per task; the dense model's is dashed."""
-    drawings = {}
-    for task in dict.fromkeys(row["task"] for row in rows):
-        lines = []
-        own = [row for row in rows if row["task"] == task]
-        shares = sorted({row["budget"] for row in own if row["method"] != DENSE})
-        for row in own:
-            if row["method"] == DENSE and shares:
-                scores = [100 * fmean(row["after"])] * len(shares)
-                lines.append(Line(DENSE, shares, scores, COLORS["dense-0"], dashed=True))
-        for method, color in zip(METHODS, list(COLORS.values())[1:], strict=False):
-            cells = [row for row in own if row["method"] == method]
-            if cells:
-                scores = [100 * fmean(row["after"]) for row in cells]
-                lines.append(Line(method, [row["budget"] for row in cells], scores, color))
-        if lines:
-            drawings[task] = ("share of the dense bytes", own[0]["metric"], lines)
-    return panels("Accuracy at equal bytes", drawings)
-
-
-def _row_key(row: dict[str, Any]) -> tuple[str, float, str]:
-    return row["task"], row["budget"], row["method"]
-
-
-def _order(row: dict[str, Any]) -> tuple[int, float, int]:
-    methods = [DENSE, *METHODS]
-    method = methods.index(row["method"]) if row["method"] in methods else len(methods)
-    return list(TASKS).index(row["task"]), -row["budget"], method
+def _contender(row: dict[str, Any] | None) -> tuple[str, str, str]:
+    if row is None:
+        return "none", "", ""
+    size = "" if row["budget"] == 1 else f" {row['budget']:.2f}"
+    return f"{row['method']}{size} {row['precision']}", f"{row['bytes'] / 1e6:.2f}", score(row["after"])
 
 
 def score(values: Sequence[float]) -> str:
@@ -298,17 +360,41 @@ def score(values: Sequence[float]) -> str:
     return f"{100 * fmean(values):.1f}{spread}"
 
 
-@contextlib.contextmanager
-def talk(total: int) -> Iterator[Any]:
-    """A line on stderr for each finished cell."""
-    started, done = time.monotonic(), 0
+def picture(rows: Sequence[dict[str, Any]]) -> str:
+    """Scores over the bytes of the bundle, a panel per task, a line per method: its best row at each size or below."""
+    drawings = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = [row for row in rows if row["task"] == task]
+        lines = []
+        for method, color in zip((*RIVALS, *METHODS), COLORS.values(), strict=False):
+            points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in own if row["method"] == method)
+            if points:
+                lines.append(Line(method, [size for size, _ in points], [score for _, score in points], color))
+        if lines:
+            drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
+    return panels("Accuracy over bytes", drawings)
 
-    def finished(name: str) -> None:
-        nonlocal done
-        done += 1
-        print(f"{done}/{total} {name} ({(time.monotonic() - started) / 60:.1f} min)", file=sys.stderr, flush=True)
 
-    yield finished
+def _row_key(row: dict[str, Any]) -> tuple[str, str, float, str]:
+    return row["task"], row["method"], row["budget"], row["precision"]
+
+
+def _order(row: dict[str, Any]) -> tuple[int, str, float, int]:
+    methods = [*RIVALS, *METHODS]
+    return list(TASKS).index(row["task"]), row["precision"], -row["budget"], methods.index(row["method"])
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of sst2, stsb and rte")
+    parser.add_argument("--model", help="encoder to fine-tune; all-MiniLM-L6-v2 by default")
+    parser.add_argument("--work", type=Path, default=Path("bench-accuracy-out"), help="checkpoints; may be deleted")
+    parser.add_argument("--results", type=Path, default=RESULTS / "accuracy", help="one JSON file per finished cell")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--only", default="", help="run cells whose name this regular expression finds")
+    parser.add_argument("--most-steps", type=int, help="steps of every row's training, instead of whole passes")
+    return parser.parse_args()
 
 
 def packaged_model() -> str:
@@ -318,32 +404,34 @@ def packaged_model() -> str:
     return str(MODEL_DIR)
 
 
+def run_missing(bench: Bench, only: str, jobs: int) -> None:
+    """Every cell that has no result yet, and the dense models that these need; a cell that fails is told and left."""
+
+    def run(cell: Cell) -> None:
+        try:
+            bench.run(cell)
+        except (RuntimeError, OSError, SatenError) as failure:
+            print(f"{cell.name}: {failure}", file=sys.stderr, flush=True)
+
+    dense, others = ([cell for cell in part if re.search(only, cell.name)] for part in cells())
+    missing = [cell for cell in others if not bench.result(cell).is_file()]
+    teachers = [cell.teacher for cell in missing if not bench.checkpoint(cell.teacher).is_dir()]
+    needed = list(dict.fromkeys([*(cell for cell in dense if not bench.result(cell).is_file()), *teachers]))
+    started, total, numbers = time.monotonic(), len(needed) + len(missing), itertools.count(1)
+    for batch in (needed, missing):
+        with ThreadPoolExecutor(jobs) as pool:
+            for cell, _ in zip(batch, pool.map(run, batch), strict=True):
+                minutes = (time.monotonic() - started) / 60
+                print(f"{next(numbers)}/{total} {cell.name} ({minutes:.1f} min)", file=sys.stderr, flush=True)
+
+
 def main() -> None:
-    """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of sst2, stsb and rte")
-    parser.add_argument("--model", help="encoder to fine-tune; all-MiniLM-L6-v2 by default")
-    parser.add_argument("--work", type=Path, default=Path("bench-accuracy-out"), help="checkpoints; may be deleted")
-    parser.add_argument("--results", type=Path, default=RESULTS / "accuracy", help="one JSON file per finished cell")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    parser.add_argument("--only", default="", help="run cells whose name contains this")
-    parser.add_argument("--most-steps", type=int, default=400, help="cut every row's training")
-    arguments = parser.parse_args()
+    """Run what is missing, then print the tables."""
+    arguments = options()
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     model = arguments.model or packaged_model()
     bench = Bench(arguments.data, model, arguments.work, arguments.results, threads, arguments.most_steps)
-    dense, compressed = ([cell for cell in part if arguments.only in cell.name] for part in cells())
-    missing = [cell for cell in compressed if not bench.result(cell).is_file()]
-    teachers = [cell.teacher for cell in missing if not bench.checkpoint(cell.teacher).is_dir()]
-    needed = list(dict.fromkeys([*(cell for cell in dense if not bench.result(cell).is_file()), *teachers]))
-    with talk(len(needed) + len(missing)) as finished:
-        for batch in (needed, missing):
-            with ThreadPoolExecutor(arguments.jobs) as pool:
-                for cell, _ in zip(batch, pool.map(bench.run, batch), strict=True):
-                    finished(cell.name)
-    best = best_saten(read_results(arguments.results))
-    if best is not None:
-        bench.run_long(best)
+    run_missing(bench, arguments.only, arguments.jobs)
     rows = rows_of(read_results(arguments.results))
     output = arguments.results.parent / f"{arguments.results.name}.json"
     publish(output, rows, table(rows), picture(rows) if len(rows) > 1 else None)

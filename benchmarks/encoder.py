@@ -30,28 +30,15 @@ from saten_runtime.records.folders import new_folder
 
 CALIBRATION_TEXTS, LONGEST = 128, 128
 BOTH, WITHOUT = (False, True), (False,)
-# model of a row → what accuracy.py calls its cell
-CELLS = {
-    "dense": "sst2-dense-1.00-0",
-    "svd 0.25": "sst2-svd-0.25-0",
-    "sparse-u 0.25": "sst2-sparse-u-0.25-0",
-    "saten-grouped 0.25": "sst2-saten-grouped-0.25-0",
-    "saten-u 0.25": "sst2-saten-u-0.25-0",
-    "saten-2:4 0.25": "sst2-saten-24-0.25-0",
-    "saten-2:4-long 0.25": "sst2-saten-24-long-0.25-0",
-    "svd 0.40": "sst2-svd-0.40-0",
-    "saten-grouped 0.40": "sst2-saten-grouped-0.40-0",
-}
-TRAINED = (
-    *DENSE,
-    *saten_rows("svd 0.25", ("fp32", "int8"), WITHOUT),
-    *saten_rows("sparse-u 0.25", ("fp32", "int8"), WITHOUT),
-    *saten_rows("saten-grouped 0.25", ("fp32", "int8"), BOTH),
-    *saten_rows("saten-u 0.25", ("fp32", "int8"), BOTH),
-    *saten_rows("saten-2:4 0.25", ("fp32", "int8"), BOTH),
-    *saten_rows("saten-2:4-long 0.25", ("fp32", "int8"), BOTH),
-    *saten_rows("svd 0.40", ("fp32", "int8"), WITHOUT),
-    *saten_rows("saten-grouped 0.40", ("fp32", "int8"), BOTH),
+# Models of accuracy.py that are shown: method, budget, and the precision that each was trained for.
+MODELS = (
+    ("svd", "0.25", "int8"),
+    ("svd", "0.25", "int4"),
+    ("saten-grouped", "0.25", "int8"),
+    ("saten-2:4", "0.25", "int8"),
+    ("saten-u", "0.25", "int8"),
+    ("saten-u", "0.25", "int4"),
+    ("saten-1:8", "0.25", "int4"),
 )
 # model of a row → options of `saten-edge compress`
 METHODS: dict[str, tuple[object, ...]] = {
@@ -65,6 +52,8 @@ RANDOM = (
     *saten_rows("saten-grouped 0.25", ("fp32", "int8"), BOTH),
     *saten_rows("saten-2:4 0.25", ("int8",), BOTH),
 )
+# Precisions of the bundles of a model that was trained for one; fp32 of the one that was trained for int8.
+SHOWN = {"int8": ("fp32", "int8"), "int4": ("int4",)}
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512}
 # Share of the dense model's accuracy that a row must keep to be compared with a target.
 KEPT = 0.99
@@ -94,14 +83,36 @@ def trained(arguments: argparse.Namespace) -> tuple[str, Sequence[Row], Maker, E
     """MiniLM, fine-tuned on sst2."""
 
     def checkpoint(model: str) -> Path:
-        return arguments.models / CELLS[model] / "finetuned"
+        return arguments.models / cell_of(model) / "finetuned"
 
     def calibration() -> list[Input]:
         return inputs_of(arguments.data / "sst2" / "train.jsonl", checkpoint("dense"), CALIBRATION_TEXTS)[0]
 
     maker = Maker(checkpoint, arguments.work, calibration)
     examples = Examples(*inputs_of(arguments.data / "sst2" / "validation.jsonl", checkpoint("dense")))
-    return "MiniLM on sst2", TRAINED, maker, examples
+    rows = [*DENSE, *(row for model in MODELS for row in trained_rows(*model))]
+    return "MiniLM on sst2", rows, maker, examples
+
+
+def cell_of(model: str) -> str:
+    """What accuracy.py calls the cell of a row's model: "dense", or its method, budget and precision."""
+    method, budget, precision = ("dense", "1.00", "fp32") if model == "dense" else model.split()
+    return f"sst2-{method.replace(':', '')}-{precision}-{budget}-0"
+
+
+def trained_rows(method: str, budget: str, trained_for: str) -> list[Row]:
+    """The bundles of one of `MODELS`, with the native kernels, too, where there is a residual."""
+    return [
+        Row(
+            f"{method} {budget} {precision}{' + kernels' * kernels}",
+            "onnxruntime",
+            f"{method} {budget} {trained_for}",
+            precision,
+            kernels,
+        )
+        for precision in SHOWN[trained_for]
+        for kernels in (WITHOUT if method == "svd" else BOTH)
+    ]
 
 
 def untrained(arguments: argparse.Namespace) -> tuple[str, Sequence[Row], Maker, Examples]:

@@ -92,39 +92,11 @@ def labelled(folder, texts):
     return folder
 
 
-def test_accuracy_makes_each_cell_once_and_counts_bytes_as_the_files_do(run, tiny_bert, texts, tmp_path):
-    data, results = labelled(tmp_path / "data", texts), tmp_path / "results"
-    options = ("--data", data, "--model", tiny_bert, "--work", tmp_path / "work", "--results", results)
-    options += ("--only", "sst2-svd-0.40", "--most-steps", 2)
-    done = run("accuracy", *options)
-    assert done.returncode == 0, done.stderr
-    names = {"sst2-dense-1.00-0", "sst2-dense-1.00-1", "sst2-svd-0.40-0", "sst2-svd-0.40-1"}
-    assert {path.stem for path in results.glob("*.json")} == names
-    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [(row["method"], len(row["after"])) for row in rows] == [("dense", 2), ("svd", 2)]
-    for path in results.glob("sst2-svd-*.json"):
-        size = json.loads(path.read_text())["compressed"]
-        assert 0 < size["bytes"] <= 0.40 * size["dense_bytes"]
-        assert size["stored_bytes"] == size["bytes"]
-    assert "| sst2 | svd | accuracy | 0.40 |" in done.stdout
-    before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
-    again = run("accuracy", *options)
-    assert again.stdout == done.stdout
-    assert {path: path.stat().st_mtime_ns for path in results.glob("*.json")} == before
-
-
-def test_accuracy_has_a_cell_for_every_row_the_table_promises():
-    accuracy = load("accuracy")
-    dense, compressed = accuracy.cells()
-    assert len(dense) == 2 + 1 + 1
-    assert len(compressed) == len(accuracy.METHODS) * (3 * 2 + 1 + 1)
-    assert len({cell.name for cell in [*dense, *compressed]}) == len(dense) + len(compressed)
-
-
-def test_the_front_trains_every_row_with_its_bits_and_counts_the_bytes_of_its_bundle(run, tiny_bert, texts, tmp_path):
+def test_accuracy_trains_each_row_once_with_its_bits_and_counts_the_bundles_bytes(run, tiny_bert, texts, tmp_path):
     data, results, work = labelled(tmp_path / "data", 2 * texts), tmp_path / "results", tmp_path / "work"
     options = ("--data", data, "--model", tiny_bert, "--work", work, "--results", results, "--most-steps", 2)
-    done = run("front", *options, "--only", "sst2-(dense-(fp32|int8)-1.00|svd-int8-0.40|layers-int8-1.00)-0")
+    options += ("--only", "sst2-(dense-(fp32|int8)-1.00|svd-int8-0.40|layers-int8-1.00)-0")
+    done = run("accuracy", *options)
     assert done.returncode == 0, done.stderr
     found = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
     names = ("dense-fp32-1.00", "dense-int8-1.00", "layers-int8-1.00", "svd-int8-0.40")
@@ -135,28 +107,41 @@ def test_the_front_trains_every_row_with_its_bits_and_counts_the_bytes_of_its_bu
     bundle = export(load_model(work / "sst2-dense-int8-1.00-0" / "finetuned"), tmp_path / "bundle", precision="int8")
     written = (bundle.path / "model.onnx.data").stat().st_size
     assert sizes["dense-int8-1.00"] == pytest.approx(written, rel=0.05)  # tensors on disk are aligned
+    size = found["sst2-svd-int8-0.40-0"]["compressed"]
+    assert 0 < size["stored_bytes"] == size["bytes"] <= 0.40 * size["dense_bytes"]
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    assert run("accuracy", *options).stdout == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in results.glob("*.json")} == before
 
 
-def test_the_front_has_a_cell_for_every_row_its_table_promises():
-    front = load("front")
-    dense, others = front.cells()
+def test_accuracy_has_a_cell_for_every_row_its_table_promises():
+    accuracy = load("accuracy")
+    dense, others = accuracy.cells()
     assert len(dense) == 3 * 2
-    rows = len(front.RIVALS) + len(front.BUDGETS) * len(front.METHODS)
-    assert len(others) == 3 * 2 * len(front.PRECISIONS) * rows
+    rows = len(accuracy.RIVALS) + len(accuracy.BUDGETS) * len(accuracy.METHODS)
+    assert len(others) == 3 * 2 * len(accuracy.PRECISIONS) * rows
     assert len({cell.name for cell in [*dense, *others]}) == len(dense) + len(others)
 
 
 def test_the_front_takes_the_best_of_each_side_within_a_size():
-    front = load("front")
+    accuracy = load("accuracy")
 
     def row(method, size, score):
         return {"task": "sst2", "method": method, "of_dense_int8": size, "after": [score]}
 
     rows = [row("saten-u", 0.3, 0.9), row("saten-u", 0.19, 0.8), row("svd", 0.3, 0.85), row("dense", 1.0, 0.95)]
-    found = {round(1 / one["share"]): (one["saten"], one["rival"]) for one in front.front_of(rows)}
+    found = {round(1 / one["share"]): (one["saten"], one["rival"]) for one in accuracy.front_of(rows)}
     assert found[3] == (rows[0], rows[2])
     assert found[5] == (rows[1], None)
     assert found[8] == (None, None)
+
+
+def test_the_encoder_shows_cells_that_accuracy_makes():
+    accuracy, encoder = load("accuracy"), load("encoder")
+    names = {cell.name for part in accuracy.cells() for cell in part}
+    models = ["dense", *(row.model for model in encoder.MODELS for row in encoder.trained_rows(*model))]
+    assert {encoder.cell_of(model) for model in models} <= names
+    assert encoder.cell_of("saten-3:4 0.25 int8") not in names
 
 
 def test_glue_is_written_in_the_layout_that_accuracy_reads(run, tmp_path):
@@ -207,8 +192,8 @@ def test_a_versus_a_counts_the_runs_that_tell_the_truth():
 
 def test_classifiers_on_every_engine_agree_and_are_timed(run, make_tiny, texts, tmp_path):
     checkpoint = make_tiny("bert", "text-classification")
-    (tmp_path / "models" / "sst2-dense-1.00-0").mkdir(parents=True)
-    (tmp_path / "models" / "sst2-dense-1.00-0" / "finetuned").symlink_to(checkpoint)
+    (tmp_path / "models" / "sst2-dense-fp32-1.00-0").mkdir(parents=True)
+    (tmp_path / "models" / "sst2-dense-fp32-1.00-0" / "finetuned").symlink_to(checkpoint)
     rows = ("ORT dense fp32", "PyTorch eager", "svd 0.25 fp32")
     options = ("--tokens", "8", "--threads", 1, "--rounds", 2, "--min-time", 0.02, "--only", ",".join(rows))
     out = tmp_path / "encoder.json"
