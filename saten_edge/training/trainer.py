@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from saten_edge.checkpoints.models import LoadedModel
@@ -30,10 +31,20 @@ from saten_edge.training.schedule import Clock, Progress, Schedule, rate
 from saten_runtime.records.files import system_errors
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
-__all__ = ["Interrupt", "Objective", "SatenTrainer", "interruptible", "multiplies_bf16", "training_arguments"]
+__all__ = [
+    "Interrupt",
+    "Objective",
+    "SatenTrainer",
+    "fast_attention",
+    "interruptible",
+    "multiplies_bf16",
+    "training_arguments",
+]
 
 # Seconds after Ctrl-C in which a step may end and be saved; then the training is left as it was saved last.
 GRACE_SECONDS = 1.2
+# Tokens of a text up to which attention is trained with plain products, see `fast_attention`.
+SHORT = 256
 
 
 class Objective:
@@ -129,7 +140,8 @@ class SatenTrainer(Trainer):  # type: ignore[misc]
         """The objective on one batch."""
         if self._objective.teacher is not None:
             model.eval()  # a teacher gives a target for every activation; dropout would only blur it
-        return self._objective(model, inputs, self._mean)
+        with fast_attention(inputs, bf16=self._bf16):
+            return self._objective(model, inputs, self._mean)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
@@ -303,6 +315,22 @@ def multiplies_bf16() -> bool:
         return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "neon_bf16"))
+
+
+@contextlib.contextmanager
+def fast_attention(batch: Mapping[str, Tensor], *, bf16: bool) -> Iterator[None]:
+    """The way to compute attention whose gradient is fastest for this batch.
+
+    On a CPU, torch's fused attention takes long for its gradient in bfloat16: of 128 texts of 16 tokens, 93 ms where
+    plain products take 7, of 32 texts of 128 tokens, 130 where they take 57. It is level at about 400 tokens, and keeps
+    no scores of tokens × tokens.
+    """
+    tokens = batch["input_ids"].shape[-1] if "input_ids" in batch else 0
+    if bf16 and _device(batch).type == "cpu" and tokens <= SHORT:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
 
 
 def _quotient(fraction: Fraction, average: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,0 +1,47 @@
+"""Attention is trained in the way whose gradient is fastest, and that changes nothing but the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from saten_edge.training.trainer import SHORT, fast_attention
+
+SHAPE = (2, 3, 16, 8)  # batch, heads, tokens, width of a head
+
+
+def batch_of(tokens: int) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.zeros(1, tokens, dtype=torch.int64)}
+
+
+def fused(batch: dict[str, torch.Tensor], *, bf16: bool) -> bool:
+    """Whether torch may choose its fused attention for this batch."""
+    with fast_attention(batch, bf16=bf16):
+        return torch.backends.cuda.flash_sdp_enabled()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bf16", "wanted"), [(16, True, False), (SHORT, True, False), (SHORT + 1, True, True), (16, False, True)]
+)
+def test_short_texts_in_bf16_are_trained_with_plain_products(tokens: int, bf16: bool, wanted: bool) -> None:
+    assert fused(batch_of(tokens), bf16=bf16) is wanted
+    assert torch.backends.cuda.flash_sdp_enabled()  # put back
+
+
+def gradients(mask: torch.Tensor, *, plain: bool) -> torch.Tensor:
+    """Of queries, keys and values in bfloat16."""
+    parts = torch.randn(3, *SHAPE, generator=torch.manual_seed(0), dtype=torch.bfloat16).requires_grad_()
+    with fast_attention(batch_of(SHAPE[2]), bf16=plain):
+        found = scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=mask)
+    (gradient,) = torch.autograd.grad(found.float().square().sum(), parts)
+    return gradient.float()
+
+
+def test_both_ways_have_the_same_gradient() -> None:
+    mask = torch.ones(SHAPE[0], 1, SHAPE[2], SHAPE[2], dtype=torch.bool)
+    mask[..., -5:] = False
+    fused, plain = gradients(mask, plain=False), gradients(mask, plain=True)
+    tolerance = 16 * torch.finfo(torch.bfloat16).eps * fused.abs().max()
+    assert (fused - plain).abs().max() < tolerance
+    assert (fused - gradients(~mask | mask, plain=True)).abs().max() > tolerance  # another mask, another gradient
