@@ -27,12 +27,13 @@ __all__ = [
     "has_offsets",
     "pack_nibbles",
     "quantize_blocks",
+    "quantize_int4",
     "quantize_int8",
     "quantize_offsets",
     "storing",
 ]
 
-INT8_LARGEST = 127
+INT8_LARGEST, INT4_LARGEST = 127, 7
 FP16, FP32 = np.finfo(np.float16), np.finfo(np.float32)
 # The rounding of fp16's normal numbers, which `verify.DERIVED` counts on.
 FP16_ROUNDING = 2.0**-11
@@ -150,6 +151,12 @@ def quantize_int8(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.i
         Unstorable: NaN, infinity, or a tensor whose scales float32 cannot hold.
     """
     codes, scales = _symmetric(weights, axis, INT8_LARGEST)
+    return codes.astype(np.int8), scales
+
+
+def quantize_int4(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """As `quantize_int8`, with codes from -7 to 7."""
+    codes, scales = _symmetric(weights, axis, INT4_LARGEST)
     return codes.astype(np.int8), scales
 
 

@@ -148,7 +148,7 @@ def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str)
 def _stored_bytes(parts: LayerParts, indices: int, precision: str) -> int:
     rank = parts.a.shape[1]
     train = _bytes_of(rank * sum(parts.shape), rank + parts.shape[1], precision)
-    single = parts.layout in ("csr", "n:m") and PRECISIONS[precision].bits < 8
+    single = parts.layout == "csr" and PRECISIONS[precision].bits < 8
     return train + _bytes_of(parts.values.size, parts.shape[1], "int8" if single else precision) + indices
 
 

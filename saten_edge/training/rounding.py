@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,8 +40,11 @@ __all__ = ["TakeTurns", "precisions", "round_activations", "round_along", "round
 Forward = Callable[[Any, Precision, Tensor], Tensor]
 # layout of a residual → the axis of its values along which they share a scale
 SCALED = {"grouped": 2, "n:m": 1, "rows": 1, "ell": 1}
-# Entries of a residual whose positions stand one by one are kept in 8 bits at every precision below 16.
-SINGLE, ENTRIES = ("csr", "n:m"), PRECISIONS["int8"]
+# Entries of a residual whose positions stand one by one have one scale per output, and 8 bits at every precision below
+# 16; n:m has 4 where all else has. Activations have 8 at these.
+ENTRIES = PRECISIONS["int8"]
+SINGLE = {"csr": {"int8-block": ENTRIES, "int4": ENTRIES}}
+SINGLE["n:m"] = SINGLE["csr"] | {"int4": replace(PRECISIONS["int4"], block=0)}
 
 
 def precisions(text: str) -> tuple[str, ...]:
@@ -171,7 +175,7 @@ def _factors(layer: SatenModule) -> tuple[Tensor, Tensor]:
 def _residual(part: ResidualPart, how: Precision) -> Tensor:
     """S (in, out) with its values rounded in the layout that the exporter gives them."""
     layout = part.pattern.layout
-    kept_as = ENTRIES if layout in SINGLE and how.bits < 16 else how
+    kept_as = SINGLE.get(layout, {}).get(how.name, how)
     by_output = layout == "csr"  # the others have an axis along which they share a scale
     values = _by_output(part, kept_as) if by_output else round_along(part.values, SCALED[layout], kept_as)
     return scatter(values, part.where(), part.shape)

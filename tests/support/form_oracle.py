@@ -168,7 +168,10 @@ def grouped(x: Array, parts: LayerParts, precision: str) -> Array:
 
 
 def single_entries(x: Array, parts: LayerParts, precision: str) -> Array:
-    return product(x, 0.0, dense_residual(parts), precision)
+    residual = dense_residual(parts)
+    if precision == "int4":  # 4 bits with one scale per output, multiplied as 8 bits are
+        return dynamic_product(x.astype(np.float64), 0.0, residual, scale_of(residual, axis=0) * 127 / 7)
+    return product(x, 0.0, residual, precision)
 
 
 def rows(x: Array, parts: LayerParts, precision: str) -> Array:

@@ -14,7 +14,7 @@ from saten_exporters.forms.form import EPILOGUES, Form, Weights, Work, followed_
 from saten_exporters.forms.grouped import grouped_linear
 from saten_exporters.forms.head import dense_head, head_of
 from saten_exporters.forms.low_rank import low_rank_embedding, low_rank_linear
-from saten_exporters.forms.nofm import nofm_linear
+from saten_exporters.forms.nofm import nofm_linear, nofm_linear_int4
 from saten_exporters.forms.rows import rows_embedding, sparse_embedding
 from saten_exporters.forms.storage import OFFSETS, STORAGES, Storage
 from saten_exporters.forms.tt_chain import tt_linear
@@ -64,6 +64,7 @@ RESIDUAL_FORMS = {
     **{("grouped", "linear", name): grouped_linear(storage) for name, storage in STORAGES.items()},
     **{("csr", "linear", name): form for name, form in _with_8_bits_at_least(csr_linear).items()},
     **{("n:m", "linear", name): form for name, form in _with_8_bits_at_least(nofm_linear).items()},
+    ("n:m", "linear", "int4"): nofm_linear_int4(),
     **{("rows", "embedding", name): rows_embedding(storage) for name, storage in STORAGES.items()},
     **{("ell", "embedding", name): sparse_embedding(storage) for name, storage in STORAGES.items()},
 }

@@ -101,7 +101,7 @@ class Form:
         """(precision, step) of everything that is computed: by the native kernel, where there is one and it may."""
         if native and self.native:
             return tuple((self.precision, step) for step in self.native(parts))
-        called = (step for part in self.parts for step in part.steps(parts))
+        called = (step for part in self.parts for step in part.steps(parts, native=native))
         return (*called, *((self.precision, step) for step in self.work(parts)))
 
     def macs(self, parts: LayerParts) -> int:

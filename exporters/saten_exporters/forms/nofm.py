@@ -1,7 +1,8 @@
 """A residual of n of every m inputs, for some of the outputs.
 
 The file holds a few bits for each value: its place among its m inputs. As for compressed rows, the body rebuilds the
-matrix, which is folded once at load. A kernel of the same name multiplies the entries alone.
+matrix, which is folded once at load. A kernel of the same name multiplies the entries alone. Values of 4 bits become
+8-bit codes at load, too; then all is as with these.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
-from saten_exporters.forms.storage import Storage
-from saten_exporters.quantize import quantize_int8
+from saten_exporters.forms.storage import STORAGES, Storage
+from saten_exporters.quantize import pack_nibbles, quantize_int4, quantize_int8
 
-__all__ = ["nofm_linear"]
+__all__ = ["nofm_linear", "nofm_linear_int4"]
 
 # codes (bytes), stored (kept, k), sizes [in, out, n, m] → input (kept, k): ⌈log₂ m⌉ bits, lowest first, are the place
 # of a value among its m inputs, of which every n values share one group. A zero is put before them, so that the product
@@ -75,6 +76,35 @@ _SPREAD_SCALE = """
         ones = ConstantOfShape <value = float[1] {1}> (out)
         scales = ScatterElements <axis = 0> (ones, output, scale)"""
 
+# nibbles: two codes + 8 to a byte, the last half empty where they are odd, sizes [in, out, n, m], scale (kept,) →
+# codes (kept, k); k is n for each whole group of m inputs, and n at most for the rest of them.
+_WIDEN = """
+        in, out, n, m = Split <axis = 0, num_outputs = 4> (sizes)
+        one = Constant <value_ints = [1]> ()
+        zero = Constant <value_ints = [0]> ()
+        groups = Div (in, m)
+        grouped = Mul (groups, n)
+        left = Mod (in, m)
+        of_rest = Min (n, left)
+        k = Add (grouped, of_rest)
+        kept = Shape <start = 0, end = 1> (scale)
+        lines = Concat <axis = 0> (kept, k)
+        count = Mul (kept, k)
+        octet = Unsqueeze (nibbles, one)
+        shifts = Constant <value = uint8[2] {0, 4}> ()
+        shifted = BitShift <direction = "RIGHT"> (octet, shifts)
+        lowest = Constant <value = uint8 {15}> ()
+        pairs = BitwiseAnd (shifted, lowest)
+        all = Constant <value_ints = [-1]> ()
+        stream = Reshape (pairs, all)
+        used = Slice (stream, zero, count)
+        whole = Cast <to = 6> (used)
+        eight = Constant <value_int = 8> ()
+        middle = Cast <to = 6> (eight)
+        signed = Sub (whole, middle)
+        narrow = Cast <to = 3> (signed)
+        stored = Reshape <allowzero = 1> (narrow, lines)"""
+
 # precision → the type of what is scattered
 _TYPES = {"fp32": "float", "fp16": "float16", "int8": "int8"}
 
@@ -86,9 +116,7 @@ def nofm_linear(storage: Storage) -> Form:
 
     def pack(parts: LayerParts) -> Weights:
         packed = _int8_lines(parts) if storage.scaled else storage.pack_table(parts.values)
-        sizes = np.array([*parts.shape, *parts.indices["numbers"]], np.int64)
-        where = {key: parts.indices[key] for key in ("outputs", "codes")}
-        return {**where, **dict(zip(stored, packed, strict=True)), "sizes": sizes}
+        return _packed(parts, dict(zip(stored, packed, strict=True)))
 
     def native(parts: LayerParts) -> tuple[Work, ...]:
         values = parts.values.size
@@ -105,6 +133,34 @@ def nofm_linear(storage: Storage) -> Form:
         lambda parts: (product(parts.shape),),  # the body multiplies the rebuilt matrix
         native=native if name in NATIVE else None,
     )
+
+
+def nofm_linear_int4() -> Form:
+    """X (…, in) → x S; codes of 4 bits with one scale per output that has values, multiplied as those of 8 bits are."""
+    whole = nofm_linear(STORAGES["int8"])
+
+    def pack(parts: LayerParts) -> Weights:
+        codes, scale = quantize_int4(parts.values, axis=1)
+        stream = (codes + 8).astype(np.uint8).reshape(-1)
+        nibbles = pack_nibbles(np.pad(stream, (0, stream.size % 2)))
+        return _packed(parts, {"nibbles": nibbles, "scale": scale[:, 0]})
+
+    return Form(
+        "NOfM",
+        "linear",
+        "int4",
+        tuple("nibbles" if name == "stored" else name for name in whole.inputs),
+        _WIDEN + whole.call("y"),
+        pack,
+        lambda parts: (),
+        parts=(whole,),
+    )
+
+
+def _packed(parts: LayerParts, values: Weights) -> Weights:
+    """Where the values stand, and the values, in the order of the inputs."""
+    where = {key: parts.indices[key] for key in ("outputs", "codes")}
+    return {**where, **values, "sizes": np.array([*parts.shape, *parts.indices["numbers"]], np.int64)}
 
 
 def _int8_lines(parts: LayerParts) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
