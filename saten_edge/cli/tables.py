@@ -52,7 +52,8 @@ def _dense_table(dense: dict[str, int], stored: int) -> str:
 def metrics_table(metrics: dict[str, Any]) -> str:
     """Steps and loss of a fine-tuning, and how it was judged before and after."""
     losses = [step["loss"] for step in metrics["history"]]
-    line = f"{metrics['steps']} steps, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
+    steps = metrics["steps"]
+    line = f"{steps} step{'s' * (steps != 1)}, loss {losses[0]:.4f} -> {losses[-1]:.4f}"
     if metrics["after"] is None:
         return line
     names = list(metrics["after"])
