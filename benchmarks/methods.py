@@ -46,6 +46,8 @@ SVD = ("--pattern", "none", "--order", 2)
 SINGLE = ("--pattern", "unstructured")
 FLAT, PTNN = ("--method", "flat", "--keep"), ("--method", "ptnn", "--solver", "alternate", "--tolerance")
 TRAINS = ("--pattern", "none", "--train", "tt-svd")
+# What is left of a language model below the last of them says nothing.
+BUDGETS, SMALLEST = (0.75, 0.5, 0.25, 0.1), 0.5
 BOUNDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
@@ -73,17 +75,13 @@ ROWS = {
         Row(DENSE, None),
         Row("dense int8", None, "int8"),
         Row("dense int4", None, "int4"),
-        Row("flat 0.90", (*FLAT, 0.9)),
-        Row("flat 0.75", (*FLAT, 0.75)),
-        Row("flat 0.50", (*FLAT, 0.5)),
+        *(Row(f"flat {keep:.2f}", (*FLAT, keep), decoders=keep >= SMALLEST) for keep in (0.9, 0.75, 0.5, 0.25)),
         Row("flat 0.75 int8", (*FLAT, 0.75), "int8"),
-        Row("svd 0.50", ("--budget", 0.5, *SVD)),
-        Row("svd 0.25", ("--budget", 0.25, *SVD)),
-        Row("saten 0.50", ("--budget", 0.5, *SINGLE)),
-        Row("saten 0.25", ("--budget", 0.25, *SINGLE)),
+        *(Row(f"svd {budget:.2f}", ("--budget", budget, *SVD), decoders=budget >= SMALLEST) for budget in BUDGETS),
+        *(Row(f"saten {budget:.2f}", ("--budget", budget, *SINGLE), decoders=budget >= SMALLEST) for budget in BUDGETS),
         Row("saten grouped 0.25", ("--budget", 0.25), decoders=False),
         Row("flat 0.75 + saten 0.50", (*FLAT, 0.75, "--then", "saten", "--budget", 0.5, *SINGLE)),
-        Row("flat 0.75 + saten 0.25", (*FLAT, 0.75, "--then", "saten", "--budget", 0.25, *SINGLE)),
+        Row("flat 0.75 + saten 0.25", (*FLAT, 0.75, "--then", "saten", "--budget", 0.25, *SINGLE), decoders=False),
         # Each bound tries every layer at four sizes, which takes hours for the 210 layers of a language model.
         *(Row(f"ptnn {bound:g}", (*PTNN, bound), decoders=False) for bound in BOUNDS),
         *(
