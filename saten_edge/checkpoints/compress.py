@@ -185,6 +185,8 @@ def compress(
     budgets: Mapping[str, int | None] = dict.fromkeys(layers)
     if budget is not None:
         budgets = allocate(allocation, matrices(layers), budget, measured, _shares(tables, layers))
+        for matrix in matrices(layers).values():
+            release(matrix)  # all were read to share out the bytes
     for done, name in enumerate(list(layers)):
         progress(name, done, len(budgets))
         module = layers.pop(name)  # the dense weight is freed with its layer

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 import saten_edge
 from saten_edge.checkpoints import compress as compression
-from saten_edge.checkpoints.compress import compressible_layers
+from saten_edge.checkpoints.compress import compressible_layers, matrices
 from saten_edge.checkpoints.models import load_model
+from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Residual
@@ -102,6 +103,27 @@ def test_without_giving_back_the_whole_model_would_be(
     monkeypatch.setattr(compression, "decompose", watched)
     saten_edge.compress(sharded, tmp_path / "out", OPTIONS)
     assert max(resident) > 2 * MOST_LAYERS * LAYER_BYTES
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux gives memory back")
+@pytest.mark.parametrize("given_back", [True, False])
+def test_what_was_read_to_share_out_the_bytes_is_given_back(
+    given_back: bool, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, resident = load_model(sharded, dtype="auto"), []
+    sizes = {name: len(matrix) for name, matrix in matrices(compressible_layers(loaded.model)).items()}
+    measured = Measured({name: torch.ones(inputs) for name, inputs in sizes.items()}, dict.fromkeys(sizes, 1.0))
+
+    def watched(matrix: torch.Tensor, *_: Any) -> Decomposition:
+        resident.append(resident_bytes(sharded))
+        return first_row_and_column(matrix)
+
+    monkeypatch.setattr(compression, "decompose", watched)
+    if not given_back:
+        monkeypatch.setattr(compression, "release", lambda tensor: None)
+    how = {"allocation": "sensitivity", "measured": measured, "recipe": OPTIONS.recipe}
+    compression.compress(loaded, 0.3, pattern="none", **how)
+    assert (resident[0] <= MOST_LAYERS * LAYER_BYTES) == given_back
 
 
 @pytest.mark.slow  # reads and writes 16 GB that are not there
