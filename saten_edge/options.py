@@ -19,7 +19,15 @@ from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, Export
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
-__all__ = ["CompressOptions", "DemoOptions", "ExportOptions", "FinetuneOptions", "OptimizeOptions", "PhoneOptions"]
+__all__ = [
+    "CompressOptions",
+    "DemoOptions",
+    "EngineOptions",
+    "ExportOptions",
+    "FinetuneOptions",
+    "OptimizeOptions",
+    "PhoneOptions",
+]
 
 DEFAULT_BUDGET = 0.25
 DEFAULT_KEEP = 0.75
@@ -235,8 +243,46 @@ class DemoOptions:
         check_ranges(self)
 
 
+ENGINES = ("local", "ray", "slurm")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where the layers of a compression are decomposed: by this process, or by the workers of an engine.
+
+    engine: a row of `saten_edge.engines.ENGINES`; None is this process, unless workers are asked for, which are local.
+    workers: 0 is one for each core, up to 4. address: of a cluster of Ray, or a partition of Slurm.
+
+    Raises:
+        UsageError: no such engine, or an address without one.
+    """
+
+    engine: str | None = option(
+        None, "Decompose layers by workers: local (processes here), ray or slurm; by this process without it"
+    )
+    workers: int = option(
+        0, "Workers, each with one thread, which decompose a layer each; local without --engine", low=0
+    )
+    address: str | None = option(None, "Ray cluster, as host:port or auto, or Slurm partition; usual ones without it")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        _refuse_engine(self.engine, self.address)
+
+    @property
+    def name(self) -> str | None:
+        """The engine that counts; None is this process."""
+        return self.engine or ("local" if self.workers else None)
+
+
+def _refuse_engine(engine: str | None, address: str | None) -> None:
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(f"--engine {engine}: there are {', '.join(ENGINES)}")
+    if address is not None and engine in (None, "local"):
+        raise UsageError(f"--address {address}: is one of --engine ray or slurm; leave it out")
+
+
 OBJECTIVES = ("bytes", "time", "accuracy")
-ENGINES = ("local",)
 DEFAULT_TRIALS = 16
 
 
@@ -278,14 +324,15 @@ class OptimizeOptions:
     device: tuple[str, ...] = option(
         (), "Time finalists on this device (ssh://…, adb:… or local), not here; repeat it for several", metavar="DEVICE"
     )
-    engine: str = option("local", "Engine that runs trials: local, a pool of processes on this machine")
-    workers: int = option(0, "Processes of the engine; 0 is one for each core, up to 4", low=0)
+    engine: str = option("local", "Engine that runs trials: local (processes of this machine), ray or slurm")
+    workers: int = option(0, "Trials at once; 0 is one for each core of this machine, up to 4", low=0)
+    address: str | None = option(None, "Ray cluster, as host:port or auto, or Slurm partition; usual ones without it")
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name, value, known in (("objective", self.objective, OBJECTIVES), ("engine", self.engine, ENGINES)):
-            if value not in known:
-                raise UsageError(f"--{name} {value}: there are {', '.join(known)}")
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"--objective {self.objective}: there are {', '.join(OBJECTIVES)}")
+        _refuse_engine(self.engine, self.address)
 
     @property
     def most_trials(self) -> float:

@@ -19,15 +19,16 @@ import saten_runtime.bench.measure
 from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import read_headers
-from saten_edge.checkpoints.kept import keeping
+from saten_edge.checkpoints.kept import Kept, keeping
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, Talk, told
 from saten_edge.decomposition.residual import VALUE_BYTES
+from saten_edge.engines import ENGINES, Pool
 from saten_edge.methods import METHODS
 from saten_edge.methods.calibrate import described
 from saten_edge.methods.method import Job
-from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
+from saten_edge.options import CompressOptions, EngineOptions, ExportOptions, FinetuneOptions
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.accuracy.results import EVAL_FILE, read_evaluation
 from saten_runtime.bench.journal import SUMMARY_FILE
@@ -59,6 +60,7 @@ def compress(
     options: CompressOptions | None = None,
     *,
     calibration: Sequence[str | Path] = (),
+    engine: EngineOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -66,7 +68,8 @@ def compress(
     """Compress a dense model into a Saten checkpoint by one of `METHODS`, or by two of them in turn.
 
     model: a folder, a GGUF file, or a name on the Hugging Face hub. out: folder to write. calibration: texts, or files
-    of images, by which errors are weighed and layers share the bytes. resume: go on where an interrupted run of the
+    of images, by which errors are weighed and layers share the bytes. engine: where layers are decomposed; by this
+    process, with all its cores, by default. resume: go on where an interrupted run of the
     same settings stopped, if there is one. progress: called with the stage, the steps done, the steps in all, and what
     comes next.
 
@@ -82,7 +85,9 @@ def compress(
         BudgetError: no train and residual of a layer fit into its bytes.
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
     """
-    options, out = options or CompressOptions(), Path(out)
+    options, engine, out = options or CompressOptions(), engine or EngineOptions(), Path(out)
+    if engine.name and "saten" not in options.methods:
+        raise UsageError(f"--engine {engine.name}: decomposes the layers of --method saten, this is {options.method}")
     for name in options.methods:
         METHODS[name].check(options, bool(calibration))
     with _writing(out, overwrite=overwrite, inputs=[model]):
@@ -95,10 +100,18 @@ def compress(
             raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
         settings = {"model": loaded.source, "options": _settings(options), "calibration": described(calibration)}
         with keeping(out, settings, resume=resume) as kept:
-            job = Job(loaded, options, calibration, progress, kept=kept)
-            for name in options.methods:
-                job = job.then(METHODS[name].run(job))
+            with _started(engine, kept) as pool:
+                job = Job(loaded, options, calibration, progress, kept=kept, engine=pool)
+                for name in options.methods:
+                    job = job.then(METHODS[name].run(job))
             return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
+
+
+def _started(engine: EngineOptions, kept: Kept) -> contextlib.AbstractContextManager[Pool | None]:
+    """The engine, with one thread for each worker, so that any number of them comes to the same bytes."""
+    if engine.name is None or kept.folder is None:
+        return contextlib.nullcontext()
+    return ENGINES[engine.name](kept.folder, engine.workers, 1, engine.address)
 
 
 def _refuse_too_large(model: str | Path, method: str) -> None:

@@ -50,6 +50,7 @@ ROOMS = {
             "texts",
             "images",
             "decomposition",
+            "engines",
             "checkpoints",
             "registration",
             "training",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,20 +13,23 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from saten_edge.checkpoints.architectures import architecture
+from saten_edge.checkpoints.blockwise import BlockMoments
 from saten_edge.checkpoints.checkpoint import attach_config, share_heads
 from saten_edge.checkpoints.kept import Kept
+from saten_edge.checkpoints.layers import LayerTask, decompose_layer, named, run_tasks
 from saten_edge.checkpoints.mapped import compact, release
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
 from saten_edge.decomposition.allocation import Measured, allocate, check_allocation, most_bytes
-from saten_edge.decomposition.decompose import Decomposition, check_paid, check_sizes, decompose
+from saten_edge.decomposition.decompose import Decomposition, check_paid, check_sizes
 from saten_edge.decomposition.fitting import described, fitting
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, Residual, pattern_named
 from saten_edge.decomposition.tt import TensorTrain
-from saten_runtime.bundle.recipe import Stage, options_of, versions_here
-from saten_runtime.errors import CheckpointError, ExportError, SatenError, UsageError
+from saten_edge.engines import Pool
+from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
+from saten_runtime.errors import CheckpointError, ExportError, UsageError
 
 __all__ = [
     "CompressedLayer",
@@ -35,7 +37,6 @@ __all__ = [
     "check_options",
     "compress",
     "compressible_layers",
-    "decompose_layer",
     "dense_layers",
     "kind_of",
     "layer_errors",
@@ -157,6 +158,7 @@ def compress(
     tables: float | None = None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     kept: Kept = NOTHING_KEPT,
+    engine: Pool | None = None,
 ) -> list[CompressedLayer]:
     """Compress every weight matrix of `loaded` that `selection` takes, in place.
 
@@ -164,12 +166,12 @@ def compress(
     0 < budget < 1; None where eps and density of the recipe say every size. allocation: how it is shared out, see
     `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
     judged by Frobenius' norm. tables: share of their bytes that lookup tables keep, within the budget; None lets them
-    share as the layers do.
-    pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
+    share as the layers do. pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
     progress: called with a layer's name, the layers done, and their number. kept: where the parts of each layer go, and
     come from if they are there. Layers are taken one at a time, each widened to float32 and on a GPU where there is
     one; what stays dense is widened at the end. Of a model that is mapped from its files, and with a folder to keep
-    layers in, no more than one layer is in memory.
+    layers in, no more than one layer is in memory. engine: decomposes the layers in this process's place, the largest
+    first, but for moments that come in the order of the blocks; `kept` needs a folder then.
 
     Raises:
         UsageError: a budget outside 0 … 1, or an unknown pattern.
@@ -182,29 +184,66 @@ def compress(
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
     refuse_odd_numbers(loaded.model)
     known = measured.moments if measured else {}
-    budgets: Mapping[str, int | None] = dict.fromkeys(layers)
+    found, budgets = matrices(layers), dict[str, int | None].fromkeys(layers)
     if budget is not None:
-        budgets = allocate(allocation, matrices(layers), budget, measured, _shares(tables, layers))
-        for matrix in matrices(layers).values():
-            release(matrix)  # all were read to share out the bytes
-    for done, name in enumerate(list(layers)):
-        progress(name, done, len(budgets))
-        module = layers.pop(name)  # the dense weight is freed with its layer
-        how = fitting(pattern, kind_of(module), group=group, width=_matrix(module).shape[1])
-        moments = known.get(name)  # of layers that are kept, too: after this the model is no longer what it was
-        parts = kept.layer(name, partial(decompose_layer, name, module, budgets[name], *how, recipe, moments))
-        release(matrices({name: module})[name])
-        rows.append(replace_layer(loaded.model, name, module, parts, *how))
+        budgets.update(_allocated(allocation, found, budget, measured, _shares(tables, layers)))
+    tasks = _tasks(layers, budgets, pattern, group, recipe)
+    if engine is not None:
+        _run_by(engine, tasks, found, known, kept, progress)
+        known = {}
+    for done, task in enumerate(tasks):
+        progress(task.name, done, len(tasks))
+        module, matrix = layers.pop(task.name), found.pop(task.name)  # the weight is freed with its layer
+        moments = known.get(task.name)  # of layers that are kept, too: after this the model is no longer what it was
+        parts = kept.layer(task.name, partial(decompose_layer, task, matrix, moments))
+        release(matrix)
+        rows.append(replace_layer(loaded.model, task.name, module, parts, task.pattern, task.group))
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     _widen(loaded.model, kept)
-    options = options_of(
-        recipe, selection, budget=budget, pattern=pattern, group=group, allocation=allocation, tables=tables
-    )
-    inputs = {"model": options_of(**loaded.source), **({"calibration": measured.texts} if measured else {})}
-    stage = Stage("compress", {**options, "train": recipe.method}, inputs, versions=versions_here())
-    attach_config(loaded.model, loaded.source, stage)
+    named_options = {"pattern": pattern, "group": group, "allocation": allocation, "tables": tables}
+    options = options_of(recipe, selection, budget=budget, **named_options)
+    attach_config(loaded.model, loaded.source, _stage(loaded, {**options, "train": recipe.method}, measured))
     return rows
+
+
+def _stage(loaded: LoadedModel, options: Mapping[str, Option], measured: Measured | None) -> Stage:
+    inputs = {"model": options_of(**loaded.source), **({"calibration": measured.texts} if measured else {})}
+    return Stage("compress", options, inputs, versions=versions_here())
+
+
+def _allocated(
+    how: str, found: Mapping[str, Tensor], budget: float, measured: Measured | None, fixed: Mapping[str, float]
+) -> dict[str, int]:
+    """Bytes by layer; the weights, all of which may have been read for that, are let go."""
+    sizes = allocate(how, found, budget, measured, fixed)
+    for matrix in found.values():
+        release(matrix)
+    return sizes
+
+
+def _tasks(
+    layers: Mapping[str, nn.Module], budgets: Mapping[str, int | None], pattern: str, group: int, recipe: Recipe
+) -> list[LayerTask]:
+    found = {name: (kind_of(module), _matrix(module).shape[1]) for name, module in layers.items()}
+    return [
+        LayerTask(name, kind, budgets[name], *fitting(pattern, kind, group=group, width=width), recipe)
+        for name, (kind, width) in found.items()
+    ]
+
+
+def _run_by(
+    engine: Pool,
+    tasks: Sequence[LayerTask],
+    matrices: Mapping[str, Tensor],
+    known: Mapping[str, Tensor],
+    kept: Kept,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """The largest first, as far as moments do not come in an order of their own."""
+    by_size = sorted(tasks, key=lambda task: -matrices[task.name].numel())
+    ordered = tasks if isinstance(known, BlockMoments) else by_size
+    run_tasks(engine, ordered, matrices, known.get, kept, progress)
 
 
 def _widen(model: nn.Module, kept: Kept) -> None:
@@ -273,17 +312,8 @@ def check_layers(
         ins, outs = found[name].shape
         kind = kind_of(layers[name])
         fitted, blocks = fitting(pattern, kind, group=group, width=outs)
-        with _named(name):
+        with named(name):
             check_paid((ins, outs), size, pattern_named(fitted, kind, group=blocks, width=outs), recipe)
-
-
-@contextlib.contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Errors in the block name the layer."""
-    try:
-        yield
-    except SatenError as cause:
-        raise type(cause)(f"{layer}: {cause}") from None
 
 
 def matrices(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -307,24 +337,6 @@ def refuse_odd_numbers(model: nn.Module) -> None:
         release(parameter)
         if not finite:
             raise CheckpointError(f"{name}: holds values that are NaN or infinite; the model is damaged")
-
-
-def decompose_layer(
-    name: str,
-    module: Any,
-    budget_bytes: int | None,
-    pattern: str,
-    group: int,
-    recipe: Recipe,
-    moments: Tensor | None,
-) -> Decomposition:
-    """The parts of a layer; errors name it."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix = _matrix(module).to(device, torch.float32).contiguous()
-    kind = kind_of(module)
-    chosen = pattern_named(pattern, kind, group=group, width=matrix.shape[1])
-    with _named(name):
-        return decompose(matrix, budget_bytes, chosen, recipe, None if moments is None else moments.to(device))
 
 
 def replace_layer(

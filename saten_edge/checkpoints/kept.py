@@ -19,10 +19,10 @@ from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.residual import Residual
 from saten_edge.decomposition.tt import TensorTrain
-from saten_runtime.errors import CheckpointError, SatenError, UsageError
+from saten_runtime.errors import CheckpointError, DeviceError, SatenError, UsageError
 from saten_runtime.records.files import key_of, parse_json, read_json, replacing, write_json
 
-__all__ = ["Kept", "keeping"]
+__all__ = ["Kept", "keeping", "write_parts"]
 
 SETTINGS_FILE, MEASURED_FILE = "settings.json", "measured.safetensors"
 
@@ -49,11 +49,15 @@ class Kept:
         """The layer as it was kept, else as `decompose` makes it; its numbers stay in their file."""
         if self.folder is None:
             return decompose()
-        path = self.folder / f"{key_of(name)}.safetensors"
+        path = self.folder / self.file(name)
         if not path.is_file():
-            _write(decompose(), path)
+            write_parts(decompose(), path)
         self.layers += 1
         return _read(path)
+
+    def file(self, name: str) -> str:
+        """Where the parts of a layer lie in the folder."""
+        return f"{key_of(name)}.safetensors"
 
     def widened(self, name: str, tensor: Tensor) -> Tensor:
         """What stays dense, in float32; where a folder is, a large tensor stays in a file of it."""
@@ -85,6 +89,11 @@ def keeping(out: Path, settings: dict[str, Any], *, resume: bool) -> Iterator[Ke
             ) from None
         _drop(folder, made)
         raise
+    except DeviceError as cause:  # a worker or its cluster was lost, and not what others did
+        if not any(folder.glob("*.safetensors")):
+            _drop(folder, made)
+            raise
+        raise DeviceError(f"{cause}; --resume goes on with what is kept in {folder}") from None
     except (SatenError, OSError):  # its options must change, or the disk is full
         _drop(folder, made)
         raise
@@ -114,7 +123,8 @@ def _drop(folder: Path, made: Sequence[Path]) -> None:
             parent.rmdir()
 
 
-def _write(parts: Decomposition, path: Path) -> None:
+def write_parts(parts: Decomposition, path: Path) -> None:
+    """Write what `Kept.layer` reads: the whole file, or none."""
     tensors = {f"core.{k}": core for k, core in enumerate(parts.train.cores)}
     tensors |= {f"index.{name}": tensor for name, tensor in parts.residual.indices.items()}
     tensors["values"] = parts.residual.values

@@ -10,6 +10,7 @@ from saten_edge.checkpoints.compress import CompressedLayer
 from saten_edge.checkpoints.kept import Kept
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress
+from saten_edge.engines import Pool
 from saten_edge.options import CompressOptions
 
 __all__ = ["Job", "Method"]
@@ -19,7 +20,8 @@ __all__ = ["Job", "Method"]
 class Job:
     """A model to compress in place. items: texts or files of images to calibrate on; none are there without them.
 
-    before: what an earlier method did to layers. kept: for a run that goes on after an interruption.
+    before: what an earlier method did to layers. kept: for a run that goes on after an interruption. engine: decomposes
+    layers in this process's place.
     """
 
     loaded: LoadedModel
@@ -28,6 +30,7 @@ class Job:
     progress: Progress | None = None
     before: Sequence[CompressedLayer] = ()
     kept: Kept = field(default_factory=Kept)
+    engine: Pool | None = None
 
     def then(self, rows: Sequence[CompressedLayer]) -> Job:
         """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""

@@ -19,13 +19,13 @@ from saten_edge.checkpoints.checkpoint import attach_config, share_heads
 from saten_edge.checkpoints.compress import (
     CompressedLayer,
     compressible_layers,
-    decompose_layer,
     kind_of,
     matrices,
     refuse_odd_numbers,
     replace_layer,
     tied_head,
 )
+from saten_edge.checkpoints.layers import LayerTask, decompose_layer
 from saten_edge.console import told
 from saten_edge.decomposition.decompose import Decomposition, check_sizes
 from saten_edge.decomposition.fitting import fitting
@@ -141,7 +141,8 @@ class _Work:
         """None where the bytes are too few for anything."""
         options, size = self.job.options, self.matrices[name].numel() * VALUE_BYTES
         how = fitting(options.pattern, kind_of(layer), group=options.group, width=self.matrices[name].shape[1])
-        decompose = partial(decompose_layer, name, layer, int(share * size), *how, options.recipe, moments)
+        task = LayerTask(name, kind_of(layer), int(share * size), *how, options.recipe)
+        decompose = partial(decompose_layer, task, self.matrices[name], moments)
         try:
             parts = self.job.kept.layer(f"{name} at {share:g}", decompose)
         except BudgetError:

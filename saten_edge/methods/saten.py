@@ -52,6 +52,7 @@ def run(job: Job) -> list[CompressedLayer]:
             tables=options.tables,
             progress=lambda name, done, total: advance(done, total, name),
             kept=job.kept,
+            engine=job.engine,
         )
 
 

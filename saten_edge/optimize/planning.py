@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saten_edge.devices.transports import parse_devices
-from saten_edge.optimize.engines import default_workers
+from saten_edge.engines import default_workers
 from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
 from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, told
+from saten_edge.engines import ENGINES
 from saten_edge.optimize.chains import Chains
-from saten_edge.optimize.engines import ENGINES
 from saten_edge.optimize.inputs import model_hash
 from saten_edge.optimize.output import CHOSEN, RECIPE_FILE, WORK, claim, put
 from saten_edge.optimize.tasks import Input, Source, Task, made
@@ -78,8 +78,8 @@ def replay(
         claim(out, options, found, [file.path, *paths.values()], resume=False, overwrite=overwrite)
         work = (out / WORK).resolve()
         work.mkdir()
-        with ENGINES[options.engine](work, 1, threads) as engine, told(progress, f"replay {file.path.name}"):
-            engine.run([task], lambda done: None)
+        with ENGINES["local"](work, 1, threads, None) as engine, told(progress, f"replay {file.path.name}"):
+            engine.run([{"do": "task", "task": task.to_json()}], lambda done: None)
         put(out, CHOSEN, made(task, work))
         write_recipe(out / RECIPE_FILE, file.recipe)
     bundle = Bundle.open(out / CHOSEN)

@@ -13,8 +13,8 @@ from typing import Any
 
 from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress
+from saten_edge.engines import ENGINES
 from saten_edge.optimize.chains import Chains
-from saten_edge.optimize.engines import ENGINES
 from saten_edge.optimize.finals import Finals, Measured
 from saten_edge.optimize.goal import Row, answer, missed
 from saten_edge.optimize.inputs import Given, read_inputs
@@ -139,7 +139,7 @@ def _search(
     )
     chains = Chains(model, data, sources, options, given.headless)
     study = Study(out / STUDY_FILE, options.seed)
-    with ENGINES[options.engine](work, options.workers, 0) as engine:
+    with ENGINES[options.engine](work, options.workers, 0, options.address) as engine:
         yield Search(chains, given.layers, options, work, given.metric, given.scale, engine, study, progress, began)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from saten_edge.console import Progress, told
+from saten_edge.engines import Pool
 from saten_edge.optimize.chains import Chains
-from saten_edge.optimize.engines import Engine
 from saten_edge.optimize.estimate import Estimate, Layers, estimate
 from saten_edge.optimize.judging import Scale
 from saten_edge.optimize.space import RIVALS, Candidate
@@ -55,7 +55,7 @@ class Search:
     work: Path
     metric: str
     scale: Scale
-    engine: Engine
+    engine: Pool
     study: Study
     progress: Progress | None
     began: float
@@ -228,7 +228,8 @@ class Search:
     def outcomes(self, title: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """What tasks found that do not wait for each other."""
         with told(self.progress, title) as advance:
-            return self.engine.run(tasks, _counting(advance, len(tasks)))
+            requests = [{"do": "task", "task": task.to_json()} for task in tasks]
+            return self.engine.run(requests, _counting(advance, len(tasks)))
 
     def value(self, outcome: dict[str, Any]) -> float | None:
         """The metric that decides, of an outcome; None where it is not defined for such answers."""

@@ -29,12 +29,10 @@ from saten_runtime.errors import (
     SatenError,
     ShapeError,
     UsageError,
-    system_refusal,
 )
-from saten_runtime.machine.child import answer_requests
 from saten_runtime.records.files import aside_of, key_of, read_json, remove, write_json
 
-__all__ = ["Source", "Task", "folder_of", "forget", "made", "outcome_of", "serve"]
+__all__ = ["Source", "Task", "folder_of", "forget", "made", "outcome_of", "perform"]
 
 OUTCOME = "outcome.json"
 # What the same input would meet again; anything else, such as a full disk, ends the search, which can be resumed.
@@ -200,13 +198,6 @@ KINDS: Mapping[str, Callable[[Path, dict[str, Any], Mapping[str, Path]], dict[st
 }
 
 
-def serve() -> None:
-    """Do tasks in a process of its own, as its parent asks, until that ends."""
-    answer_requests(lambda: {"run": _run})
-
-
-def _run(task: dict[str, Any], work: str) -> dict[str, Any]:
-    try:
-        return outcome_of(Task.from_json(task), Path(work))
-    except OSError as cause:
-        raise SatenError(system_refusal(cause)) from None
+def perform(folder: Path, task: Mapping[str, Any]) -> dict[str, Any]:
+    """The outcome of a task as JSON data, whose files lie in `folder`; what an engine's worker calls."""
+    return outcome_of(Task.from_json(task), folder)

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 import saten_edge
-from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints import layers
 from saten_edge.decomposition.decompose import Decomposition
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import Residual
@@ -85,7 +85,7 @@ def decomposed(matrix: torch.Tensor, *how: Any, always: bool) -> Decomposition:
     return Decomposition(train, Residual(torch.empty(0), {}), 4 * sum(matrix.shape), 1.0, 1.0, "alternate")
 
 
-REAL = compression.decompose
+REAL = layers.decompose
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def main() -> None:
     stored = make(model)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (model / name).write_bytes((given.tokenizer / name).read_bytes())
-    compression.decompose = lambda *how: decomposed(*how, always=given.texts > 0)
+    layers.decompose = lambda *how: decomposed(*how, always=given.texts > 0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     table = saten_edge.compress(model, given.folder / "out", OPTIONS, calibration=["some text"] * given.texts)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

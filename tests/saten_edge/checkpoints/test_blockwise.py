@@ -15,7 +15,7 @@ from tiny_sizes import TINY
 
 import saten_edge
 from saten_edge import stages
-from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints import layers
 from saten_edge.checkpoints.architectures import ARCHITECTURES
 from saten_edge.checkpoints.blockwise import BlockMoments
 from saten_edge.checkpoints.compress import compressible_layers, tied_head
@@ -105,7 +105,7 @@ def test_a_compression_is_the_same_as_in_memory(
         patch.setattr(stages, "load_model", lambda model, dtype: load_model(model))
         saten_edge.compress(dense, tmp_path / "whole", options, calibration=texts)
     with monkeypatch.context() as patch:
-        patch.setattr(compression, "decompose", interrupted(compression.decompose, after=9))
+        patch.setattr(layers, "decompose", interrupted(layers.decompose, after=9))
         with pytest.raises(KeyboardInterrupt):
             saten_edge.compress(dense, tmp_path / "resumed", options, calibration=texts)
     saten_edge.compress(dense, tmp_path / "resumed", options, calibration=texts, resume=True)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import saten_edge
 from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints import layers
 from saten_edge.checkpoints.compress import compressible_layers, matrices
 from saten_edge.checkpoints.models import load_model
 from saten_edge.decomposition.allocation import Measured
@@ -81,7 +82,7 @@ def test_no_more_than_two_layers_are_in_memory(
         resident.append(resident_bytes(sharded) + resident_bytes(tmp_path))
         return first_row_and_column(matrix)
 
-    monkeypatch.setattr(compression, "decompose", watched)
+    monkeypatch.setattr(layers, "decompose", watched)
     given = texts[:4] if calibrated else ()
     saten_edge.compress(sharded, tmp_path / "out", OPTIONS, calibration=given)
     assert len(resident) == 7 * BLOCKS + 2
@@ -100,7 +101,7 @@ def test_without_giving_back_the_whole_model_would_be(
         resident.append(resident_bytes(sharded))
         return first_row_and_column(matrix)
 
-    monkeypatch.setattr(compression, "decompose", watched)
+    monkeypatch.setattr(layers, "decompose", watched)
     saten_edge.compress(sharded, tmp_path / "out", OPTIONS)
     assert max(resident) > 2 * MOST_LAYERS * LAYER_BYTES
 
@@ -118,7 +119,7 @@ def test_what_was_read_to_share_out_the_bytes_is_given_back(
         resident.append(resident_bytes(sharded))
         return first_row_and_column(matrix)
 
-    monkeypatch.setattr(compression, "decompose", watched)
+    monkeypatch.setattr(layers, "decompose", watched)
     if not given_back:
         monkeypatch.setattr(compression, "release", lambda tensor: None)
     how = {"allocation": "sensitivity", "measured": measured, "recipe": OPTIONS.recipe}
@@ -141,7 +142,7 @@ def test_a_model_of_eight_billion_weights(texts_read: int, sharded: Path, tmp_pa
 def test_the_files_are_those_of_a_model_in_memory(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compression, "decompose", lambda matrix, *_: first_row_and_column(matrix))
+    monkeypatch.setattr(layers, "decompose", lambda matrix, *_: first_row_and_column(matrix))
     saten_edge.compress(sharded, tmp_path / "out", OPTIONS)
     loaded = load_model(sharded)
     assert len(compressible_layers(loaded.model)) == 7 * BLOCKS + 2

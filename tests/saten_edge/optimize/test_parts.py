@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saten_edge.checkpoints.compress import check_options
-from saten_edge.optimize.engines import ENGINES
+from saten_edge.engines import ENGINES
 from saten_edge.optimize.estimate import estimate, layers_of
 from saten_edge.optimize.goal import Row, answer, meets, missed
 from saten_edge.optimize.judging import SCALES, Scale, needs_head, read_judge, scale_of
@@ -68,7 +68,7 @@ def test_every_knob_can_be_drawn_and_drawn_again():
 
 def test_the_engines_that_are_named_are_there():
     assert tuple(ENGINES) == NAMED_ENGINES
-    with pytest.raises(UsageError, match="--engine cloud: there are local"):
+    with pytest.raises(UsageError, match="--engine cloud: there are local, ray, slurm"):
         OptimizeOptions(engine="cloud")
 
 

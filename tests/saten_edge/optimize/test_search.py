@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
 
+from saten_edge.engines.pool import Request
 from saten_edge.optimize import tasks
 from saten_edge.optimize.chains import Chains
-from saten_edge.optimize.engines import Local
 from saten_edge.optimize.estimate import Layers
 from saten_edge.optimize.finals import chosen
 from saten_edge.optimize.judging import Scale
@@ -26,7 +26,7 @@ from saten_edge.optimize.study import LEVELS, Study, Trial
 from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
 from saten_edge.options import OptimizeOptions
 from saten_exporters.quantize import PRECISIONS
-from saten_runtime.errors import DeviceError, ExportError, SatenError
+from saten_runtime.errors import ExportError
 from saten_runtime.records.files import write_json
 
 LAYERS = Layers({f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}, 1000)
@@ -91,10 +91,10 @@ class InThisProcess:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, some: Sequence[Task], done: Callable[[int], None]) -> list[dict[str, Any]]:
+    def run(self, some: Iterable[Request], done: Callable[[int], None]) -> list[dict[str, Any]]:
         found = []
-        for task in some:
-            found.append(outcome_of(Task.from_json(json.loads(json.dumps(task.to_json()))), self.work))
+        for request in some:
+            found.append(tasks.perform(self.work, json.loads(json.dumps(request["task"]))))
             done(len(found))
         return found
 
@@ -175,7 +175,7 @@ def test_labels_are_learned_once_before_anything_waits_for_them(tmp_path: Path, 
     search.chains = replace(search.chains, headless=True)
     run = search.engine.run
     monkeypatch.setattr(
-        search.engine, "run", lambda some, done: asked.append([task.do for task in some]) or run(some, done)
+        search.engine, "run", lambda some, done: asked.append([each["task"]["do"] for each in some]) or run(some, done)
     )
     assert len(search.rivals()) == len(RIVALS)
     assert asked == [["finetune"], ["judge"] * len(RIVALS)]
@@ -300,62 +300,6 @@ def test_what_another_process_made_meanwhile_stays_for_it_may_be_read(tmp_path: 
     assert "refused" not in outcome_of(task, tmp_path)
     assert [path.name for path in made(task, tmp_path).iterdir()] == ["others"]
     assert list(tmp_path.iterdir()) == [place]
-
-
-# --- the pool of processes ---------------------------------------------------------------------------------------
-
-# A worker that answers with its process id, waits, and dies when it is told to, once.
-WORKER = """
-import os, time, pathlib
-from saten_runtime.machine.child import answer_requests
-def run(task, work):
-    mark = pathlib.Path(work) / "died"
-    if task["do"] == "always" or (task["do"] == "once" and not mark.exists()):
-        mark.write_text("")
-        os.kill(os.getpid(), 9)
-    time.sleep(0.05)
-    return {"pid": os.getpid(), "do": task["do"], "threads": os.environ["OMP_NUM_THREADS"]}
-answer_requests(lambda: {"run": run})
-"""
-
-
-@pytest.fixture
-def local(monkeypatch, tmp_path: Path) -> Callable[[int], Local]:
-    monkeypatch.setattr("saten_edge.optimize.engines._WORKER", f"exec({WORKER!r})")
-    return lambda workers: Local(tmp_path, workers, 3)
-
-
-def test_a_pool_answers_in_order_with_as_many_processes_as_it_may(local):
-    some, counted = [Task(f"task {k}") for k in range(8)], []
-    with local(2) as engine:
-        found = engine.run(some, counted.append)
-        again = engine.run(some[:2], lambda done: None)
-        children = list(engine._children)
-    assert {each["pid"] for each in again} <= {each["pid"] for each in found}
-    assert len(children) == 2
-    assert [each["do"] for each in found] == [task.do for task in some]
-    assert len({each["pid"] for each in found}) == 2
-    assert {each["threads"] for each in found} == {"3"}
-    assert counted == list(range(1, 9))
-    assert not any(child.alive for child in children)
-
-
-def test_a_worker_that_dies_loses_nothing_and_one_that_always_dies_is_an_error(local):
-    with local(2) as engine:
-        found = engine.run([Task("a"), Task("once"), Task("b")], lambda done: None)
-        assert [each["do"] for each in found] == ["a", "once", "b"]
-        with pytest.raises(DeviceError, match="killed by SIGKILL"):
-            engine.run([Task("always"), *[Task("c")] * 4], lambda done: None)
-
-
-def test_a_full_disk_ends_a_task_without_an_outcome(monkeypatch, tmp_path: Path):
-    def full(*given: object) -> dict[str, Any]:
-        raise OSError(28, "No space left on device", "/out/file")
-
-    monkeypatch.setattr(tasks, "KINDS", {"compress": full})
-    with pytest.raises(SatenError, match="/out/file: No space left on device"):
-        tasks._run(Task("compress").to_json(), str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_rivals_are_every_precision():
