@@ -42,7 +42,17 @@ ROOMS = {
         ),
         *("doctor", "arguments", "cli", "__main__"),
     ),
-    "saten_exporters": ("exportable", "quantize", "forms", "choice", "tracing", "passes", "sources", "bundles"),
+    "saten_exporters": (
+        "exportable",
+        "two_bits",
+        "quantize",
+        "forms",
+        "choice",
+        "tracing",
+        "passes",
+        "sources",
+        "bundles",
+    ),
     "saten_edge": (
         *(
             "console",

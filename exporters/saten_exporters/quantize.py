@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_exporters.two_bits import FINEST, nearest_codes
 from saten_runtime.errors import ExportError
 from saten_runtime.run.products import EXACT_BYTES
 
@@ -25,7 +27,8 @@ __all__ = [
     "as_fp32",
     "check_storable",
     "has_offsets",
-    "pack_nibbles",
+    "in_blocks",
+    "pack_codes",
     "quantize_blocks",
     "quantize_int4",
     "quantize_int8",
@@ -37,6 +40,8 @@ INT8_LARGEST, INT4_LARGEST = 127, 7
 FP16, FP32 = np.finfo(np.float16), np.finfo(np.float32)
 # The rounding of fp16's normal numbers, which `verify.DERIVED` counts on.
 FP16_ROUNDING = 2.0**-11
+# bits of a code → how many of the smallest scale that a block may get its largest weight is
+_STEPS = {2: FINEST, 4: 7, 8: INT8_LARGEST}
 _FP32, _OTHERS = "choose --precision fp32", "choose --precision fp32, int8-block or int4"
 # A dense weight of fewer values stays in float32: scales and extra nodes would outweigh what is saved.
 SMALLEST_WEIGHT = 4096
@@ -48,7 +53,8 @@ class Precision:
 
     bits: of one weight. block: weights in a row that share a scale; 0 where an output or a row of a table
     has one scale, or none. suffix: what operator names end in. session_entries: what a session of ONNX Runtime must be
-    configured with to multiply them rightly on every machine.
+    configured with to multiply them rightly on every machine. smallest_onnxruntime: the oldest that multiplies them,
+    where that is above the targets'. narrowest: the smallest block of a product, where that is below `block`.
     """
 
     name: str
@@ -56,9 +62,21 @@ class Precision:
     block: int
     suffix: str
     session_entries: Mapping[str, str] = field(default_factory=dict)
+    smallest_onnxruntime: str = "0.0"
+    narrowest: int = 0
+
+    def for_inputs(self, inputs: int) -> Precision:
+        """How products of so many inputs are stored: in the blocks, filled up to whole ones, that take fewest bytes."""
+        if not self.narrowest:
+            return self
+        doublings = range((self.block // self.narrowest).bit_length())
+        sizes = [self.block >> doubling for doubling in doublings]
+        return replace(self, block=min(sizes, key=lambda size: -(-inputs // size) * (size * self.bits + SCALE_BITS)))
 
 
-# A block of 32 four-bit codes and its float32 scale take 5 bits a weight, one of 64 eight-bit codes 8.5.
+SCALE_BITS = 32
+# With its float32 scale, a block of 32 four-bit codes takes 5 bits a weight, one of 128 of them 4.25, one of 64 codes
+# of two bits 2.5, and one of 64 eight-bit codes 8.5.
 PRECISIONS = {
     precision.name: precision
     for precision in (
@@ -67,6 +85,9 @@ PRECISIONS = {
         Precision("int8", bits=8, block=0, suffix="Int8", session_entries=dict([EXACT_BYTES])),
         Precision("int8-block", bits=8, block=64, suffix="Int8Block"),
         Precision("int4", bits=4, block=32, suffix="Int4"),
+        Precision("int4-128", bits=4, block=128, suffix="Int4By128", narrowest=32),
+        # 1.27 decodes two bits at every call, which takes fifty times as long; there is no 1.28 for browsers.
+        Precision("int2", bits=2, block=64, suffix="Int2", smallest_onnxruntime="1.29"),
     )
 }
 
@@ -136,7 +157,7 @@ def check_storable(weights: NDArray[np.float32], precision: Precision) -> None:
     if precision.bits == 16:
         as_fp16(weights)
     elif precision.bits < 16:
-        _check_scales(weights, (1 << (precision.bits - 1)) - 1)
+        _check_scales(weights, _STEPS[precision.bits])
     else:
         as_fp32(weights)
 
@@ -166,7 +187,8 @@ def quantize_blocks(
     """Codes (n, blocks, block) and scales (n, blocks) of weights (n, width), each row cut into blocks.
 
     weights ≈ (codes − 2^(bits − 1)) · scales; the last block of a row is padded with codes of zero. The error is at
-    most half a scale: the largest code is as far from zero as the smallest, so that nothing is cut off.
+    most half a scale: the largest code is as far from zero as the smallest, so that nothing is cut off. That of two
+    bits is at most two thirds of the largest weight of a block, see `saten_exporters.two_bits`.
 
     Raises:
         Unstorable: as `quantize_int8`.
@@ -175,9 +197,24 @@ def quantize_blocks(
     count = -(-width // block)
     padded = np.zeros((rows, count * block), np.float32)
     padded[:, :width] = weights
-    zero = 1 << (bits - 1)
-    codes, scales = _symmetric(padded.reshape(rows, count, block), 2, zero - 1)
+    blocks, zero = padded.reshape(rows, count, block), 1 << (bits - 1)
+    if bits == 2:
+        _check_scales(weights, FINEST)
+        codes, scales = nearest_codes(blocks)
+    else:
+        codes, scales = _symmetric(blocks, 2, zero - 1)
     return (codes + zero).astype(np.uint8), scales[..., 0]
+
+
+def in_blocks(weights: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
+    """Weights (n, width) as a precision that is stored in blocks along the width says them.
+
+    Raises:
+        Unstorable: as `quantize_int8`.
+    """
+    codes, scales = quantize_blocks(weights, precision.bits, precision.block)
+    numbers = (codes.astype(np.float32) - (1 << (precision.bits - 1))) * scales[..., None]
+    return np.ascontiguousarray(numbers.reshape(len(weights), -1)[:, : weights.shape[1]])
 
 
 def quantize_offsets(weights: NDArray[np.float32], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -227,10 +264,11 @@ def _stepped(blocks: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.floa
     return codes, scales, (low + np.where(flat, 0, 8 * scales)).astype(np.float32)
 
 
-def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Two four-bit codes per byte along the last axis (of even length), the first in the low half."""
-    packed: NDArray[np.uint8] = codes[..., ::2] | (codes[..., 1::2] << np.uint8(4))
-    return packed
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """As many codes to a byte, along the last axis, as fill it; the first in the lowest bits."""
+    each = 8 // bits
+    shifted = (codes[..., k::each] << np.uint8(bits * k) for k in range(each))
+    return functools.reduce(np.bitwise_or, shifted)
 
 
 def _symmetric(weights: NDArray[np.float32], axis: int, largest: int) -> tuple[NDArray[Any], NDArray[np.float32]]:

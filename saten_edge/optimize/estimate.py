@@ -145,11 +145,15 @@ def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str)
     return min(times, default=0.0)
 
 
+# layout of single entries → what they are kept at below 8 bits
+SINGLE = {"csr": "int8", "n:m": "int4"}
+
+
 def _stored_bytes(parts: LayerParts, indices: int, precision: str) -> int:
     rank = parts.a.shape[1]
     train = _bytes_of(rank * sum(parts.shape), rank + parts.shape[1], precision)
-    single = parts.layout == "csr" and PRECISIONS[precision].bits < 8
-    return train + _bytes_of(parts.values.size, parts.shape[1], "int8" if single else precision) + indices
+    kept_as = SINGLE.get(parts.layout, precision) if PRECISIONS[precision].bits < 8 else precision
+    return train + _bytes_of(parts.values.size, parts.shape[1], kept_as) + indices
 
 
 def _bytes_of(values: int, columns: int, precision: str) -> int:

@@ -30,7 +30,7 @@ from saten_edge.checkpoints.modules import (
     scale_of,
 )
 from saten_edge.decomposition.residual import scatter
-from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision
+from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision, in_blocks
 from saten_exporters.tracing.mixed import round_to_bytes
 from saten_runtime.errors import UsageError
 from saten_runtime.options import words
@@ -43,8 +43,9 @@ SCALED = {"grouped": 2, "n:m": 1, "rows": 1, "ell": 1}
 # Entries of a residual whose positions stand one by one have one scale per output, and 8 bits at every precision below
 # 16; n:m has 4 where all else has. Activations have 8 at these.
 ENTRIES = PRECISIONS["int8"]
-SINGLE = {"csr": {"int8-block": ENTRIES, "int4": ENTRIES}}
-SINGLE["n:m"] = SINGLE["csr"] | {"int4": replace(PRECISIONS["int4"], block=0)}
+SINGLE = {"csr": dict.fromkeys((name for name, how in PRECISIONS.items() if how.block), ENTRIES)}
+_LOW = [name for name, how in PRECISIONS.items() if how.bits < 8]
+SINGLE["n:m"] = SINGLE["csr"] | dict.fromkeys(_LOW, replace(PRECISIONS["int4"], block=0))
 
 
 def precisions(text: str) -> tuple[str, ...]:
@@ -125,6 +126,8 @@ def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
         return weight
     if how.bits == 16:
         return _straight(weight, weight.detach().half().to(weight.dtype))
+    if how.bits == 2:
+        return _straight(weight, _two_bits(weight.detach(), dim, how))
     with torch.no_grad():
         lines = weight.movedim(dim, -1)
         width = lines.shape[-1]
@@ -134,6 +137,13 @@ def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
         scales = _scales(padded.abs().amax(-1, keepdim=True), largest)
         codes = ((padded / scales).round() * scales).flatten(-2)[..., :width].movedim(-1, dim)
     return _straight(weight, codes)
+
+
+def _two_bits(weight: Tensor, dim: int, how: Precision) -> Tensor:
+    """By the exporter's own search for scales."""
+    lines = weight.movedim(dim, -1)
+    found = in_blocks(lines.reshape(-1, lines.shape[-1]).float().cpu().numpy(), how)
+    return torch.from_numpy(found).to(weight).reshape(lines.shape).movedim(-1, dim)
 
 
 def round_activations(x: Tensor) -> Tensor:
@@ -158,7 +168,7 @@ def _scales(peak: Tensor, largest: int) -> Tensor:
 
 def _product(x: Tensor, matrix: Tensor, how: Precision) -> Tensor:
     """X (…, in) times a matrix (in, out) that is stored with one scale per output, or in blocks along the inputs."""
-    return _taken(x, how) @ round_along(matrix, 0, how)
+    return _taken(x, how) @ round_along(matrix, 0, how.for_inputs(len(matrix)))
 
 
 def _taken(x: Tensor, how: Precision) -> Tensor:
@@ -215,7 +225,8 @@ def _saten_embedding(layer: SatenEmbedding, how: Precision, ids: Tensor) -> Tens
 
 def _saten_head(head: SatenHead, how: Precision, x: Tensor) -> Tensor:
     a, b = _factors(head.table)
-    y = _taken(_taken(x, how) @ round_along(b, 0, how).T, how) @ round_along(a, 1, how).T
+    turned = round_along(b, 0, how.for_inputs(len(b))).T
+    y = _taken(_taken(x, how) @ turned, how) @ round_along(a, 1, how).T
     if head.table.residual.values.numel():
         y = y + _taken(x, how) @ _residual(head.table.residual, how).T
     return y if head.bias is None else y + head.bias
@@ -224,7 +235,8 @@ def _saten_head(head: SatenHead, how: Precision, x: Tensor) -> Tensor:
 def _linear(layer: nn.Linear, how: Precision, x: Tensor) -> Tensor:
     if layer.weight.numel() < SMALLEST_WEIGHT:
         return functional.linear(x, layer.weight, layer.bias)
-    return functional.linear(_taken(x, how), round_along(layer.weight, 1, how), layer.bias)
+    weight = round_along(layer.weight, 1, how.for_inputs(layer.weight.shape[1]))
+    return functional.linear(_taken(x, how), weight, layer.bias)
 
 
 def _turned_linear(layer: Any, how: Precision, x: Tensor) -> Tensor:

@@ -152,7 +152,8 @@ def one_form() -> Callable[[Form, LayerParts], ir.Model]:
         x = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(shape))
         packed = form.pack(parts)
         weights = [_constant(name, packed[name]) for name in form.inputs]
-        sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, rows).items()]
+        floats = TARGETS["x86-64"].floats_at(rows)
+        sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, floats).items()]
         node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
         y = node.outputs[0]
         y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)

@@ -12,7 +12,8 @@ from saten_exporters.quantize import (
     Unstorable,
     as_fp16,
     has_offsets,
-    pack_nibbles,
+    in_blocks,
+    pack_codes,
     quantize_blocks,
     quantize_int8,
     quantize_offsets,
@@ -86,6 +87,7 @@ def test_a_wrong_result_is_seen(wrong: str) -> None:
 
 MATRICES = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=NUMBERS)
 BLOCKWISE = [precision for precision in PRECISIONS.values() if precision.block]
+HALF_STEPS = [precision for precision in BLOCKWISE if precision.bits > 2]
 
 
 def decoded(codes: np.ndarray, scales: np.ndarray, bits: int, width: int) -> np.ndarray:
@@ -106,7 +108,7 @@ def test_half_a_scale_of_the_block(weights: np.ndarray, bits: int, block: int) -
     assert (moved <= allowed).all()
 
 
-@pytest.mark.parametrize("precision", BLOCKWISE, ids=lambda row: row.name)
+@pytest.mark.parametrize("precision", HALF_STEPS, ids=lambda row: row.name)
 def test_an_outlier_coarsens_its_own_block_only(precision) -> None:
     weights = np.ones((1, 3 * precision.block), np.float32)
     weights[0, precision.block] = 1000
@@ -125,8 +127,51 @@ def test_padding_is_zero() -> None:
     assert (scales == np.float32(3) / 7).all()
 
 
-def test_two_codes_in_a_byte() -> None:
-    assert pack_nibbles(np.array([[1, 15, 8, 0]], np.uint8)).tolist() == [[0xF1, 0x08]]
+def test_codes_share_a_byte() -> None:
+    assert pack_codes(np.array([[1, 15, 8, 0]], np.uint8), 4).tolist() == [[0xF1, 0x08]]
+    assert pack_codes(np.array([[1, 3, 2, 0]], np.uint8), 2).tolist() == [[0b00101101]]
+    assert pack_codes(np.array([[7, 255]], np.uint8), 8).tolist() == [[7, 255]]
+
+
+# --- two bits -------------------------------------------------------------------------------------------------------
+
+
+@given(MATRICES)
+def test_no_weight_of_two_bits_moves_by_more_than_two_thirds_of_its_block(weights: np.ndarray) -> None:
+    codes, scales = quantize_blocks(weights, 2, 16)
+    assert codes.max() <= 3
+    got = decoded(codes, scales, 2, weights.shape[1])
+    blocks = [weights[:, k : k + 16] for k in range(0, weights.shape[1], 16)]
+    peaks = np.concatenate([np.broadcast_to(np.abs(b).max(1, keepdims=True), b.shape) for b in blocks], axis=1)
+    assert (np.abs(got - weights) <= peaks * (2 / 3 + 8 * EPS)).all()
+    assert np.isfinite(got).all()
+
+
+def test_four_levels_that_are_there_are_kept() -> None:
+    for scale in (0.5, -0.5, 3.0):
+        levels = np.random.default_rng(1).integers(-2, 2, (5, 64)).astype(np.float32)
+        levels[:, 0] = -2
+        codes, scales = quantize_blocks(levels * np.float32(scale), 2, 64)
+        np.testing.assert_array_equal(decoded(codes, scales, 2, 64), levels * scale)
+
+
+def test_two_bits_lose_an_eighth_of_gaussian_weights() -> None:
+    """0.1175 is the least that four levels can lose of them; the largest weight over 1 would lose half."""
+    weights = np.random.default_rng(2).standard_normal((2000, 64)).astype(np.float32)
+    lost = np.square(in_blocks(weights, PRECISIONS["int2"]) - weights).mean()
+    assert 0.1175 < lost < 0.13
+    peaks = np.abs(weights).max(axis=1, keepdims=True)
+    assert np.square(np.rint(weights / peaks) * peaks - weights).mean() > 0.5
+
+
+@pytest.mark.parametrize("value", [1e-38, 2e-38, 1e-45])
+def test_two_bits_refuse_what_their_scales_cannot_hold(value: float) -> None:
+    with pytest.raises(Unstorable, match="needs a scale outside of float32's"):
+        quantize_blocks(np.full((2, 64), value, np.float32), 2, 64)
+    with pytest.raises(Unstorable):
+        quantize_blocks(np.full((2, 64), np.nan, np.float32), 2, 64)
+    largest = np.full((2, 64), 3.4e38, np.float32)
+    assert np.isfinite(in_blocks(largest, PRECISIONS["int2"])).all()
 
 
 def test_one_code_off_is_seen() -> None:

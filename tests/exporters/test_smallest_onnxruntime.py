@@ -13,23 +13,27 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from saten_exporters import PRECISIONS, TARGETS
+from saten_exporters import TARGETS
 from saten_exporters.choice.ort_format import ORT_FILE, add_ort_format
 from saten_exporters.choice.targets import ORT_OPERATORS, Target
 from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.run.parity import compare_outputs
 from saten_runtime.vocabulary.operators import DOMAIN
 
 HERE = Path(__file__).parent
 MODELS = ("dense", "saten", "unstructured", "1of8")
-BUNDLES = [(model, precision) for model in MODELS for precision in PRECISIONS]
+# Precisions that need a newer one than the targets.
+NEWER = [name for name, precision in PRECISIONS.items() if precision.smallest_onnxruntime != "0.0"]
+BUNDLES = [(model, precision) for model in MODELS for precision in PRECISIONS if precision not in NEWER]
+NEWER_BUNDLES = [(model, precision) for model in MODELS for precision in NEWER]
 # Two orders of float32 sums; a hundred times less than what one wrong weight makes.
 ROUNDING = 1e-5
 # How 8-bit activations are cut into blocks is each build's own affair: a product's input is off by up to half a step of
 # 1 / 127 of its largest, in either of two builds; products one after the other add up.
 STEP = 1 / 127
-IN_BLOCKS = ("int8-block", "int4")
+IN_BLOCKS = tuple(f"-{name}" for name, precision in PRECISIONS.items() if precision.block)
 # An activation in the middle between two codes of 8 bits goes to one in one build and to the other in the next, whose
 # layer norms differ in the last bit. What then becomes of the outputs is seen here, where such bits are drawn: what
 # norms give is below 8, where two neighbours of float32 are 2^-21 = 4.8e-7 apart, and either build may be off by one.
@@ -55,6 +59,11 @@ def blockwise(bits: int) -> tuple[list[np.ndarray], dict[str, Any]]:
     return inputs, {"K": 64, "N": 32, "bits": bits, "block_size": 32}
 
 
+def lookup(bits: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    inputs = [codes(10, 64 * bits // 8), np.array([3, 0, 9]), normal(10, 2)]
+    return inputs, {"block_size": 32, "gather_axis": 0, "quantize_axis": 1, "bits": bits}
+
+
 POSITIONS = np.arange(4)[None]
 HEADS = {"num_heads": 2}
 # case → inputs (arrays of 8 bits and those after the first float are weights) and attributes
@@ -64,10 +73,7 @@ OPERATORS: dict[str, tuple[list[np.ndarray | None], dict[str, Any]]] = {
     "DynamicQuantizeMatMul": ([normal(2, 8), codes(8, 4, dtype=np.int8), normal(4) ** 2], {}),
     "FastGelu": ([normal(2, 8), normal(8)], {}),
     "FusedMatMul": ([normal(2, 8), normal(4, 8)], {"transB": 1, "alpha": 0.5}),
-    "GatherBlockQuantized": (
-        [codes(10, 64), np.array([3, 0, 9]), normal(10, 2)],
-        {"block_size": 32, "gather_axis": 0, "quantize_axis": 1, "bits": 8},
-    ),
+    "GatherBlockQuantized": lookup(8),
     "Gelu": ([normal(2, 8)], {}),
     "GroupQueryAttention": (
         [
@@ -85,12 +91,15 @@ OPERATORS: dict[str, tuple[list[np.ndarray | None], dict[str, Any]]] = {
     "SkipSimplifiedLayerNormalization": ([normal(1, 4, 8), normal(1, 4, 8), normal(8)], {"epsilon": 1e-6}),
 }
 
+# Of `NEWER`.
+NEWER_OPERATORS = {"GatherBlockQuantized 2": lookup(2), "MatMulNBits 2": blockwise(2)}
+
 OUTPUTS = {"GroupQueryAttention": 3}  # 1.23.0 wants the outputs of the cache, too
 
 
 def one_operator(case: str) -> tuple[ir.Model, Arrays]:
     """The model of one node, and what it is fed."""
-    arrays, attributes = OPERATORS[case]
+    arrays, attributes = {**OPERATORS, **NEWER_OPERATORS}[case]
     op_type = case.partition(" ")[0]
     domain = next(domain for domain, names in ORT_OPERATORS.items() if op_type in names)
     values = [None if array is None else a_value(f"i{k}", array) for k, array in enumerate(arrays)]
@@ -118,15 +127,24 @@ def a_value(name: str, array: np.ndarray) -> ir.Value:
 @pytest.fixture(scope="module")
 def cases(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder per bundle and per operator: the model, and its inputs as arrays."""
-    folder = tmp_path_factory.mktemp("cases")
-    for model, precision in BUNDLES:
+    return written(tmp_path_factory.mktemp("cases"), BUNDLES, OPERATORS, bundle_of)
+
+
+@pytest.fixture(scope="module")
+def newer_cases(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of `NEWER`."""
+    return written(tmp_path_factory.mktemp("newer-cases"), NEWER_BUNDLES, NEWER_OPERATORS, bundle_of)
+
+
+def written(folder: Path, bundles: Iterable[tuple[str, str]], operators: Iterable[str], bundle_of: BundleOf) -> Path:
+    for model, precision in bundles:
         bundle, case = bundle_of(model, precision), folder / f"{model}-{precision}"
         case.mkdir()
         for file in (bundle.model, bundle.path / "model.onnx.data"):
             shutil.copy(file, case)
         for name in bundle.manifest.inputs:
             shutil.copy(bundle.path / "validation" / f"ragged.{name}.npy", case / f"{name}.npy")
-    for name in OPERATORS:
+    for name in operators:
         model, feeds = one_operator(name)
         (folder / name).mkdir()
         ir.save(model, folder / name / "model.onnx")
@@ -167,12 +185,15 @@ RUNTIMES = dict.fromkeys(("x86-64", "x86-64+kernels", "arm64", "arm64+kernels", 
 @pytest.fixture(scope="module")
 def run_all(
     pip_packages: Callable[..., Path], npm_package: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Target, Path], Outputs]:
-    """run_all(target, cases) -> the first output of each case, or the error, in the target's oldest runtime."""
+) -> Callable[..., Outputs]:
+    """run_all(target, cases) -> the first output of each case, or the error, in the target's oldest runtime.
+
+    With a precision, in the oldest that runs it.
+    """
     made: dict[Any, Outputs] = {}
 
-    def run(target: Target, cases: Path) -> Outputs:
-        runtime, version = RUNTIMES[target.name], f"{target.smallest_onnxruntime}.0"
+    def run(target: Target, cases: Path, precision: str = "fp32") -> Outputs:
+        runtime, version = RUNTIMES[target.name], f"{target.smallest_for(PRECISIONS[precision])}.0"
         if (runtime, version, cases) not in made:
             out = tmp_path_factory.mktemp("outputs")
             command = [*runtime(version, pip_packages, npm_package), str(cases), str(out)]
@@ -231,7 +252,7 @@ def agree(
 
 def test_every_form_and_every_operator_is_tried(bundle_of: BundleOf) -> None:
     forms = {form.op_type for form in (*TRAIN_FORMS.values(), *RESIDUAL_FORMS.values())}
-    models = [ir.load(bundle_of(*kind).model) for kind in BUNDLES]
+    models = [ir.load(bundle_of(*kind).model) for kind in (*BUNDLES, *NEWER_BUNDLES)]
     assert forms <= {name for model in models for domain, name, _ in model.functions if domain == DOMAIN}
     assert {case.partition(" ")[0] for case in OPERATORS} == set().union(*ORT_OPERATORS.values())
     assert set(RUNTIMES) == set(TARGETS)
@@ -239,7 +260,7 @@ def test_every_form_and_every_operator_is_tried(bundle_of: BundleOf) -> None:
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
 def test_bundles_and_operators(
-    target: Target, cases: Path, run_all: Callable[[Target, Path], Outputs], run_ort: Callable[..., list[np.ndarray]]
+    target: Target, cases: Path, run_all: Callable[..., Outputs], run_ort: Callable[..., list[np.ndarray]]
 ) -> None:
     outputs = run_all(target, cases)
     assert set(outputs) == {case.name for case in cases.iterdir()}
@@ -251,10 +272,28 @@ def test_bundles_and_operators(
         assert not agree(cases / name, np.roll(got, 1, axis=-1), wanted, mask, allowed), name
 
 
+@pytest.mark.parametrize("precision", NEWER)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_what_needs_a_newer_one(
+    target: Target,
+    precision: str,
+    newer_cases: Path,
+    run_all: Callable[..., Outputs],
+    run_ort: Callable[..., list[np.ndarray]],
+) -> None:
+    outputs = run_all(target, newer_cases, precision)
+    assert set(outputs) == {case.name for case in newer_cases.iterdir()}
+    for name, got in outputs.items():
+        feeds = {file.stem: np.load(file) for file in (newer_cases / name).glob("*.npy")}
+        wanted, mask = run_ort(newer_cases / name / "model.onnx", feeds)[0], feeds.get("attention_mask")
+        assert agree(newer_cases / name, got, wanted, mask), name
+        assert not agree(newer_cases / name, np.roll(got, 1, axis=-1), wanted, mask), name
+
+
 @pytest.mark.parametrize("precision", ["fp32"])
 @pytest.mark.parametrize("model", MODELS)
 def test_bundles_agree_with_torch(
-    model: str, precision: str, bundle_of: BundleOf, cases: Path, run_all: Callable[[Target, Path], Outputs]
+    model: str, precision: str, bundle_of: BundleOf, cases: Path, run_all: Callable[..., Outputs]
 ) -> None:
     bundle = bundle_of(model, precision)
     for target in TARGETS.values():
@@ -265,7 +304,7 @@ def test_bundles_agree_with_torch(
 
 
 def test_ort_format(
-    ort_cases: Path, cases: Path, run_all: Callable[[Target, Path], Outputs], run_ort: Callable[..., list[np.ndarray]]
+    ort_cases: Path, cases: Path, run_all: Callable[..., Outputs], run_ort: Callable[..., list[np.ndarray]]
 ) -> None:
     outputs = run_all(TARGETS["mobile"], ort_cases)
     assert set(outputs) == {f"{model}-{ORT_PRECISION}" for model in MODELS}
@@ -276,7 +315,7 @@ def test_ort_format(
 
 
 def test_an_operator_that_a_runtime_lacks_is_noticed(
-    cases: Path, tmp_path: Path, run_all: Callable[[Target, Path], Outputs]
+    cases: Path, tmp_path: Path, run_all: Callable[..., Outputs]
 ) -> None:
     shutil.copytree(cases / "Gelu", tmp_path / "cases" / "Gelu")
     model = ir.load(tmp_path / "cases" / "Gelu" / "model.onnx")

@@ -35,6 +35,7 @@ from saten_runtime.records.files import sha256_file, write_json
 from saten_runtime.records.folders import new_folder
 from saten_runtime.run.parity import Arrays, Comparison, compare
 from saten_runtime.run.parity import judge as refuse_beyond_bounds
+from saten_runtime.run.session import refuse_older
 from saten_runtime.vocabulary.files import CARD_FILE, MODEL_FILE
 
 __all__ = ["PRECISIONS", "export"]
@@ -80,6 +81,7 @@ def export(
             the prices are of another kind of device.
         DataError: `judge` cannot be read, or does not fit the task, or `prices` is no such file.
         ExportError: the model cannot be expressed, or the target lacks an operator.
+        RuntimeMismatch: the ONNX Runtime that is installed is too old for the precision.
         ParityError: ONNX Runtime's outputs differ from torch's beyond the bound, or the precision costs too much.
     """
     _known("precision", precision, PRECISIONS)
@@ -87,6 +89,8 @@ def export(
     path = Path(out)
     asked_for = (None if lowering is None else str(lowering), None if prices is None else Path(prices), emulated)
     settings = ExportSettings(precision, target, rows, *asked_for)
+    smallest = TARGETS[target].smallest_for(quantize.PRECISIONS[precision])
+    refuse_older(f"--precision {precision}", smallest, version("onnxruntime"))
     used = prices_for(target, prices, emulated=emulated)
     with new_folder(path, overwrite=overwrite) as folder:
         manifest, asked = _write_model(
@@ -213,7 +217,7 @@ def _manifest(
         rows=settings.rows,
         opset=target.opset,
         ir_version=target.ir_version,
-        smallest_onnxruntime=target.smallest_onnxruntime,
+        smallest_onnxruntime=target.smallest_for(quantize.PRECISIONS[settings.precision]),
         inputs=[value.name or "" for value in graph.inputs if value.const_value is None],
         outputs=[value.name or "" for value in graph.outputs],
         tokenizer=prepared.tokenizer,

@@ -39,7 +39,7 @@ DERIVED: Mapping[str, float] = {"fp32": 0.0, "fp16": 2.0**-11}
 
 # Where half of the measured errors are above this, no rounding to so few bits explains them. One alone may be, of a few
 # logits. Random weights make the most of every rounding, trained ones stay far below.
-LARGEST_USUAL = {"int8": 0.5, "int8-block": 0.5, "int4": 1.0}
+LARGEST_USUAL = {"int8": 0.5, "int8-block": 0.5, "int4": 1.0, "int4-128": 1.0, "int2": 2.0}
 # Of a larger vocabulary as many tokens are compared, and the likeliest of every row: 29 MB of logits become 1.
 MOST_COLUMNS, LIKELIEST = 2048, 8
 # What other machines' 8-bit instructions, which round and saturate in their own ways, may add to a measured error.

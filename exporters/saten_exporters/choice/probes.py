@@ -1,7 +1,7 @@
 """What prices are fitted to: forms of random layers, one node each, in an archive that a device times.
 
-The archive is read by `saten_runtime.bench.probing`. It is the same for every device, and small: the numbers in it
-repeat, which no product is faster or slower for.
+The archive is read by `saten_runtime.bench.probing`. It is the same for every device of a target, and small: the
+numbers in it repeat, which no product is faster or slower for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from saten_exporters.choice.fitting import Sample, Steps
 from saten_exporters.choice.random_layers import idle_model, node_model, random_layer
+from saten_exporters.choice.settings import DEFAULT_TARGET
+from saten_exporters.choice.targets import TARGETS, Target
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, RESIDUAL_FORMS, TRAIN_FORMS, Form, head_of
 from saten_exporters.forms.form import NATIVE
@@ -59,8 +61,8 @@ class Subject:
     steps: Steps
 
 
-def write_probes(path: Path, sizes: Sizes = QUICK) -> dict[str, Subject]:
-    """Write the archive; what each of its probes is, by name."""
+def write_probes(path: Path, sizes: Sizes = QUICK, target: Target = TARGETS[DEFAULT_TARGET]) -> dict[str, Subject]:
+    """Write the archive, for devices of a target; what each of its probes is, by name."""
     subjects: dict[str, Subject] = {}
     listed = [Probe(IDLE, 1)]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -68,7 +70,7 @@ def write_probes(path: Path, sizes: Sizes = QUICK) -> dict[str, Subject]:
         for name, form, parts, native in _everything(sizes):
             key = f"probe-{len(listed):04d}"
             subjects[key] = Subject(f"{name} {form.precision}", parts.shape, native, form.steps(parts, native=native))
-            _add(archive, key, node_model(form, parts, max(sizes.rows)))
+            _add(archive, key, node_model(form, parts, max(sizes.rows), target))
             listed.append(_probe(key, form, parts, native))
         listing = dataclasses.asdict(Probes(SCHEMA_VERSION, list(sizes.rows), listed))
         _add(archive, PROBES_FILE, json.dumps(listing, allow_nan=False).encode())

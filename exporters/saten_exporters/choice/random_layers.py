@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from saten_exporters.choice.targets import TARGETS
+from saten_exporters.choice.targets import TARGETS, Target
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import Form
 from saten_runtime.vocabulary.operators import DOMAIN, DOMAIN_VERSION
@@ -58,7 +58,7 @@ def random_layer(
     )
 
 
-def node_model(form: Form, parts: LayerParts, rows: int) -> bytes:
+def node_model(form: Form, parts: LayerParts, rows: int, target: Target = _TARGET) -> bytes:
     """One node from x (rows, inputs), or ids (rows) of a table, to y (rows, outputs); rows: of x to expect."""
     lookup, head = form.kind == "embedding", form.kind == "head"
     inputs, outputs = reversed(parts.shape) if head else parts.shape
@@ -75,7 +75,7 @@ def node_model(form: Form, parts: LayerParts, rows: int) -> bytes:
         weights.append(
             ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         )
-    sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, rows).items()]
+    sizes = [ir.AttrInt64(name, size) for name, size in form.sizes(parts, target.floats_at(rows)).items()]
     node = ir.Node(DOMAIN, form.op_type, [x, *weights], sizes)
     y = node.outputs[0]
     y.name, y.shape, y.type = "y", ir.Shape(["rows", outputs]), ir.TensorType(ir.DataType.FLOAT)

@@ -30,7 +30,7 @@ class ExportSettings:
     be an emulator's.
     """
 
-    precision: str = option("fp32", "Precision of the weights: fp32, fp16, int8, int8-block or int4")
+    precision: str = option("fp32", "Precision of the weights: fp32, fp16, int8, int8-block, int4, int4-128 or int2")
     target: str = option(DEFAULT_TARGET, "Kind of device: x86-64, x86-64+kernels, arm64, arm64+kernels, web or mobile")
     rows: int = option(128, "Rows that a layer gets at once: 1 to decode, 128 for a short text")
     lowering: str | None = option(

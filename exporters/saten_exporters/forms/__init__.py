@@ -56,15 +56,16 @@ DENSE_FORMS = {
 def _with_8_bits_at_least(make: Callable[[Storage], Form]) -> dict[str, Form]:
     """A form of single entries by precision: blocks of values would save little and cost their scales."""
     made = {name: make(STORAGES[name]) for name in ("fp32", "fp16", "int8")}
-    return made | dict.fromkeys(("int8-block", "int4"), made["int8"])
+    return made | dict.fromkeys((name for name, storage in STORAGES.items() if storage.precision.block), made["int8"])
 
 
+_BELOW_8_BITS = [name for name, storage in STORAGES.items() if storage.precision.bits < 8]
 # (layout, kind, precision) → form of the residual
 RESIDUAL_FORMS = {
     **{("grouped", "linear", name): grouped_linear(storage) for name, storage in STORAGES.items()},
     **{("csr", "linear", name): form for name, form in _with_8_bits_at_least(csr_linear).items()},
     **{("n:m", "linear", name): form for name, form in _with_8_bits_at_least(nofm_linear).items()},
-    ("n:m", "linear", "int4"): nofm_linear_int4(),
+    **dict.fromkeys((("n:m", "linear", name) for name in _BELOW_8_BITS), nofm_linear_int4()),
     **{("rows", "embedding", name): rows_embedding(storage) for name, storage in STORAGES.items()},
     **{("ell", "embedding", name): sparse_embedding(storage) for name, storage in STORAGES.items()},
 }

@@ -32,7 +32,7 @@ def dense_linear(storage: Storage) -> Form:
         pack,
         lambda parts: (product(parts.shape),),
         attributes=storage.attributes(stored[0]),
-        sizes=lambda parts, rows: storage.sizes({stored[0]: parts.shape}, rows),
+        sizes=lambda parts, floats: storage.sizes({stored[0]: parts.shape}, floats),
     )
 
 

@@ -65,7 +65,7 @@ def product(shape: tuple[int, ...], times: int = 1, family: str = "product") -> 
     return Work(family, macs=times * size, weights=size, moved=times * (inputs + outputs))
 
 
-def _no_sizes(parts: LayerParts, rows: int) -> Mapping[str, int]:
+def _no_sizes(parts: LayerParts, floats: bool) -> Mapping[str, int]:
     return {}
 
 
@@ -75,8 +75,8 @@ class Form:
 
     pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
     steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
-    to; sizes: their values, for a layer and the rows of x to expect. parts: forms whose functions the body calls.
-    epilogue: what follows in the same node, one of `EPILOGUES` or nothing.
+    to; sizes: their values, for a layer, and whether products of few inputs take x in float32 (see `Storage`).
+    parts: forms whose functions the body calls. epilogue: what follows in the same node, one of `EPILOGUES` or nothing.
     """
 
     stem: str
@@ -88,7 +88,7 @@ class Form:
     work: Callable[[LayerParts], tuple[Work, ...]]
     native: Callable[[LayerParts], tuple[Work, ...]] | None = None
     attributes: tuple[str, ...] = ()
-    sizes: Callable[[LayerParts, int], Mapping[str, int]] = _no_sizes
+    sizes: Callable[[LayerParts, bool], Mapping[str, int]] = _no_sizes
     parts: tuple[Form, ...] = ()
     epilogue: str = ""
 
@@ -146,7 +146,7 @@ def sum_of(train: Form, residual: Form) -> Form:
         work=lambda parts: (Work("add", moved=3 * parts.shape[1]),),
         native=_native_sum(train, residual),
         attributes=tuple(dict.fromkeys(name for form in both for name in form.attributes)),
-        sizes=lambda parts, rows: {**train.sizes(parts, rows), **residual.sizes(parts, rows)},
+        sizes=lambda parts, floats: {**train.sizes(parts, floats), **residual.sizes(parts, floats)},
         parts=both,
     )
 

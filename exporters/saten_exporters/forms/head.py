@@ -27,6 +27,10 @@ def low_rank_head(storage: Storage) -> Form:
     def work(parts: LayerParts, family: str = "product") -> tuple[Work, ...]:
         return product(parts.b.shape[::-1], family=family), product(parts.a.shape[::-1], family=family)
 
+    def sizes(parts: LayerParts, floats: bool) -> dict[str, int]:
+        inner = storage.whole_blocks(parts.a.shape[1])
+        return storage.sizes({"a": (inner, len(parts.a))}, floats, table=True)
+
     return dataclasses.replace(
         low_rank_embedding(storage),
         kind="head",
@@ -34,7 +38,7 @@ def low_rank_head(storage: Storage) -> Form:
         work=work,
         native=(lambda parts: work(parts, "native-product")) if storage.precision.name in NATIVE else None,
         attributes=storage.attributes("a"),
-        sizes=lambda parts, rows: storage.sizes({"a": (storage.whole_blocks(parts.a.shape[1]), len(parts.a))}, rows),
+        sizes=sizes,
     )
 
 
@@ -55,7 +59,7 @@ def rows_head(storage: Storage) -> Form:
         y = Gather <axis = -1> (by_row, slot)""",
         work=lambda parts: (product(shape(parts)), Work("lookup", moved=2 * parts.shape[0])),
         attributes=storage.attributes(stored[0]),
-        sizes=lambda parts, rows: storage.sizes({stored[0]: shape(parts)}, rows),
+        sizes=lambda parts, floats: storage.sizes({stored[0]: shape(parts)}, floats, table=True),
     )
 
 
@@ -121,7 +125,7 @@ def dense_head(storage: Storage) -> Form:
         body=storage.multiply_table("x", "y", *stored[:2]),
         work=lambda parts: (product(shape(parts)),),
         attributes=storage.attributes(stored[0]),
-        sizes=lambda parts, rows: storage.sizes({stored[0]: shape(parts)}, rows),
+        sizes=lambda parts, floats: storage.sizes({stored[0]: shape(parts)}, floats, table=True),
     )
 
 

@@ -25,8 +25,8 @@ def low_rank_linear(storage: Storage) -> Form:
     def work(parts: LayerParts, family: str = "product") -> tuple[Work, ...]:
         return product(parts.a.shape, family=family), product(parts.b.shape, family=family)
 
-    def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
-        return storage.sizes({"a": parts.a.shape, "b": parts.b.shape}, rows)
+    def sizes(parts: LayerParts, floats: bool) -> dict[str, int]:
+        return storage.sizes({"a": parts.a.shape, "b": parts.b.shape}, floats)
 
     return Form(
         "LowRank",
@@ -56,8 +56,8 @@ def low_rank_embedding(storage: Storage) -> Form:
     def work(parts: LayerParts) -> tuple[Work, ...]:
         return Work("lookup", moved=parts.a.shape[1]), product(parts.b.shape)
 
-    def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
-        return storage.sizes({"b": factors(parts)[1].shape}, rows)
+    def sizes(parts: LayerParts, floats: bool) -> dict[str, int]:
+        return storage.sizes({"b": factors(parts)[1].shape}, floats)
 
     return Form(
         "LowRank",

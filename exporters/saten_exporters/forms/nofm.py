@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
 from saten_exporters.forms.storage import STORAGES, Storage
-from saten_exporters.quantize import pack_nibbles, quantize_int4, quantize_int8
+from saten_exporters.quantize import pack_codes, quantize_int4, quantize_int8
 
 __all__ = ["nofm_linear", "nofm_linear_int4"]
 
@@ -142,7 +142,7 @@ def nofm_linear_int4() -> Form:
     def pack(parts: LayerParts) -> Weights:
         codes, scale = quantize_int4(parts.values, axis=1)
         stream = (codes + 8).astype(np.uint8).reshape(-1)
-        nibbles = pack_nibbles(np.pad(stream, (0, stream.size % 2)))
+        nibbles = pack_codes(np.pad(stream, (0, stream.size % 2)), 4)
         return _packed(parts, {"nibbles": nibbles, "scale": scale[:, 0]})
 
     return Form(

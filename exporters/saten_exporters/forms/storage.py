@@ -20,7 +20,7 @@ from saten_exporters.quantize import (
     Precision,
     as_fp16,
     as_fp32,
-    pack_nibbles,
+    pack_codes,
     quantize_blocks,
     quantize_int8,
     quantize_offsets,
@@ -31,10 +31,10 @@ __all__ = ["OFFSETS", "STORAGES", "Storage"]
 Array = NDArray[Any]
 Packed = tuple[Array, ...]
 
-# Up to so many rows of x, MatMulNBits with 8-bit activations reads 4-bit weights fastest. With more rows of few inputs,
-# float32 activations do: 48 → 3072, 128 rows, one thread of an x86-64 server: 0.39 ms, not 0.86. From 128 inputs on
-# they gain a tenth at most, and a decoder's token, a single row, pays for it: 576 → 3072: 0.16 ms, not 0.065.
-FEW_ROWS, FEW_INPUTS = 8, 128
+# Products of fewer inputs take x in float32 where a target says so: 48 → 3072 in 4 bits, 128 rows, one thread of an
+# x86-64 server: 0.39 ms, not 0.86. From 128 inputs on that gains a tenth at most, and a decoder's token, a single row,
+# pays for it: 576 → 3072: 0.16 ms, not 0.065.
+FEW_INPUTS = 128
 FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4
 
 
@@ -81,8 +81,9 @@ class Storage:
         return self.by_rows.format(x=x, y=y, w=w, s=s)
 
     def whole_blocks(self, width: int) -> int:
-        """`width`, or the next larger number of whole blocks."""
-        return width + (-width % self.precision.block if self.precision.block else 0)
+        """`width` inputs of a product, or the next larger number of whole blocks of it."""
+        block = self.precision.for_inputs(width).block
+        return width + (-width % block if block else 0)
 
     def look_up(self, x: str, y: str, w: str, s: str = "") -> str:
         """Text of y = the rows x of a table."""
@@ -109,13 +110,20 @@ class Storage:
         """Names of the attributes that products by `matrices` refer to."""
         return (*(f"{name}_{side}" for name in matrices for side in SIDES), "level") if self.sized else ()
 
-    def sizes(self, matrices: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, int]:
-        """The attributes' values for `matrices`, name → (in, out), where `rows` of x are expected."""
-        few = any(inputs < FEW_INPUTS for inputs, *_ in matrices.values())
-        exact = self.precision.bits < 8 and rows > FEW_ROWS and few
-        level = FLOAT_ACTIVATIONS if exact else INT8_ACTIVATIONS
-        values = (*(size for shape in matrices.values() for size in shape), level)
-        return dict(zip(self.attributes(*matrices), values, strict=True)) if self.sized else {}
+    def sizes(self, matrices: Mapping[str, tuple[int, int]], floats: bool, *, table: bool = False) -> dict[str, int]:
+        """The attributes' values for `matrices`, name → (in, out).
+
+        floats: whether products of 4-bit weights with few inputs take activations in float32. table: the matrices are
+        stored as tables.
+        """
+        if not self.sized:
+            return {}
+        few = any(inputs < FEW_INPUTS for inputs, _ in matrices.values())
+        level = FLOAT_ACTIVATIONS if floats and few and self.precision.bits == 4 else INT8_ACTIVATIONS
+        stored = [self.precision if table else self.precision.for_inputs(inputs) for inputs, _ in matrices.values()]
+        sizes = ((*shape, how.block) for shape, how in zip(matrices.values(), stored, strict=True))
+        values = (*(size for each in sizes for size in each), level)
+        return dict(zip(self.attributes(*matrices), values, strict=True))
 
     def widened(self, table: Array) -> Array:
         """`table`, with zeros behind its last axis up to a width that `multiple` divides."""
@@ -123,7 +131,7 @@ class Storage:
         return np.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, missing)])
 
 
-SIDES = ("in", "out")
+SIDES = ("in", "out", "block")
 
 # A weight that ONNX Runtime takes to depend on x: it would decode a constant once at load, and keep the result, several
 # times as large. The shape is the weight's own, plus the smaller of x's first size and 0.
@@ -180,14 +188,13 @@ def _blockwise(precision: Precision) -> Storage:
     """
     bits, block = precision.bits, precision.block
     how = f"bits = {bits}, block_size = {block}"
-    columns, rows, blocks = _block_packers(bits, block)
+    columns, rows, blocks = _block_packers(precision)
     return Storage(
         precision,
         product=f"""
-        {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
-            accuracy_level: int = @level> ({{x}}, {{w}}, {{s}})""",
+        {{y}} = com.microsoft.MatMulNBits <{_sizes(bits)}> ({{x}}, {{w}}, {{s}})""",
         turned=_turned_blocks(how),
-        by_rows=_blocks_by_rows(how, block * bits // 8, zero=0x88 if bits == 4 else 0x80),
+        by_rows=_blocks_by_rows(precision),
         lookup=f"""
         {{y}} = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 1, {how}> ({{w}}, {{x}}, {{s}})""",
         numbers=_block_numbers(how),
@@ -200,19 +207,27 @@ def _blockwise(precision: Precision) -> Storage:
     )
 
 
+def _sizes(bits: int) -> str:
+    """The attributes of a product by {w}."""
+    return (
+        f"K: int = @{{w}}_in, N: int = @{{w}}_out, bits = {bits}, block_size: int = @{{w}}_block, "
+        "accuracy_level: int = @level"
+    )
+
+
 def _block_packers(
-    bits: int, block: int
+    precision: Precision,
 ) -> tuple[Callable[[Array], Packed], Callable[[Array], Packed], Callable[[Array], Packed]]:
     """Pack a matrix by its columns, a table by its rows, and a batch of blocks."""
-    packed: Callable[[Array], Array] = pack_nibbles if bits == 4 else lambda codes: codes
+    bits = precision.bits
 
     def columns(matrix: Array) -> Packed:
-        codes, scale = quantize_blocks(matrix.T, bits, block)
-        return packed(codes), scale.reshape(-1)
+        codes, scale = quantize_blocks(matrix.T, bits, precision.for_inputs(len(matrix)).block)
+        return pack_codes(codes, bits), scale.reshape(-1)
 
     def rows(table: Array) -> Packed:
-        codes, scale = quantize_blocks(table, bits, block)
-        return packed(codes).reshape(len(table), -1)[:, : table.shape[1] * bits // 8], scale
+        codes, scale = quantize_blocks(table, bits, precision.block)
+        return pack_codes(codes, bits).reshape(len(table), -1)[:, : table.shape[1] * bits // 8], scale
 
     def blocks(values: Array) -> Packed:
         codes, scale = rows(values.reshape(-1, values.shape[2]))
@@ -222,22 +237,29 @@ def _block_packers(
 
 
 def _turned_blocks(how: str) -> str:
+    """Each block is read as a row of its own, which may be narrower than the blocks of `how`."""
     return f"""
         {{y}}_first = Constant <value_ints = [0]> ()
         {{y}}_one = Constant <value_ints = [1]> ()
         {{y}}_rest = Constant <value_ints = [-1]> ()
         {{y}}_count = Shape <start = 0, end = 1> ({{w}})
-        {{y}}_lines = Concat <axis = 0> ({{y}}_one, {{y}}_count, {{y}}_rest)
+        {{y}}_bytes = Shape <start = 2, end = 3> ({{w}})
+        {{y}}_lines = Concat <axis = 0> ({{y}}_one, {{y}}_rest, {{y}}_bytes)
         {{y}}_codes = Reshape ({{w}}, {{y}}_lines)
-        {{y}}_scale = Reshape ({{s}}, {{y}}_lines)
+        {{y}}_column = Concat <axis = 0> ({{y}}_one, {{y}}_rest, {{y}}_one)
+        {{y}}_scale = Reshape ({{s}}, {{y}}_column)
         {{y}}_numbers = com.microsoft.GatherBlockQuantized <gather_axis = 0, quantize_axis = 2, {how}> (
             {{y}}_codes, {{y}}_first, {{y}}_scale)
-        {{y}}_matrix = Squeeze ({{y}}_numbers, {{y}}_first)
+        {{y}}_shape = Concat <axis = 0> ({{y}}_count, {{y}}_rest)
+        {{y}}_matrix = Reshape ({{y}}_numbers, {{y}}_shape)
         {{y}} = MatMul ({{x}}, {{y}}_matrix)"""
 
 
-def _blocks_by_rows(how: str, stored: int, zero: int) -> str:
-    """stored: bytes of a block; zero: a byte of codes of zero, which fills the last block of a row."""
+def _blocks_by_rows(precision: Precision) -> str:
+    """The last block of a row is filled up with codes of zero."""
+    bits = precision.bits
+    stored = precision.block * bits // 8  # bytes of a block
+    zero = sum(1 << k for k in range(bits - 1, 8, bits))  # a byte of codes of zero
     return f"""
         {{y}}_start = Constant <value_ints = [0, 0, 0]> ()
         {{y}}_block = Constant <value_ints = [{stored}]> ()
@@ -253,8 +275,7 @@ def _blocks_by_rows(how: str, stored: int, zero: int) -> str:
         {{y}}_shape = Concat <axis = 0> ({{y}}_rows, {{y}}_blocks, {{y}}_block)
         {{y}}_codes = Reshape ({{y}}_padded, {{y}}_shape)
         {{y}}_scale = Reshape ({{s}}, {{y}}_rest)
-        {{y}} = com.microsoft.MatMulNBits <K: int = @{{w}}_in, N: int = @{{w}}_out, {how},
-            accuracy_level: int = @level> ({{x}}, {{y}}_codes, {{y}}_scale)"""
+        {{y}} = com.microsoft.MatMulNBits <{_sizes(bits)}> ({{x}}, {{y}}_codes, {{y}}_scale)"""
 
 
 def _block_numbers(how: str) -> str:
@@ -344,8 +365,7 @@ STORAGES = {
             pack_table=_int8_rows,
             pack_blocks=_int8_blocks,
         ),
-        _blockwise(PRECISIONS["int8-block"]),
-        _blockwise(PRECISIONS["int4"]),
+        *(_blockwise(precision) for precision in PRECISIONS.values() if precision.block),
     )
 }
 
@@ -353,16 +373,15 @@ STORAGES = {
 class _WithOffsets(Storage):
     """Products have the sums of each block of x behind x, and a sixteenth of these."""
 
-    def sizes(self, matrices: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, int]:
+    def sizes(self, matrices: Mapping[str, tuple[int, int]], floats: bool, *, table: bool = False) -> dict[str, int]:
         block = self.precision.block
-        return super().sizes(
-            {name: (shape[0] + 2 * shape[0] // block, *shape[1:]) for name, shape in matrices.items()}, rows
-        )
+        wide = {name: (inputs + 2 * inputs // block, outputs) for name, (inputs, outputs) in matrices.items()}
+        return super().sizes(wide, floats, table=table)
 
 
 def _offset_columns(matrix: Array) -> Packed:
     codes, scales = quantize_offsets(matrix.T, OFFSET_INT4.block)
-    return pack_nibbles(codes), scales.reshape(-1)
+    return pack_codes(codes, OFFSET_INT4.bits), scales.reshape(-1)
 
 
 # Dense products alone are stored so, where `has_offsets` says it; all else is as at int4.

@@ -49,8 +49,8 @@ def tt_linear(inputs: int, outputs: int, precision: str) -> Form:
             weights.update(zip(own, storage.pack_product(matrix), strict=True))
         return weights
 
-    def sizes(parts: LayerParts, rows: int) -> dict[str, int]:
-        return storage.sizes({name: m.shape for name, m in zip(names, _matrices(parts), strict=True)}, rows)
+    def sizes(parts: LayerParts, floats: bool) -> dict[str, int]:
+        return storage.sizes({name: m.shape for name, m in zip(names, _matrices(parts), strict=True)}, floats)
 
     return Form(
         f"TT{inputs}x{outputs}",

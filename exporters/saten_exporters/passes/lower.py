@@ -47,6 +47,7 @@ class LowerPass(ir.passes.InPlacePass):
     ) -> None:
         super().__init__()
         self.parts, self.settings, self.mixed, self.prices = parts, settings, mixed, prices
+        self.floats = TARGETS[settings.target].floats_at(settings.rows)
         self.layers: list[Layer] = []
         self.otherwise: dict[str, str] = {}
 
@@ -86,7 +87,7 @@ class LowerPass(ir.passes.InPlacePass):
         inputs = [node.inputs[0], *weights, *([after.bias] if after else [])]
         whole = followed_by(form, after.name) if after else form
         add_functions(model, whole)
-        call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.settings.rows), name)
+        call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.floats), name)
         if after:
             model.graph.remove(node, safe=True)
         return whole

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from saten_exporters.choice.settings import ExportSettings
+from saten_exporters.choice.targets import TARGETS
 from saten_exporters.forms import DENSE_FORMS, OFFSETS, STORAGES, Storage
 from saten_exporters.passes.calls import add_functions, call, expand_dense
 from saten_exporters.passes.initializers import constant
@@ -30,6 +31,7 @@ class QuantizeDensePass(ir.passes.InPlacePass):
     def __init__(self, settings: ExportSettings, mixed: Mixed = ALIKE) -> None:
         super().__init__()
         self.settings, self.mixed = settings, mixed
+        self.floats = TARGETS[settings.target].floats_at(settings.rows)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Store every dense weight of the main graph anew."""
@@ -58,7 +60,7 @@ class QuantizeDensePass(ir.passes.InPlacePass):
             constant(model, f"{weight.name}.{name}", array) for name, array in zip(form.inputs, packed, strict=True)
         ]
         shape = dense.shape[::-1] if kind == "head" else dense.shape
-        sizes = storage.sizes({form.inputs[0]: shape}, self.settings.rows) if form.attributes else {}
+        sizes = storage.sizes({form.inputs[0]: shape}, self.floats, table=kind == "head") if form.attributes else {}
         add_functions(model, form)
         call(model, node, form, [x, *stored], sizes, node.name)
         return True

@@ -1,4 +1,4 @@
-"""Layers that a precision costs too much: int8 and int4 store these in blocks of 8 bits.
+"""Layers that a precision costs too much: int8, int4 and int2 store these in blocks of 8 bits.
 
 A product of int8 rounds all activations of a text by one scale. In language models the first token and a few channels
 are a hundred times as large as all others, which then keep a few of 256 steps. In blocks each 64 activations of a token
@@ -8,7 +8,7 @@ What that costs is measured per layer on text: the squared change of its output 
 because a first token of a hundred times the size would hide that all others are lost. The worst layers are taken until
 the sum over the others is small. A head that shares its table counts as a layer, and takes the table with it.
 
-At int4 every layer loses about as much; but what a head loses nothing behind it evens out.
+Below 8 bits every layer loses about as much; but what a head loses nothing behind it evens out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from saten_exporters.exportable import Exportable
-from saten_exporters.quantize import PRECISIONS, quantize_blocks
+from saten_exporters.quantize import PRECISIONS, in_blocks
 from saten_exporters.tracing.layers import column_of, columns_of, layers_of, stored_name
 from saten_exporters.tracing.signatures import kind_of
 
@@ -34,7 +34,7 @@ BLOCKS = "int8-block"
 # repeats the loss at every token: SmolLM2-135M has 3.1 and loses 0.55 nats; with 0.2 left it loses 0.056, with 0.05
 # left 0.013.
 LARGEST_NOISE, LARGEST_NOISE_GENERATING = 0.15, 0.05
-# Nats that a head may lose at int4. That of SmolLM2-135M, which shares its table, loses 0.15.
+# Nats that a head may lose below 8 bits. At int4 that of SmolLM2-135M, which shares its table, loses 0.15.
 LARGEST_HEAD_LOSS = 0.02
 
 Inputs = Mapping[str, torch.Tensor]
@@ -62,7 +62,7 @@ ALIKE = Mixed()
 
 
 def mixed_layers(source: Exportable, precision: str, texts: Iterable[Inputs]) -> Mixed:
-    """The layers that int8 or int4 keeps in blocks of 8 bits, by what the model computes of texts, each alone.
+    """The layers that a precision keeps in blocks of 8 bits, by what the model computes of texts, each alone.
 
     Runs the model on every text, with two products in place of one; at other precisions, not at all.
     """
@@ -82,16 +82,19 @@ def _noisy(source: Exportable, layers: Mapping[str, Any], texts: Iterable[Inputs
     return worst(noise_of(source.model, layers, texts), largest)
 
 
-def _coarse_heads(source: Exportable, layers: Mapping[str, Any], texts: Iterable[Inputs]) -> list[str]:
+def _coarse_heads(precision: str, source: Exportable, layers: Mapping[str, Any], texts: Iterable[Inputs]) -> list[str]:
     tables = {id(module.weight) for module in source.model.modules() if isinstance(module, torch.nn.Embedding)}
     heads = {name: layer for name, layer in layers.items() if id(getattr(layer, "weight", None)) in tables}
-    losses = head_losses(source.model, heads, texts) if heads else {}
+    losses = head_losses(source.model, heads, texts, precision) if heads else {}
     return [name for name, loss in losses.items() if loss > LARGEST_HEAD_LOSS]
 
 
-def head_losses(model: Any, heads: Mapping[str, Any], texts: Iterable[Inputs]) -> dict[str, float]:
-    """KL divergence in nats, the mean over tokens, of what heads give with weights at int4 from what they give."""
-    rounded = {name: torch.from_numpy(_at_int4(head.weight.detach().numpy())) for name, head in heads.items()}
+def head_losses(
+    model: Any, heads: Mapping[str, Any], texts: Iterable[Inputs], precision: str = "int4"
+) -> dict[str, float]:
+    """KL divergence in nats, the mean over tokens, of what heads give with weights in blocks from what they give."""
+    how = PRECISIONS[precision]
+    rounded = {name: torch.from_numpy(in_blocks(head.weight.detach().numpy(), how)) for name, head in heads.items()}
 
     def loss(name: str, head: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         moved = torch.nn.functional.linear(x, rounded[name], head.bias).log_softmax(-1)
@@ -100,15 +103,12 @@ def head_losses(model: Any, heads: Mapping[str, Any], texts: Iterable[Inputs]) -
     return _means(model, heads, texts, loss)
 
 
-def _at_int4(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    codes, scales = quantize_blocks(weights, 4, PRECISIONS["int4"].block)
-    numbers = (codes.astype(np.float32) - 8) * scales[..., None]
-    return np.ascontiguousarray(numbers.reshape(len(weights), -1)[:, : weights.shape[1]])
-
-
 Choice = Callable[[Exportable, Mapping[str, Any], Iterable[Inputs]], list[str]]
 # precision → the layers that it keeps in blocks of 8 bits
-CHOICES: dict[str, Choice] = {"int8": _noisy, "int4": _coarse_heads}
+CHOICES: dict[str, Choice] = {
+    "int8": _noisy,
+    **{name: partial(_coarse_heads, name) for name, how in PRECISIONS.items() if how.bits < 8},
+}
 
 
 def noise_of(model: Any, layers: Mapping[str, Any], texts: Iterable[Inputs]) -> dict[str, float]:

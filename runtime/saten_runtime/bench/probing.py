@@ -43,6 +43,7 @@ __all__ = [
     "Probes",
     "ProbingResult",
     "device_facts",
+    "few",
     "read_probing",
     "time_probes",
 ]
@@ -150,7 +151,7 @@ def time_probes(archive: Path, *, rounds: int = _ROUNDS, limit_s: float = _LIMIT
         SCHEMA_VERSION,
         sha256_file(archive),
         facts,
-        Verdict(verdict.valid, _few(verdict.reasons)),
+        Verdict(verdict.valid, few(verdict.reasons)),
         idle_ns,
         [each for each in times if each.probe != IDLE],
     )
@@ -190,7 +191,8 @@ def _time(name: str, rows: int, found: list[list[int]]) -> ProbeTime:
     return ProbeTime(name, rows, len(every), summarize(every).p50)
 
 
-def _few(reasons: list[str]) -> list[str]:
+def few(reasons: list[str]) -> list[str]:
+    """The first of the reasons, and how many more there are: thousands of cells may have one each."""
     more = len(reasons) - _MOST_REASONS
     return [*reasons[:_MOST_REASONS], *([f"and {more} more of the kind"] if more > 0 else [])]
 

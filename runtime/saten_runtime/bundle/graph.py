@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ _BITS = {  # TensorProto.DataType: bits per element; strings (8) have none
 _MODEL = {"ir_version": 1, "graph": 7, "opset_import": 8, "training_info": 20, "functions": 25}
 _GRAPH = {"node": 1, "initializer": 5, "sparse_initializer": 15}
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OP_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 3, 4, 5, 7
+_ATTRIBUTE = {"name": 1, "i": 3}
 _TENSOR_ATTRIBUTES, _GRAPH_ATTRIBUTES, _SPARSE_ATTRIBUTES = (5, 10), (6, 11), (22, 23)
 _TENSOR = {"dims": 1, "data_type": 2, "name": 8, "external_data": 13, "data_location": 14}
 _ENTRY = {"key": 1, "value": 2}
@@ -59,13 +60,14 @@ _FUNCTION = {"name": 1, "node": 7, "domain": 10}
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the main graph: its operator, and the names of itself, its inputs and its outputs."""
+    """One node of the main graph: its operator, the names of itself, its inputs and its outputs, its whole numbers."""
 
     name: str
     domain: str
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    integers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class _Reader:
     def _node(self, part: tuple[int, int], body: _Body, depth: int) -> Node:
         content = self._content
         inputs, outputs, name, op_type, domain = [], [], "", "", ""
+        integers: dict[str, int] = {}
         for number, wire, start, end in fields(content, *part):
             if wire != BYTES:
                 continue
@@ -187,7 +190,7 @@ class _Reader:
             elif number == _NODE_OP_TYPE:
                 op_type = content[start:end].decode()
             elif number == _NODE_ATTRIBUTE:
-                self._attribute((start, end), body, depth)
+                integers.update(self._attribute((start, end), body, depth))
             elif number == _NODE_DOMAIN:
                 domain = content[start:end].decode()
         if domain not in self._domains:
@@ -197,10 +200,12 @@ class _Reader:
                 "an operator of another domain runs a stranger's library"
             )
         body.calls.append((domain, op_type))
-        return Node(name, domain, op_type, tuple(inputs), tuple(outputs))
+        return Node(name, domain, op_type, tuple(inputs), tuple(outputs), integers)
 
-    def _attribute(self, part: tuple[int, int], body: _Body, depth: int) -> None:
-        for number, wire, start, end in fields(self._content, *part):
+    def _attribute(self, part: tuple[int, int], body: _Body, depth: int) -> dict[str, int]:
+        """Check what it holds; its name and number, where it is a whole one that is not negative."""
+        found = self._fields(part)
+        for number, wire, start, end in found:
             if wire != BYTES:
                 continue
             if number in _TENSOR_ATTRIBUTES:
@@ -209,6 +214,9 @@ class _Reader:
                 self._graph((start, end), body, depth + 1)
             elif number in _SPARSE_ATTRIBUTES:
                 raise self._refusal("holds a sparse tensor")
+        name = "".join(self._text(text) for text in _named(found, _ATTRIBUTE["name"]))
+        whole = list(_numbers(found, _ATTRIBUTE["i"]))
+        return {name: whole[-1]} if whole else {}
 
     def _tensor(self, part: tuple[int, int]) -> tuple[str, Tensor]:
         name, data_type, dims, external, is_external = "", 0, [], [], False

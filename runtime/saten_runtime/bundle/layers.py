@@ -21,6 +21,7 @@ _PRODUCTS = {
 }
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _ON_BLOCKS = {"MatMulNBits", "GatherBlockQuantized"}
+_PACKED = {2: 4, 4: 2, 8: 1}  # bits of a code → codes in a byte
 # What the exporter calls the parts of a matrix stored in fewer bits.
 _CODES, _SCALE = ".codes", ".scale"
 _ON_THE_WAY = {"Reshape", "Cast"}
@@ -41,7 +42,7 @@ def layers_of(bundle: Bundle) -> list[Layer]:
     for node in graph.nodes:
         if node.op_type not in _PRODUCTS and node.op_type not in _LOOKUPS:
             continue
-        packed = 2 if node.op_type in _ON_BLOCKS and bundle.manifest.precision == "int4" else 1
+        packed = _PACKED.get(node.integers.get("bits", 4), 1) if node.op_type in _ON_BLOCKS else 1
         for name in (origins.get(value, value) for value in node.inputs):
             tensor, layer = graph.initializers.get(name), name.removesuffix(_CODES)
             if tensor is None or len(tensor.shape) < 2 or name.endswith(_SCALE):

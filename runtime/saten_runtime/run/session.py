@@ -15,9 +15,12 @@ from saten_runtime.run.kernels import register
 from saten_runtime.run.memory_modes import MEMORY_MODES, MemoryMode
 from saten_runtime.run.products import exact_entries
 
-__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "session_entries", "session_options"]
+__all__ = ["OPTIMIZED_FILE", "make_session", "ort_errors", "refuse_older", "session_entries", "session_options"]
 
 OPTIMIZED_FILE = "optimized.onnx"
+# What decides which of ONNX Runtime's kernels multiply by 2, 4 and 8 bits in blocks. These are its defaults, said so
+# that a benchmark records them: lookup tables (LUT) take no less time than its other kernel of 2 bits.
+_BLOCK_PRODUCTS = {"mlas.disable_kleidiai": "0", "mlas.qnbit.force_fp32": "0", "mlas.use_lut_gemm": "0"}
 
 
 # What ONNX Runtime says when the file is sound but this build of it cannot run it.
@@ -61,7 +64,7 @@ def make_session(
         raise UsageError(f"threads {threads}: must be at least 1")
     import onnxruntime
 
-    _check_version(bundle, onnxruntime.__version__)
+    refuse_older(str(bundle.path), bundle.manifest.smallest_onnxruntime, onnxruntime.__version__)
     options = session_options(threads, MEMORY_MODES[memory])
     register(options)
     if not optimized:
@@ -98,6 +101,7 @@ def session_entries(mode: MemoryMode) -> dict[str, str]:
     return {
         "session.disable_prepacking": "0" if mode.prepacking else "1",
         "session.intra_op.allow_spinning": "0",
+        **_BLOCK_PRODUCTS,
         **exact_entries(),
     }
 
@@ -128,12 +132,16 @@ def _profile_into(folder: Path, options: Any) -> None:
     options.add_session_config_entry(f"{weights}_min_size_in_bytes", "1024")
 
 
-def _check_version(bundle: Bundle, installed: str) -> None:
-    smallest = bundle.manifest.smallest_onnxruntime
+def refuse_older(what: str, smallest: str, installed: str) -> None:
+    """Refuse an ONNX Runtime that is older than what is to run needs; both are "major.minor" and perhaps more.
+
+    Raises:
+        RuntimeMismatch: it is.
+        BundleError: one of them is no version.
+    """
     if _major_minor(installed) < _major_minor(smallest):
         raise RuntimeMismatch(
-            f"{bundle.path}: needs onnxruntime {smallest} or newer, found {installed}; "
-            f"pip install 'onnxruntime>={smallest}'"
+            f"{what}: needs onnxruntime {smallest} or newer, found {installed}; pip install 'onnxruntime>={smallest}'"
         )
 
 

@@ -64,7 +64,7 @@ def test_an_output_that_exists(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int2"}, "--precision int2: there are fp32, fp16, int8, int8-block, int4"),
+        ({"precision": "int3"}, "--precision int3: there are fp32, fp16, int8, int8-block, int4, int4-128, int2"),
         ({"target": "moon"}, "--target moon: there are x86-64, "),
     ],
 )

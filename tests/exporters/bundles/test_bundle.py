@@ -12,6 +12,7 @@ import pytest
 
 from saten_edge.checkpoints.models import LoadedModel
 from saten_exporters import PRECISIONS, TARGETS, rounding_bound
+from saten_exporters.quantize import STORED
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.layers import layers_of
 from saten_runtime.records.files import sha256_file
@@ -22,6 +23,9 @@ from saten_runtime.vocabulary.operators import DOMAIN
 BUNDLES = [(model, precision) for model in ("dense", "saten", "unstructured") for precision in PRECISIONS]
 CASES = {"single": (1, 1), "short": (1, 7), "padded": (2, 16), "ragged": (3, 33)}
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+# Random weights make the most of every rounding; that of trained ones is what `--max-loss` refuses.
+LEAST_COSINE = {"int4-128": 0.85, "int2": 0.3}
 
 BundleOf = Callable[[str, str], Bundle]
 
@@ -53,7 +57,7 @@ def test_the_manifest(model: str, precision: str, bundle_of: BundleOf, loaded_ti
     assert set(manifest.inputs) == INPUTS
     assert manifest.outputs == ["last_hidden_state"]
     assert (manifest.opset, manifest.ir_version) == (18, 10)
-    assert manifest.smallest_onnxruntime == TARGETS["x86-64"].smallest_onnxruntime
+    assert manifest.smallest_onnxruntime == TARGETS["x86-64"].smallest_for(STORED[precision])
     assert manifest.tokenizer.max_length == source.max_length
     assert manifest.tokenizer.pad_id == source.tokenizer.pad_token_id
     assert manifest.postprocess == source.postprocess
@@ -129,6 +133,8 @@ TYPES = {
     "int8": ir.DataType.INT8,
     "int8-block": ir.DataType.UINT8,
     "int4": ir.DataType.UINT8,
+    "int4-128": ir.DataType.UINT8,
+    "int2": ir.DataType.UINT8,
 }
 
 
@@ -139,7 +145,7 @@ def test_dense_layers_are_in_the_graph(precision: str, bundle_of: BundleOf) -> N
     weights = list(ir.load(bundle.model).graph.initializers.values())
     kinds = {value.dtype for value in weights if value.const_value.size >= 4096}
     sizes = [value.const_value.size for value in weights if value.dtype == TYPES[precision]]
-    smallest = 4096 // (2 if precision == "int4" else 1)  # two codes in a byte
+    smallest = 4096 // max(1, 8 // STORED[precision].bits)  # codes in a byte
     assert sum(size >= smallest for size in sizes) == 2 * 4 + 2  # queries, keys and values are one product; two tables
     assert kinds == {TYPES[precision]}
 
@@ -154,7 +160,7 @@ def test_the_report(model: str, precision: str, bundle_of: BundleOf) -> None:
         assert tuple(row["shape"][:2]) == CASES[row["case"]]
         assert row["bound"] == bound
         assert 0 < row["relative_error"] <= bound
-        assert row["cosine"] > 0.9
+        assert row["cosine"] > LEAST_COSINE.get(precision, 0.9)
     assert [row.to_json() for row in check_parity(bundle)] == rows
 
 
@@ -180,6 +186,9 @@ def test_fp32_and_int8_carry_the_same_cases(bundle_of: BundleOf) -> None:
 def test_the_card(model: str, precision: str, bundle_of: BundleOf) -> None:
     bundle = bundle_of(model, precision)
     card = (bundle.path / "README.md").read_text()
+    smallest = "1.29" if precision == "int2" else "1.23"
+    assert bundle.manifest.smallest_onnxruntime == smallest
+    assert f"for ONNX Runtime ≥ {smallest}." in card
     assert bundle.manifest.session_entries == ({"session.x64quantprecision": "1"} if precision == "int8" else {})
     assert ("the entry `session.x64quantprecision` = `1`" in card) is (precision == "int8")
     head, title = card.split("---\n")[1:3]

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from form_oracle import (
+    BY_STEPS,
     MANY_ROWS,
     OF_OUTPUTS,
     SHAPES,
@@ -24,7 +25,6 @@ from form_oracle import (
 
 from saten_exporters import LayerParts
 from saten_exporters.forms import LOWERINGS, Form
-from saten_exporters.quantize import PRECISIONS
 
 MakeParts = Callable[..., LayerParts]
 OneForm = Callable[[Form, LayerParts], ir.Model]
@@ -85,7 +85,7 @@ def chain_bound(x: Array, parts: LayerParts, precision: str, rows_expected: int 
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 @pytest.mark.parametrize("name", TRAINS)
 def test_a_chain_of_cores_computes_what_its_train_does(
     name: str, precision: str, optimized: bool, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
@@ -125,7 +125,7 @@ def test_a_damaged_core_is_seen(
                 assert not same(got, expected, bound), (side, k)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 def test_a_chain_with_a_residual(precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt) -> None:
     parts = make_train(make_parts, "two and two", "grouped")
     form = LOWERINGS["tt-chain"].form(parts, precision)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from form_oracle import (
     BOUNDS,
+    BY_STEPS,
     LAYERS,
     MANY_ROWS,
     OF_OUTPUTS,
@@ -38,7 +39,6 @@ from form_oracle import (
 
 from saten_exporters import LayerParts
 from saten_exporters.forms import DENSE_FORMS, RESIDUAL_FORMS, TRAIN_FORMS, Form, form_of
-from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 
 MakeParts = Callable[..., LayerParts]
@@ -140,7 +140,7 @@ def test_the_rows_of_a_table(
         assert not got[0, 3].any()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 def test_a_table_too_long_for_two_byte_slots(
     precision: str, make_parts: MakeParts, one_form: OneForm, run_ort: RunOrt
 ) -> None:

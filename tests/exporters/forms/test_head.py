@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from form_oracle import BY_STEPS
 
 from saten_exporters import LayerParts
 from saten_exporters.choice.settings import ExportSettings
@@ -118,7 +119,7 @@ def test_every_form_of_a_table_has_a_head() -> None:
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["plain", "optimized"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_head_multiplies_by_the_table(
     layout: str | None,
@@ -144,7 +145,7 @@ def test_a_head_multiplies_by_the_table(
     assert not (np.abs(expected) <= bound).all()  # zeros would be seen
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("without", ["train", "residual"])
 def test_each_part_is_seen(
@@ -165,7 +166,7 @@ def test_each_part_is_seen(
     assert not (np.abs(y - wanted(feeds["x"], parts)) <= allowed(feeds["x"], parts, precision)).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", BY_STEPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_weights_are_stored_once_and_never_as_a_dense_matrix(
     layout: str | None,

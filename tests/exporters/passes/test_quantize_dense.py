@@ -253,6 +253,19 @@ def test_only_many_rows_of_few_inputs_stay_float32_at_int4(
     assert product.attributes.get_int("accuracy_level", -1) == level
 
 
+@pytest.mark.parametrize("precision", ["int4", "int4-128"])
+@pytest.mark.parametrize(
+    ("target", "level"), [("x86-64", 0), ("web", 0), ("arm64", 4), ("arm64+kernels", 4), ("mobile", 4)]
+)
+def test_on_arm_activations_have_8_bits_at_any_number_of_rows(
+    target: str, level: int, precision: str, parse_model: Parse
+) -> None:
+    model = parse_model(LINEAR, w=weight(64, 96))
+    assert QuantizeDensePass(ExportSettings(precision, target, rows=128))(model).modified
+    (product,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
+    assert product.attributes.get_int("accuracy_level", -1) == level
+
+
 @pytest.mark.parametrize("precision", OPERATORS)
 def test_a_table_at(precision: str, parse_model: Parse, run_ort: RunOrt) -> None:
     w, x = weight(100, 48), np.array([[0, 99, 7], [50, 0, 99]])

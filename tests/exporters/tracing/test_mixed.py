@@ -95,14 +95,15 @@ def test_a_head_takes_its_table_with_it(make_tiny: Callable[..., Path], tmp_path
     assert (products(bundle)["MatMulNBits"], lookups["GatherBlockQuantized"]) == (1, 1)
 
 
+@pytest.mark.parametrize("precision", ["int4", "int4-128", "int2"])
 @pytest.mark.parametrize(("scale", "chosen"), [(30.0, ("lm_head",)), (0.01, ())], ids=["sharp", "flat"])
-def test_int4_keeps_a_head_that_it_costs_much(
-    scale: float, chosen: tuple[str, ...], make_tiny: Callable[..., Path]
+def test_a_head_is_kept_that_fewer_bits_cost_much(
+    scale: float, chosen: tuple[str, ...], precision: str, make_tiny: Callable[..., Path]
 ) -> None:
     loaded = load_model(make_tiny("qwen2", "text-generation"))
     with torch.no_grad():
         loaded.model.model.norm.weight *= scale  # distributions of one token, or of all alike
-    assert chosen_at("int4", loaded) == chosen
+    assert chosen_at(precision, loaded) == chosen
 
 
 def test_what_a_head_loses_is_the_divergence_of_its_distributions() -> None:

@@ -30,6 +30,8 @@ def test_options_reach_onnxruntime(tiny: Path) -> None:
         assert not options.enable_mem_pattern
         assert options.get_session_config_entry("session.disable_prepacking") == str(int(not mode.prepacking))
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        for key in ("mlas.disable_kleidiai", "mlas.qnbit.force_fp32", "mlas.use_lut_gemm"):
+            assert options.get_session_config_entry(key) == session_entries(mode)[key] == "0"
 
 
 @pytest.mark.parametrize("needed", [{}, {"session.x64quantprecision": "1"}])

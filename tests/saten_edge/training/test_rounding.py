@@ -28,6 +28,8 @@ CELLS = [
     ("tiny_saten", "int8"),
     ("tiny_saten", "int8-block"),
     ("tiny_saten", "int4"),
+    ("tiny_saten", "int4-128"),
+    ("tiny_saten", "int2"),
     ("tiny_saten_unstructured", "int4"),
     ("tiny_saten_n_of_m", "int8"),
     ("tiny_saten_n_of_m", "int4"),
@@ -42,9 +44,10 @@ def decoded(name: str, matrix: np.ndarray) -> np.ndarray:
         return codes.astype(np.float32)
     if not storage.precision.block:
         return codes.astype(np.float32) * scales[0]
-    if storage.precision.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=-1).reshape(*codes.shape[:-1], -1)
-    zero = 1 << (storage.precision.bits - 1)
+    bits = storage.precision.bits
+    places = range(0, 8, bits)
+    codes = np.stack([codes >> place & (2**bits - 1) for place in places], axis=-1).reshape(*codes.shape[:-1], -1)
+    zero = 1 << (bits - 1)
     blocks = (codes.astype(np.float32) - zero) * scales[0].reshape(*codes.shape[:2], 1)
     return blocks.reshape(len(codes), -1)[:, : matrix.shape[0]].T
 
@@ -52,7 +55,7 @@ def decoded(name: str, matrix: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", COARSE)
 def test_a_matrix_is_rounded_as_it_is_stored(name):
     matrix = np.random.default_rng(3).standard_normal((77, 40)).astype(np.float32)
-    got = round_along(torch.from_numpy(matrix), 0, PRECISIONS[name]).numpy()
+    got = round_along(torch.from_numpy(matrix), 0, PRECISIONS[name].for_inputs(77)).numpy()
     # a value in the middle between two codes may go either way in float32, so up to one rounding error apart
     np.testing.assert_allclose(got, decoded(name, matrix), rtol=4 * np.finfo(np.float32).eps)
     assert np.abs(got - matrix).max() > 0
@@ -70,7 +73,7 @@ def test_activations_are_rounded_per_text_and_zero_stays_zero():
     assert not torch.allclose(together[0], got[0], atol=float(steps[0]) / 4)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int2"])
 def test_the_gradient_passes_as_if_nothing_were_rounded(name):
     weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
     round_along(weight, 0, PRECISIONS[name]).square().sum().backward()
