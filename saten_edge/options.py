@@ -26,6 +26,7 @@ __all__ = [
     "ExportOptions",
     "FinetuneOptions",
     "OptimizeOptions",
+    "PageOptions",
     "PhoneOptions",
 ]
 
@@ -220,6 +221,16 @@ class PhoneOptions:
     reference: Path | None = option(
         None, "Bundle, one of those measured, whose embeddings are the measure of the others"
     )
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Where a page listens; the keywords of `saten_edge.phone.Address`, whose `host` must be known."""
+
+    host: str | None = option(None, "Address to listen on; by default this machine's in the local network")
+    port: int = option(0, "Port to listen on; 0 takes any free one", low=0, high=65535)
+    certificate: Path | None = option(None, "PEM file of a certificate, for https; needs --key")
+    key: Path | None = option(None, "PEM file of the certificate's key")
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from saten_edge.cli.options import Output, Overwrite
+from saten_edge.cli.phone import page_address
 from saten_edge.cli.printing import show, talk
 from saten_edge.devices.kernels import Shipment
+from saten_edge.options import PageOptions
 from saten_runtime.errors import InvalidRun, SatenError, UsageError
-from saten_runtime.options import Printing
+from saten_runtime.options import Printing, options_of
 from saten_runtime.records.files import refuse_existing
 
 if TYPE_CHECKING:
+    from saten_edge.console import Talk
     from saten_edge.devices.jobs import Job
     from saten_runtime.bench.results import Verdict
 
+    Priced = tuple[str, tuple[Path, Verdict]]  # of what, the file, and whether its times may be believed
+
 __all__ = ["android", "calibrate", "clean", "doctor", "refuse_on_devices", "run_on_devices"]
 
+_PAGE = "page"
 Url = Annotated[str, typer.Argument(metavar="DEVICE", help="ssh://[user@]host[:port][/folder], adb:SERIAL or local")]
 
 
@@ -44,8 +50,14 @@ def doctor(
 
 
 def calibrate(
-    url: Url,
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="DEVICE", help="ssh://[user@]host[:port][/folder], adb:SERIAL, local, or page: any browser"
+        ),
+    ],
     shipment: Shipment,
+    listening: PageOptions,
     printing: Printing,
     output: Annotated[
         Path | None,
@@ -54,17 +66,44 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists")] = False,
 ) -> None:
     """Measure on a device the prices that export chooses forms by; takes up to three minutes."""
+    if output is not None and not overwrite:
+        refuse_existing(output)
+    measure = _page_prices if url == _PAGE else _device_prices
+    label, (path, verdict) = measure(url, output, shipment, listening, talk(printing))
+    result = {"output": str(path), "valid": verdict.valid, "reasons": verdict.reasons}
+    show(result, lambda _: f"{path}: prices of {label}, {_words(verdict)}", printing)
+    if not verdict.valid:
+        raise InvalidRun("; ".join(verdict.reasons))
+
+
+def _device_prices(url: str, output: Path | None, shipment: Shipment, listening: PageOptions, told: Talk) -> Priced:
     from saten_edge.devices.calibrate import calibrate as measure
     from saten_edge.devices.transports import parse_devices
 
-    if output is not None and not overwrite:
-        refuse_existing(output)
+    _refuse_given(listening, f"only for {_PAGE}, which browsers open; leave it out")
     (device,) = parse_devices([url])
-    path, verdict = measure(device, output, talk(printing), shipment)
-    result = {"output": str(path), "valid": verdict.valid, "reasons": verdict.reasons}
-    show(result, lambda _: f"{path}: prices of {device.label}, {_words(verdict)}", printing)
-    if not verdict.valid:
-        raise InvalidRun("; ".join(verdict.reasons))
+    return device.label, measure(device, output, told, shipment)
+
+
+def _page_prices(url: str, output: Path | None, shipment: Shipment, listening: PageOptions, told: Talk) -> Priced:
+    from saten_edge.phone import prices, show_link
+
+    _refuse_given(shipment, f"nothing is sent to a {url} but the page; leave it out")
+    address = page_address(listening)
+    with told.stage("probes: write"):
+        job = prices.make_price_job()
+    return url, prices.calibrate_page(job, address, output, show_link, told)
+
+
+def _refuse_given(options: Shipment | PageOptions, why: str) -> None:
+    """Refuse options that a kind of device does not honour.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    for field, each in options_of(type(options)):
+        if getattr(options, field.name) != field.default:
+            raise UsageError(f"{each.flags[0]}: {why}")
 
 
 def _words(verdict: Verdict) -> str:

@@ -15,6 +15,7 @@ from saten_edge.devices.kernels import Shipment
 from saten_exporters.choice.fitting import fitted
 from saten_exporters.choice.prices import MeasuredOn, Rates, refuse_unfit, write_prices
 from saten_exporters.choice.probes import QUICK, Sizes, samples_of, write_probes
+from saten_exporters.choice.targets import Target, target_of
 from saten_runtime.bench.probing import ProbingResult, read_probing
 from saten_runtime.bench.results import Verdict
 from saten_runtime.errors import DeviceError
@@ -22,7 +23,7 @@ from saten_runtime.records.reader import RESULTS
 from saten_runtime.records.system import user_cache
 from saten_runtime.run.kernels import Kernels
 
-__all__ = ["calibrate", "known_prices", "measured_on", "prices_of"]
+__all__ = ["calibrate", "known_prices", "measured_on", "prices_of", "write_known"]
 
 _USUAL = Shipment()
 _ODD = re.compile(r"[^A-Za-z0-9_-]")
@@ -38,12 +39,10 @@ def calibrate(device: Device, output: Path | None, talk: Talk, shipment: Shipmen
         DeviceError: the device cannot be used, or was lost.
     """
     shipment.refuse_unused([device])
-    result, prices = _measured(device, QUICK, talk, shipment)
+    target = target_of(str(device_facts(device, talk, shipment).get("machine")))
+    result, prices = _measured(device, QUICK, target, talk, shipment)
     facts = measured_on(device.label, result.environment)
-    path = output or known_prices(facts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_prices(path, facts, result.verdict, prices)
-    return path, result.verdict
+    return write_known(output, facts, result.verdict, prices)
 
 
 def prices_of(device: Device, target: str, talk: Talk, *, emulated: bool = False) -> Path:
@@ -79,10 +78,22 @@ def measured_on(name: str, environment: Mapping[str, Any]) -> MeasuredOn:
     return RESULTS.read(MeasuredOn, {"name": name, **known, **own}, name)
 
 
-def _measured(device: Device, sizes: Sizes, talk: Talk, shipment: Shipment) -> tuple[ProbingResult, dict[str, Rates]]:
+def write_known(
+    output: Path | None, facts: MeasuredOn, verdict: Verdict, prices: Mapping[str, Rates]
+) -> tuple[Path, Verdict]:
+    """Write prices to a file, by default the one of `known_prices`; which, and the verdict."""
+    path = output or known_prices(facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_prices(path, facts, verdict, prices)
+    return path, verdict
+
+
+def _measured(
+    device: Device, sizes: Sizes, target: Target, talk: Talk, shipment: Shipment
+) -> tuple[ProbingResult, dict[str, Rates]]:
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "probes.zip"
         with talk.stage("probes: write"):
-            subjects = write_probes(archive, sizes)
+            subjects = write_probes(archive, sizes, target)
         result = read_probing(run_job(device, probing_job(archive, shipment), folder=None, talk=talk))
     return result, fitted([sample for _, sample in samples_of(subjects, result)])

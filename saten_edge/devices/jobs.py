@@ -177,14 +177,14 @@ def examine(device: Device, bundle: Path | None, talk: Talk, shipment: Shipment 
     return checks
 
 
-def device_facts(device: Device, talk: Talk) -> dict[str, Any]:
+def device_facts(device: Device, talk: Talk, shipment: Shipment = _USUAL) -> dict[str, Any]:
     """What `saten-run device` says of a device.
 
     Raises:
         DeviceError: the board cannot be used at all.
     """
     with Board(device, secrets.token_hex(8)) as board:
-        env = _deploy(board, device, Cargo([]), talk)
+        env = _deploy(board, device, Cargo([], shipment=shipment), talk)
         content = _said(board, env, "device", ["device", "--json"])
         board.forget()
     return parse_object(content, f"{device.label}: saten-run device", DeviceError, "run it again")

@@ -22,13 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from saten_edge.phone import ort
 from saten_edge.phone.connection import READ_DEADLINE_S, Allowance
-from saten_edge.phone.job import Job
-from saten_edge.phone.run import Mismatch, Run
-from saten_edge.phone.schema import MOST_BODY_BYTES, Answer, Bench, End, Post, parse_post
+from saten_edge.phone.received import Mismatch, Received
+from saten_edge.phone.schema import MOST_BODY_BYTES, Answer, Bench, End, Post, Prices, parse_post
 from saten_runtime.errors import SatenError
 from saten_runtime.serve.connection import read_body
 
-__all__ = ["HEADERS", "PAGE", "TOKEN_HEADER", "Desk", "make_app"]
+__all__ = ["HEADERS", "PAGE", "TOKEN_HEADER", "Desk", "Served", "make_app"]
 
 TOKEN_HEADER = "X-Saten-Token"  # noqa: S105 - the header's name
 
@@ -41,7 +40,10 @@ PAGE = {  # route -> (file in static/, media type)
     "/icon-512.png": ("icon-512.png", "image/png"),
     **{
         f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("app", "chart", "download", "measure", "offline", "server", "sha256", "tensors", "worker")
+        for name in (
+            *("app", "chart", "device", "download", "engine", "measure"),
+            *("offline", "prices", "server", "sha256", "tensors", "worker"),
+        )
     },
 }
 _ORT_TYPES = {".mjs": "text/javascript; charset=utf-8", ".wasm": "application/wasm"}
@@ -67,10 +69,23 @@ _CHUNK_BYTES = 1 << 18
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class Served(Protocol):
+    """What a page is given to do."""
+
+    @property
+    def threads(self) -> int:
+        """The most that it is asked to run with."""
+
+    def files(self) -> dict[str, Path | bytes]:
+        """Everything the page may download, by sha256: where it lies, or its content."""
+
+
 class Desk(Protocol):
     """Where the routes find the run that is open, and say that it ended."""
 
-    run: Run
+    @property
+    def run(self) -> Received:
+        """The run that is open."""
 
     def fetched(self, user_agent: str) -> None:
         """A page has asked for the job."""
@@ -79,7 +94,7 @@ class Desk(Protocol):
         """The run was closed by its page."""
 
 
-def make_app(job: Job, desk: Desk, hosts: list[str], allowance: Allowance | None = None) -> Starlette:
+def make_app(job: Served, desk: Desk, hosts: list[str], allowance: Allowance | None = None) -> Starlette:
     """The server's routes. hosts: names it may be called by; allowance: the usual one if left out.
 
     Raises:
@@ -93,6 +108,7 @@ def make_app(job: Job, desk: Desk, hosts: list[str], allowance: Allowance | None
         Route("/api/files/{sha256}", api.file),
         Route("/api/answer", api.receiver(Answer), methods=["POST"]),
         Route("/api/bench", api.receiver(Bench), methods=["POST"]),
+        Route("/api/prices", api.receiver(Prices), methods=["POST"]),
         Route("/api/end", api.receiver(End), methods=["POST"]),
     ]
     middleware = [
@@ -106,7 +122,7 @@ def make_app(job: Job, desk: Desk, hosts: list[str], allowance: Allowance | None
 class _Api:
     """What needs the token."""
 
-    def __init__(self, job: Job, desk: Desk) -> None:
+    def __init__(self, job: Served, desk: Desk) -> None:
         self._desk = desk
         self._files = job.files()
 
@@ -143,7 +159,7 @@ class _Api:
 
         return receive
 
-    def _admitted(self, request: Request) -> Run:
+    def _admitted(self, request: Request) -> Received:
         run = self._desk.run
         if not run.admits(request.headers.get(TOKEN_HEADER, "")):
             raise HTTPException(403, "this link is not valid any more; scan the code the computer shows now")

@@ -65,6 +65,11 @@ class Job:
             "most_samples": MOST_SAMPLES // cells,
         }
 
+    @property
+    def threads(self) -> int:
+        """The most that it is asked to run with."""
+        return max(self.plan.threads)
+
     def files(self) -> dict[str, Path | bytes]:
         """Everything the page may download, by sha256: where it lies, or its content."""
         graphs: dict[str, Path | bytes] = {

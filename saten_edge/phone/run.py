@@ -1,6 +1,6 @@
 """One phone's turn: a token, what the page posted, and the files that come of it.
 
-received.jsonl    every post as it came, and who sent it; of refused ones the reason and the beginning
+received.jsonl    see `saten_edge.phone.received`
 samples.jsonl     raw samples, as `saten_runtime.bench.measure` writes them
 bench.json        from the posted samples, by `saten_runtime.bench.summary`
 eval.json         from the posted outputs, by `saten_runtime.accuracy.measures.MEASURES`
@@ -9,108 +9,57 @@ eval.json         from the posted outputs, by `saten_runtime.accuracy.measures.M
 from __future__ import annotations
 
 import dataclasses
-import hmac
-import json
-import os
-import secrets
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import saten_edge
+from saten_edge import __version__
 from saten_edge.phone import ort
 from saten_edge.phone.job import Job, graph_files
 from saten_edge.phone.questions import Outputs, validation_sha256
+from saten_edge.phone.received import Mismatch, Received
 from saten_edge.phone.schema import Answer, Bench, Device, End, Post
 from saten_runtime.accuracy.results import EVAL_FILE, SCHEMA_VERSION, EvalData, EvalResult, EvalRow, Metrics
 from saten_runtime.bench.journal import Journal
 from saten_runtime.bench.plan import Key, Setup, Size
 from saten_runtime.bench.results import BenchResult, LoadMemory
 from saten_runtime.bench.summary import Measured, Start, summary
-from saten_runtime.errors import DataError
 from saten_runtime.machine.device import State
 from saten_runtime.machine.memory import Memory
 from saten_runtime.records.files import write_json
 from saten_runtime.run.parity import Comparison
 
-__all__ = ["AGREEMENT", "Mismatch", "Run"]
+__all__ = ["AGREEMENT", "Run"]
 
 AGREEMENT = "agreement with torch"
 """Task of eval.json when there is no data file: the validation cases alone."""
-RECEIVED_FILE = "received.jsonl"
 
-_MOST_RECEIVED_BYTES = 64 << 20
-_MOST_REFUSALS_KEPT = 100
-_MOST_REFUSED_BYTES = 2_000
 _MEMORY_MODE = "fast"
 _UNKNOWN_STATE = State(None, None, None, None, None, None)
 _NO_READING = LoadMemory(Memory(), Memory(), Memory())  # a browser does not tell what a process takes
 
 
-class Mismatch(DataError):
-    """A sound post that is not of this run, or not of what this run serves."""
-
-
-class Run:
-    """Takes posts until `close`. `token` opens it and dies with it; bench and evaluation are None before they came.
-
-    A post that comes again replaces the earlier one: a page that was reloaded starts over.
-    """
+class Run(Received):
+    """A benchmark and an exam; bench and evaluation are None before they came."""
 
     def __init__(self, job: Job, folder: Path) -> None:
-        self.id = secrets.token_hex(8)
-        self.token = secrets.token_urlsafe(16)
-        self.folder = folder
+        super().__init__(job.to_json(), folder)
         self.bench: BenchResult | None = None
         self.evaluation: EvalResult | None = None
         self._job = job
         self._names = list(job.bundles)
-        self._open = True
         self._answers: dict[str, dict[int, tuple[Answer, Outputs]]] = defaultdict(dict)
-        self._received_bytes = 0
-        self._refusals = 0
 
     @property
-    def is_open(self) -> bool:
-        """Whether posts are still taken."""
-        return self._open
-
-    def admits(self, token: str) -> bool:
-        """Whether `token` is this run's, compared in constant time, and the run not over."""
-        return hmac.compare_digest(token.encode(), self.token.encode()) and self._open
-
-    def to_json(self) -> dict[str, Any]:
-        """The job, with the id that every post has to carry."""
-        return {"run": self.id, **self._job.to_json()}
-
-    def receive(self, post: Post, raw: bytes, user_agent: str) -> dict[str, Any]:
-        """Check a post against what this run serves, store it, and answer the page.
-
-        Raises:
-            Mismatch: of another run or another model, or with parts that were not asked for.
-            DataError: outputs that are damaged.
-        """
-        if post.run != self.id:
-            raise Mismatch(f"run {post.run!r}: this is another run; load the page again")
-        if self._received_bytes + len(raw) > _MOST_RECEIVED_BYTES:
-            raise Mismatch(f"this run has taken {self._received_bytes:,} bytes, the most it keeps; start another")
-        taken = self._take(post, user_agent)
-        self._received_bytes += len(raw)
-        self._keep({"kind": type(post).__name__.lower(), "user_agent": user_agent}, raw)
-        return taken
-
-    def refuse(self, reason: str, raw: bytes, user_agent: str) -> None:
-        """Keep a post that was refused: the reason and its beginning."""
-        self._refusals += 1
-        if self._refusals <= _MOST_REFUSALS_KEPT:
-            line = {"kind": "refused", "reason": reason, "user_agent": user_agent}
-            self._keep(line, raw[:_MOST_REFUSED_BYTES])
+    def has_results(self) -> bool:
+        """Whether the times came, or answers to all questions."""
+        return self.bench is not None or self.evaluation is not None
 
     def close(self) -> None:
         """Take no more, and score the bundles that answered everything; harmless when done before."""
         if not self._open:
             return
-        self._open = False
+        super().close()
         complete = [name for name in self._names if len(self._answers[name]) == len(self._job.exams[name].questions)]
         if complete:
             self.evaluation = self._evaluate(complete)
@@ -124,7 +73,7 @@ class Run:
         if isinstance(post, End):
             self.close()
             return {"rows": [dataclasses.asdict(row) for row in self.evaluation.rows] if self.evaluation else []}
-        raise TypeError(f"{type(post).__name__}: not a known post")
+        return super()._take(post, user_agent)
 
     def _take_answer(self, post: Answer) -> dict[str, Any]:
         name = self._name(post.bundle)
@@ -221,7 +170,7 @@ class Run:
             "cross_origin_isolated": device.isolated,
             "secure_context": device.secure,
             "clock_step_ns": device.tick_ns,
-            "packages": {"saten-edge": saten_edge.__version__, "onnxruntime-web": ort.VERSION},
+            "packages": {"saten-edge": __version__, "onnxruntime-web": ort.VERSION},
             "plan": self._job.plan.to_json(),
             "models": {
                 name: {file: entry.sha256 for file, entry in graph_files(bundle).items()}
@@ -256,14 +205,6 @@ class Run:
             examined[name] = exam.examine([given[index][1] for index in range(len(exam.questions))])
         reference = examined.get(self._job.reference or "")
         return {name: self._job.exams[name].score(said, reference) for name, said in examined.items()}
-
-    def _keep(self, line: dict[str, Any], raw: bytes) -> None:
-        text = json.dumps({**line, "body": raw.decode(errors="backslashreplace")}, allow_nan=False) + "\n"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / RECEIVED_FILE).open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _agreement(compared: list[Comparison]) -> dict[str, float]:

@@ -30,6 +30,8 @@ __all__ = [
     "Failure",
     "Output",
     "Post",
+    "Prices",
+    "ProbeTurn",
     "Start",
     "Turn",
     "parse_post",
@@ -138,6 +140,27 @@ class Bench(Post):
     starts: Annotated[list[Start], _of_length(0, _MOST_CELLS, "starts")]
     turns: Annotated[list[Turn], _of_length(0, _MOST_CELLS, "turns")]
     failures: Annotated[list[Failure], _of_length(0, _MOST_CELLS, "failures")]
+
+
+@dataclass(frozen=True)
+class ProbeTurn:
+    """The samples of one probe on so many rows in one round; probe: its place in the list."""
+
+    probe: Annotated[int, _between(0, 100_000)]
+    rows: Size
+    round: Small
+    runs_per_sample: Size
+    samples_ns: Annotated[list[Nanoseconds], _of_length(1, MOST_SAMPLES, "samples")]
+
+
+@dataclass(frozen=True)
+class Prices(Post):
+    """What prices are fitted to. loaded: sha256 of the graphs that were run."""
+
+    loaded: Sha256
+    device: Device
+    hidden: bool
+    turns: Annotated[list[ProbeTurn], _of_length(1, _MOST_CELLS, "turns")]
 
 
 @dataclass(frozen=True)

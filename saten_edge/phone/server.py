@@ -10,16 +10,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import segno
 import uvicorn
 from starlette.applications import Starlette
 
 from saten_edge.console import Talk
-from saten_edge.phone.app import make_app
+from saten_edge.phone.app import Served, make_app
 from saten_edge.phone.connection import Connection
-from saten_edge.phone.job import Job
-from saten_edge.phone.run import Run
+from saten_edge.phone.received import Received
 from saten_runtime.errors import UsageError
 from saten_runtime.records.plain_text import printable
 from saten_runtime.serve.binding import is_loopback, listen, uvicorn_config
@@ -28,6 +28,8 @@ __all__ = ["Address", "lan_address", "serve", "show_link", "uvicorn_server"]
 
 _KEEP_ALIVE_S = 5
 _GRACE_S = 1  # for responses under way when the server ends
+
+RunType = TypeVar("RunType", bound=Received)
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,21 @@ def show_link(url: str) -> None:
 
 
 def serve(
-    job: Job,
+    job: Served,
+    run_of: Callable[[Path], RunType],
     out: Path,
     address: Address,
     *,
     opened: Callable[[str], None],
-    done: Callable[[Run], None],
+    done: Callable[[RunType], None],
     once: bool = False,
     talk: Talk,
 ) -> None:
     """Serve until Ctrl-C, or with `once` until the first run is complete.
 
-    opened: gets the link of each run, when it opens; done: gets each run that has results, when it
-    is closed. The folder of a run is the first of `out`/run-1, run-2 … that is free; it appears with
-    the run's first post. When a run is complete its link is dead, and the next one opens.
+    run_of: a run of the job that keeps its files in a folder. opened: gets the link of each run, when it opens; done:
+    gets each run that has results, when it is closed. The folder of a run is the first of `out`/run-1, run-2 … that is
+    free; it appears with the run's first post. When a run is complete its link is dead, and the next one opens.
 
     Raises:
         UsageError: threads that browsers will not give over this address.
@@ -125,13 +128,13 @@ def serve(
         RuntimeMismatch: the files of onnxruntime-web are missing.
         KeyboardInterrupt: with `once`, before there was a complete run.
     """
-    if max(job.plan.threads) > 1 and not address.is_secure:
+    if job.threads > 1 and not address.is_secure:
         raise UsageError(
-            f"--threads {max(job.plan.threads)}: browsers give one thread over plain http; "
+            f"--threads {job.threads}: browsers give one thread over plain http; "
             "pass --certificate and --key, or --host 127.0.0.1 behind `adb reverse`"
         )
     with address.listen() as listening:
-        desk = _Desk(job, out, address.at(listening.getsockname()[1]), once, opened, done, talk)
+        desk = _Desk(job, run_of, out, address.at(listening.getsockname()[1]), once, opened, done, talk)
         try:
             desk.announce()
             desk.server.run(sockets=[listening])
@@ -142,20 +145,21 @@ def serve(
             desk.finish()
 
 
-class _Desk:
+class _Desk(Generic[RunType]):
     """The open run, and what happens around it."""
 
     def __init__(
         self,
-        job: Job,
+        job: Served,
+        run_of: Callable[[Path], RunType],
         out: Path,
         address: Address,
         once: bool,
         opened: Callable[[str], None],
-        done: Callable[[Run], None],
+        done: Callable[[RunType], None],
         talk: Talk,
     ) -> None:
-        self._job, self._out, self._address, self._once = job, out, address, once
+        self._run_of, self._out, self._address, self._once = run_of, out, address, once
         self._opened, self._done, self._talk = opened, done, talk
         self._handed_over = False
         self.server = uvicorn_server(make_app(job, self, address.hosts()), address)
@@ -182,13 +186,13 @@ class _Desk:
     def finish(self) -> None:
         """Close the open run and hand over what it has, once."""
         self.run.close()
-        if not self._handed_over and (self.run.bench or self.run.evaluation):
+        if not self._handed_over and self.run.has_results:
             self._handed_over = True
             self._done(self.run)
 
-    def _next_run(self) -> Run:
+    def _next_run(self) -> RunType:
         folders = (self._out / f"run-{number}" for number in itertools.count(1))
-        return Run(self._job, next(folder for folder in folders if not folder.exists()))
+        return self._run_of(next(folder for folder in folders if not folder.exists()))
 
 
 def uvicorn_server(app: Starlette, address: Address) -> uvicorn.Server:

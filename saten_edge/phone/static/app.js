@@ -2,6 +2,7 @@
 
 import { drawBars } from "./chart.js";
 import { Measurement } from "./measure.js";
+import { Pricing } from "./prices.js";
 import { Server } from "./server.js";
 import { median } from "./tensors.js";
 
@@ -35,6 +36,7 @@ function problem(text) {
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 const sizeOf = (bundle) => bundle.files.reduce((sum, file) => sum + file.bytes, 0);
+const pricing = () => "probes" in job;
 const significant = (value) => (value >= 100 ? value.toFixed(0) : value.toPrecision(3));
 
 async function open() {
@@ -68,8 +70,10 @@ function explain(error) {
 }
 
 function describe() {
-  const total = job.bundles.reduce((sum, bundle) => sum + sizeOf(bundle), 0);
-  const count = job.bundles.length === 1 ? "1 model" : `${job.bundles.length} models`;
+  const total = pricing() ? job.pack.bytes : job.bundles.reduce((sum, bundle) => sum + sizeOf(bundle), 0);
+  const models = pricing() ? job.probes : job.bundles;
+  const noun = pricing() ? "graph" : "model";
+  const count = models.length === 1 ? `1 ${noun}` : `${models.length} ${noun}s`;
   at("intro").textContent =
     `${count}, ${megabytes(total)} to download, about ${minutes()} to measure. ` +
     "Keep this page open, the screen on, and other apps closed.";
@@ -82,16 +86,19 @@ function describe() {
   );
   at("hints").replaceChildren(...hints().map((text) => make("li", text)));
   at("stages").replaceChildren(...stagesOf(job).map((stage) => make("li", STAGES[stage], { id: `stage-${stage}` })));
+  show("models-section", !pricing());
   show("plan");
 }
 
-function stagesOf({ bundles }) {
+function stagesOf({ bundles, probes }) {
+  if (probes) return ["download", "measure", "send"];
   const scored = bundles.some((bundle) => bundle.questions > bundle.cases);
   return Object.keys(STAGES).filter((stage) => stage !== "accuracy" || scored);
 }
 
 /** Least time of the benchmark, and a second per start. */
 function minutes() {
+  if (pricing()) return `${Math.ceil(job.limit_ms / 60_000)} minutes at most`;
   const starts = job.threads.length * job.rounds.length * job.bundles.length;
   const seconds = starts * (1 + (job.sizes.length * job.min_ms) / 1000);
   return seconds < 90 ? `${Math.max(10, Math.ceil(seconds / 10) * 10)} seconds` : `${Math.ceil(seconds / 60)} minutes`;
@@ -114,7 +121,8 @@ async function start() {
   show("progress");
   button("Stop", () => stop.abort(), "stop");
   await stayAwake();
-  measurement = new Measurement(job, server, { step, samples: addSamples, failed, result }, stop.signal);
+  const Run = pricing() ? Pricing : Measurement;
+  measurement = new Run(job, server, { step, samples: addSamples, failed, result }, stop.signal);
   try {
     await measurement.measure();
     await finish();
@@ -213,14 +221,19 @@ function failed(name, reason) {
 
 function result(path, answer) {
   if (path === "bench") showCells(answer);
+  if (path === "prices") showVerdict(answer.verdict);
   if (path === "end") showScores(answer.rows);
 }
 
-function showCells({ cells, verdict }) {
-  const [first, ...others] = verdict.reasons;
+function showVerdict({ valid, reasons: [first, ...others] }) {
   const more = others.length ? ` (${others.length} more reasons are on the computer)` : "";
-  at("verdict").textContent = verdict.valid ? "✓ You can trust these times." : `Do not trust these times: ${first}${more}`;
-  at("verdict").className = verdict.valid ? "valid" : "invalid";
+  at("verdict").textContent = valid ? "✓ You can trust these times." : `Do not trust these times: ${first}${more}`;
+  at("verdict").className = valid ? "valid" : "invalid";
+  show("result");
+}
+
+function showCells({ cells, verdict }) {
+  showVerdict(verdict);
   const compared = job.baseline !== null;
   const head = ["model", "p50", "p99", ...(compared ? ["ratio"] : [])];
   const below = compared ? `ratio to ${job.baseline}'s time, with its 95 % interval` : "";
@@ -230,7 +243,6 @@ function showCells({ cells, verdict }) {
     return table(`${settingText(...key.split(" ").map(Number))}, milliseconds`, below, head, rows);
   });
   at("tables").replaceChildren(...tables);
-  show("result");
 }
 
 function cellRow({ bundle, p50_ms: p50, p99_ms: p99, ratio, failed: reason }) {

@@ -1,47 +1,13 @@
 // One run of the job, from downloading to the last post. Mirrors `saten_runtime.bench.measure`: in each round
 // every bundle starts in a fresh worker, then the bundles take turns, size by size.
 
+import { clockStep, device, nanoseconds, Watch } from "./device.js";
 import { download } from "./download.js";
+import { Engine } from "./engine.js";
+import { Outbox } from "./server.js";
 import { base64 } from "./tensors.js";
 
 const NEEDS_ISOLATION = "more than one thread needs https or localhost (the page is not cross-origin isolated)";
-
-/** A worker with one bundle loaded. */
-class Engine {
-  #worker = new Worker("/worker.js", { type: "module" });
-  #waiting = new Map();
-  #count = 0;
-
-  constructor(signal) {
-    this.#worker.onmessage = ({ data }) => this.#settle(data.id, data.error, data.ok);
-    this.#worker.onerror = (event) => this.#fail(event.message || "the worker ended; is the memory full?");
-    signal.addEventListener("abort", () => this.end(), { once: true });
-  }
-
-  ask(verb, request = {}) {
-    const id = ++this.#count;
-    return new Promise((resolve, reject) => {
-      this.#waiting.set(id, { resolve, reject });
-      this.#worker.postMessage({ id, verb, ...request });
-    });
-  }
-
-  end() {
-    this.#worker.terminate();
-    this.#fail("stopped");
-  }
-
-  #settle(id, error, ok) {
-    const { resolve, reject } = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    if (error === undefined) resolve(ok);
-    else reject(new Error(error));
-  }
-
-  #fail(reason) {
-    for (const id of [...this.#waiting.keys()]) this.#settle(id, reason);
-  }
-}
 
 /**
  * Runs a job. `on.step(stage, fraction, what)` is called as it goes, `on.samples(cell)` after each turn,
@@ -58,50 +24,39 @@ export class Measurement {
   #loaded = {}; // by bundle: {file name: sha256 of what arrived}
   #wasm;
   #failures = new Map(); // "bundle threads" -> reason
-  #outbox = [];
+  #outbox;
   #questions = [];
-  #hidden = false;
 
   constructor(job, server, on, signal) {
     this.#job = job;
     this.#server = server;
     this.#on = on;
     this.#signal = signal;
+    this.#outbox = new Outbox(server, job.run, on.result);
   }
 
   async measure() {
-    const noteHidden = () => (this.#hidden ||= document.hidden);
-    document.addEventListener("visibilitychange", noteHidden);
+    const watch = new Watch();
     try {
       await this.#download();
       const cases = (bundle) => [0, bundle.cases];
       await this.#answerAll("check", this.#job.threads[0], cases);
-      this.#hidden = document.hidden;
+      watch.begin();
       const measured = await this.#bench();
-      const facts = { loaded: this.#loaded, device: device(), hidden: this.#hidden, failures: this.#failed() };
-      this.#queue("bench", { ...facts, ...measured });
-      await this.#trySend();
+      const facts = { loaded: this.#loaded, device: device(), hidden: watch.hidden, failures: this.#failed() };
+      this.#outbox.add("bench", { ...facts, ...measured });
+      await this.#outbox.trySend();
       await this.#answerAll("accuracy", this.#job.threads[0], (bundle) => [bundle.cases, bundle.questions]);
-      this.#queue("end", {});
-      await this.#trySend();
+      this.#outbox.add("end", {});
+      await this.#outbox.trySend();
     } finally {
-      document.removeEventListener("visibilitychange", noteHidden);
+      watch.end();
     }
   }
 
-  /** Whether there is something the computer has not taken yet. */
-  get unsent() {
-    return this.#outbox.length > 0;
-  }
-
-  /** Post everything that was not taken yet; the answers go to `on.result(path, answer)`. */
-  async send() {
-    while (this.unsent) {
-      const { path, value } = this.#outbox[0];
-      const answer = await this.#server.post(`/api/${path}`, value);
-      this.#outbox.shift();
-      this.#on.result(path, answer);
-    }
+  /** Post everything that was not taken yet. */
+  send() {
+    return this.#outbox.send();
   }
 
   async #download() {
@@ -153,14 +108,14 @@ export class Measurement {
           for (let number = first; number < end; number++) {
             const question = this.#questions[index][number];
             const answer = await worker.ask("answer", { inputs: bundle.inputs, question });
-            this.#queue("answer", this.#answerPost(index, number, answer));
+            this.#outbox.add("answer", this.#answerPost(index, number, answer));
             this.#on.step(stage, ++done / total, bundle.name);
           }
         } finally {
           worker.end();
         }
       });
-      await this.#trySend();
+      await this.#outbox.trySend();
     }
   }
 
@@ -243,10 +198,6 @@ export class Measurement {
     });
   }
 
-  #queue(path, value) {
-    this.#outbox.push({ path, value: { run: this.#job.run, ...value } });
-  }
-
   #answerPost(index, number, { elapsed_ms, outputs }) {
     const packed = Object.entries(outputs).map(([name, { shape, data }]) => [name, { shape, float32: base64(data) }]);
     return {
@@ -257,47 +208,10 @@ export class Measurement {
       outputs: Object.fromEntries(packed),
     };
   }
-
-  /** `send`, unless the computer cannot be reached now; what it refuses is an error. */
-  async #trySend() {
-    try {
-      await this.send();
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // fetch says so when there is no connection
-    }
-  }
 }
 
 function prepared({ inputs }, { batch, tokens, feeds }) {
   return { inputs, shape: [batch, tokens], lists: feeds };
-}
-
-function device() {
-  return {
-    cores: navigator.hardwareConcurrency ?? null,
-    memory_gib: navigator.deviceMemory ?? null,
-    isolated: crossOriginIsolated,
-    secure: isSecureContext,
-    tick_ns: nanoseconds(clockStep()),
-  };
-}
-
-/** Smallest step of performance.now(), milliseconds: browsers make it coarse on purpose. */
-function clockStep() {
-  let least = Infinity;
-  for (let seen = 0, then = performance.now(); seen < 20; ) {
-    const now = performance.now();
-    if (now > then) {
-      least = Math.min(least, now - then);
-      then = now;
-      seen++;
-    }
-  }
-  return least;
-}
-
-function nanoseconds(milliseconds) {
-  return Math.max(1, Math.round(milliseconds * 1e6));
 }
 
 /** Below the clock's step, the step. */

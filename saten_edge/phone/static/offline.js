@@ -4,7 +4,9 @@
 const STORE = "saten-page-1";
 const PAGE = [
   "/", "/style.css", "/manifest.webmanifest", "/icon.svg", "/icon-180.png", "/icon-512.png",
-  ...["app", "chart", "download", "measure", "server", "sha256", "tensors", "worker"].map((name) => `/${name}.js`),
+  ...["app", "chart", "device", "download", "engine", "measure", "prices", "server", "sha256", "tensors", "worker"].map(
+    (name) => `/${name}.js`,
+  ),
 ];
 
 addEventListener("install", (event) => {

@@ -2,33 +2,53 @@
 
 import { feedsOf, pool } from "./tensors.js";
 
+const OPTIONS = {
+  executionProviders: ["wasm"],
+  graphOptimizationLevel: "all",
+  enableCpuMemArena: true,
+  enableMemPattern: false,
+};
 const LEAST_STEPS = 100; // a sample lasts at least so many steps of the clock
 
 let ort;
 let session;
+let sessions; // of probes, by name
 let feeds;
 
 const verbs = {
   /** Start ONNX Runtime and make the session; session_ms includes instantiating the WebAssembly. */
   async load({ module, wasm, graph, weights, threads }) {
-    ort = await import(module);
-    ort.env.logLevel = "error";
-    ort.env.wasm.numThreads = threads;
-    ort.env.wasm.wasmBinary = await wasm.arrayBuffer();
+    await begin(module, wasm, threads);
     const externalData = [];
     for (const { name, blob } of weights) {
       externalData.push({ path: name, data: new Uint8Array(await blob.arrayBuffer()) });
     }
     const bytes = new Uint8Array(await graph.arrayBuffer());
     const start = performance.now();
-    session = await ort.InferenceSession.create(bytes, {
-      externalData,
-      executionProviders: ["wasm"],
-      graphOptimizationLevel: "all",
-      enableCpuMemArena: true,
-      enableMemPattern: false,
-    });
+    session = await ort.InferenceSession.create(bytes, { externalData, ...OPTIONS });
     return { session_ms: performance.now() - start };
+  },
+
+  /** Start ONNX Runtime on one thread, and make a session of every small graph. */
+  async loadAll({ module, wasm, graphs }) {
+    await begin(module, wasm, 1);
+    sessions = new Map();
+    for (const { name, graph } of graphs) {
+      const bytes = new Uint8Array(await graph.arrayBuffer());
+      sessions.set(name, await ort.InferenceSession.create(bytes, OPTIONS));
+    }
+    return {};
+  },
+
+  /** Samples of one of them on `rows` rows: numbers of a width, or ids below `ids`. */
+  time({ name, width, ids, rows, ...how }) {
+    session = sessions.get(name);
+    const count = ids ? rows : rows * width;
+    const ready = ids
+      ? new ort.Tensor("int64", BigInt64Array.from({ length: count }, (_, k) => BigInt((k * 7919) % ids)), [rows])
+      : new ort.Tensor("float32", Float32Array.from({ length: count }, () => 2 * Math.random() - 1), [rows, width]);
+    feeds = { x: ready };
+    return verbs.run({ warmup: 1, warmup_ms: 0, ...how });
   },
 
   async prepare({ inputs, shape, lists }) {
@@ -69,6 +89,13 @@ const verbs = {
     return { elapsed_ms, outputs: Object.fromEntries(outputs) };
   },
 };
+
+async function begin(module, wasm, threads) {
+  ort = await import(module);
+  ort.env.logLevel = "error";
+  ort.env.wasm.numThreads = threads;
+  ort.env.wasm.wasmBinary = await wasm.arrayBuffer();
+}
 
 async function runsPerSample(tick, minimum, most) {
   let repeat = 1;

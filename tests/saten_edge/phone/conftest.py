@@ -24,8 +24,10 @@ from saten_edge.phone import Address, Job, Run, make_job, ort
 from saten_edge.phone.app import TOKEN_HEADER, make_app
 from saten_edge.phone.connection import Allowance
 from saten_edge.phone.job import graph_files
+from saten_edge.phone.prices import PriceJob, make_price_job
 from saten_edge.phone.questions import Question
 from saten_edge.phone.server import uvicorn_server
+from saten_exporters.choice.probes import Sizes
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -75,6 +77,12 @@ def pairs(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def job(dense: Path, saten: Path, pairs: Path) -> Job:
     """Two bundles, two sizes, two rounds, and data."""
     return make_job([dense, saten], PLAN, baseline=dense, reference=dense, data=pairs)
+
+
+@pytest.fixture(scope="session")
+def small_prices() -> PriceJob:
+    """Graphs of small layers, few rows."""
+    return make_price_job(Sizes(((128, 128),), (256, 64), (1, 4)))
 
 
 @dataclasses.dataclass

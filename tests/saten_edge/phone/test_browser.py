@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
+import queue
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from saten_edge.phone import make_job
+from saten_edge.checkpoints.models import load_model
+from saten_edge.console import Talk
+from saten_edge.phone import Address, make_job, ort
+from saten_edge.phone.prices import calibrate_page
 from saten_edge.reports import build_report, html_page
+from saten_exporters import export
+from saten_exporters.choice.prices import read_prices, shipped_prices
 from saten_runtime.accuracy.evaluate import evaluate
 from saten_runtime.bench.plan import Plan
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import Postprocess
+from saten_runtime.errors import UsageError
 from saten_runtime.run.pooling import pool
 
 PHONE = {"width": 390, "height": 844}
@@ -159,6 +168,33 @@ def test_offline_the_page_opens_measures_and_sends_later(chromium, served):
     page.wait_for_selector(DONE)
     assert served.run.bench is not None
     context.close()
+
+
+def test_prices_of_this_browser_choose_the_forms_of_an_export(phone, small_prices, tiny_saten, tmp_path):
+    """As `devices calibrate page` measures them and `export --prices` takes them."""
+    links: queue.Queue[str] = queue.Queue()
+    job = dataclasses.replace(small_prices, rounds=1)
+    with ThreadPoolExecutor(1) as pool:
+        here = Address("127.0.0.1")
+        measured = pool.submit(calibrate_page, job, here, tmp_path / "page.json", links.put, Talk(quiet=True))
+        phone.goto(links.get(timeout=30))
+        assert not phone.is_visible("#models-section")
+        phone.click("#go:enabled")
+        phone.wait_for_selector(DONE, timeout=WHOLE_RUN_MS)
+        path, verdict = measured.result(30)
+    assert phone.text_content("#verdict").startswith("✓" if verdict.valid else "Do not trust")
+    prices = read_prices(path, "web")
+    assert set(prices.table) == set(shipped_prices("web").table)
+    assert prices.table != shipped_prices("web").table
+    with pytest.raises(
+        UsageError, match=r"measured on wasm32 \(browser\), which --target x86-64 is not for; choose web"
+    ):
+        read_prices(path, "x86-64")
+    bundle = export(load_model(tiny_saten), tmp_path / "out", target="web", prices=path)
+    stage = bundle.manifest.recipe.stages[-1]
+    assert "HeadlessChrome" in stage.inputs["prices"]["cpu"]
+    assert stage.inputs["prices"]["onnxruntime"] == f"{ort.VERSION} for the web"
+    assert bool(bundle.manifest.notices) is not verdict.valid
 
 
 @pytest.mark.parametrize("length", [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000, 100_000])

@@ -203,7 +203,7 @@ class TestLife:
         assert (run.folder / "received.jsonl").stat().st_size < 400_000
 
     def test_what_one_run_takes_is_bounded(self, run, bench_of, monkeypatch):
-        monkeypatch.setattr("saten_edge.phone.run._MOST_RECEIVED_BYTES", 5000)
+        monkeypatch.setattr("saten_edge.phone.received._MOST_RECEIVED_BYTES", 5000)
         send(run, Bench, bench_of(run.id))
         send(run, Bench, bench_of(run.id))
         with pytest.raises(Mismatch, match="the most it keeps"):

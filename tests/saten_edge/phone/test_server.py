@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from saten_edge.console import Talk
-from saten_edge.phone import Address, make_job, serve, server
+from saten_edge.phone import Address, Run, make_job, serve, server
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import DeviceError, UsageError
 
@@ -100,7 +101,7 @@ class TestLink:
 def test_threads_need_a_page_that_can_be_isolated(dense, tmp_path):
     job = make_job([dense], Plan(threads=(1, 2), tokens=(8,)))
     with pytest.raises(UsageError, match="--threads 2: browsers give one thread over plain http"):
-        serve(job, tmp_path, Address("192.168.1.5"), opened=print, done=print, talk=Talk(quiet=True))
+        serve(job, partial(Run, job), tmp_path, Address("192.168.1.5"), opened=print, done=print, talk=Talk(quiet=True))
 
 
 def test_over_https_the_same_page(job, certificate, tmp_path):
@@ -113,7 +114,7 @@ def test_over_https_the_same_page(job, certificate, tmp_path):
 
     address = Address("localhost", 0, *certificate)
     options = {"opened": note, "done": lambda run: None, "once": True, "talk": Talk(quiet=True)}
-    thread = threading.Thread(target=serve, args=(job, tmp_path / "out", address), kwargs=options)
+    thread = threading.Thread(target=serve, args=(job, partial(Run, job), tmp_path / "out", address), kwargs=options)
     thread.start()
     assert opened.wait(10)
     link = urlsplit(links[0])
