@@ -34,7 +34,7 @@ Kind = TypeVar("Kind")
 
 # stage → the dataclass of its options, and those of its fields that say where things are, not what is made of them
 STAGES: Mapping[str, tuple[type, frozenset[str]]] = {
-    "optimize": (OptimizeOptions, frozenset({"workers", "engine"})),
+    "optimize": (OptimizeOptions, frozenset({"workers", "engine", "address"})),
     "compress": (CompressOptions, frozenset()),
     "finetune": (FinetuneOptions, frozenset({"columns", "teacher", "judge", "judge_split"})),
     "export": (ExportOptions, frozenset({"task", "name", "dense", "judge", "max_loss", "device"})),

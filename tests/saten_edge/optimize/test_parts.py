@@ -13,10 +13,12 @@ from saten_edge.engines import ENGINES
 from saten_edge.optimize.estimate import estimate, layers_of
 from saten_edge.optimize.goal import Row, answer, meets, missed
 from saten_edge.optimize.judging import SCALES, Scale, needs_head, read_judge, scale_of
+from saten_edge.optimize.output import claim
 from saten_edge.optimize.planning import refuse_impossible
 from saten_edge.optimize.space import FAMILIES, KNOBS, RIVALS, STARTS, Candidate, distributions, drawn
 from saten_edge.options import ENGINES as NAMED_ENGINES
 from saten_edge.options import OptimizeOptions
+from saten_edge.recipes import recorded
 from saten_edge.texts import write_lines
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.accuracy.measures import MEASURES
@@ -70,6 +72,17 @@ def test_the_engines_that_are_named_are_there():
     assert tuple(ENGINES) == NAMED_ENGINES
     with pytest.raises(UsageError, match="--engine cloud: there are local, ray, slurm"):
         OptimizeOptions(engine="cloud")
+
+
+def test_a_search_goes_on_wherever_it_runs(tmp_path: Path):
+    """What is recorded says nothing of engines and addresses."""
+    out, usual = tmp_path / "out", OptimizeOptions()
+    elsewhere = OptimizeOptions(engine="ray", address="auto", workers=3)
+    assert recorded("optimize", elsewhere) == recorded("optimize", usual)
+    claim(out, usual, {"model": "a"}, [], resume=False, overwrite=False)
+    claim(out, elsewhere, {"model": "a"}, [], resume=True, overwrite=False)
+    with pytest.raises(UsageError, match=r"holds a search with another seed \(0\)"):
+        claim(out, OptimizeOptions(seed=5), {"model": "a"}, [], resume=True, overwrite=False)
 
 
 # --- predictions -------------------------------------------------------------------------------------------------
