@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saten_runtime.errors import DataError
 
-__all__ = ["Enough", "second_moments", "without_head"]
+__all__ = ["Enough", "second_moments"]
 
 # Added to every token's count: a token never seen still matters half as much as one seen once.
 UNSEEN_TOKEN_COUNT = 0.5
@@ -42,7 +42,7 @@ def second_moments(
         module.register_forward_pre_hook(_accumulator(name, module, sums, mask, last))
         for name, module in ((name, model.get_submodule(name)) for name in names)
     ]
-    asked = without_head(model, names)
+    asked = _without_head(model, names)
     rows = 0
     try:
         with torch.no_grad():
@@ -61,7 +61,7 @@ def second_moments(
     return {name: (value + value.mean()) / 2 if name in tied else value for name, value in sums.items()}
 
 
-def without_head(model: Any, layers: Collection[str]) -> Any:
+def _without_head(model: Any, layers: Collection[str]) -> Any:
     """The base model, which makes no logits, where it has all the layers; else the model itself."""
     prefix = getattr(model, "base_model_prefix", "")
     inside = hasattr(model, prefix) and all(name.startswith(f"{prefix}.") for name in layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from saten_edge.checkpoints.compress import matrices, tied_head
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress, told
 from saten_edge.decomposition.allocation import Measured
-from saten_edge.decomposition.calibration import second_moments, without_head
+from saten_edge.decomposition.calibration import second_moments
 from saten_edge.decomposition.sensitivity import output_sensitivities
 from saten_edge.images import open_image
 from saten_runtime.bundle.recipe import Option, options_of
@@ -45,12 +45,11 @@ def calibrate(
     share: of the bytes, at which sensitivities are asked for; None asks for none. watch: given all batches before the
     model is, passes them on.
     """
-    rows = rows_at_once(loaded, layers)
-    steps = math.ceil(len(items) / rows) + (0 if share is None else len(layers))
+    steps = math.ceil(len(items) / rows_at_once(loaded)) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(items)} {'images' if isinstance(items[0], Path) else 'texts'}") as advance:
 
         def batches() -> Iterator[Batch]:
-            for done, batch in enumerate(_shortest_first(loaded, items, rows)):
+            for done, batch in enumerate(_shortest_first(loaded, items)):
                 advance(done, steps, "second moments")
                 yield batch
 
@@ -80,24 +79,19 @@ def calibrate_by_blocks(
     """
     folder.mkdir(exist_ok=True)
     tied = list(tied_head(loaded.model).values())
-    rows = rows_at_once(loaded)  # few, for a model this large
-    moments = BlockMoments(loaded.model, list(layers), lambda: _shortest_first(loaded, items, rows), tied, folder)
+    moments = BlockMoments(loaded.model, list(layers), lambda: _shortest_first(loaded, items), tied, folder)
     return Measured(moments, {}, described(items))
 
 
-def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path], rows: int) -> Iterator[Batch]:
-    """Texts or images as batches of so many, the short texts first."""
+def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path]) -> Iterator[Batch]:
+    """Texts or images as batches, the short texts first."""
     ordered = list(items) if isinstance(items[0], Path) else sorted(items, key=lambda text: len(str(text)))
-    return batches_of(loaded, ordered, rows)
+    return batches_of(loaded, ordered, rows_at_once(loaded))
 
 
-def rows_at_once(loaded: LoadedModel, layers: Collection[str] | None = None) -> int:
-    """Texts or images that a forward pass takes: fewer where each token has a logit for every word.
-
-    layers: those that are watched, so that no more of the model runs than has them; None runs all of it.
-    """
-    headless = layers is not None and without_head(loaded.model, layers) is not loaded.model
-    if headless or loaded.task != TEXT_GENERATION.hub:
+def rows_at_once(loaded: LoadedModel) -> int:
+    """Texts or images that a forward pass takes: fewer where each token has a logit for every word."""
+    if loaded.task != TEXT_GENERATION.hub:
         return BATCH
     return max(1, min(BATCH, MOST_LOGITS // (TOKENS * int(loaded.model.config.vocab_size))))
 
