@@ -243,9 +243,9 @@ class DemoOptions:
 
     pattern: str = option("none", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
     group: int = option(32, "Outputs per block of a grouped residual", low=1)
-    budget: float = option(0.425, "Share of the dense fp32 bytes that all compressed matrices keep, as fp32")
-    tables: float = option(0.45, "The same of the lookup tables; what is left is the linear layers'")
-    steps: int = option(400, "Steps of fine-tuning, of 32 texts each", low=1)
+    budget: float = option(0.452, "Share of the dense fp32 bytes that all compressed matrices keep, as fp32")
+    tables: float = option(0.48, "The same of the lookup tables; what is left is the linear layers'")
+    steps: int = option(520, "Steps of fine-tuning, of 32 texts each", low=1)
     rounds: int = option(10, "Times that each bundle is started and measured", low=1)
     calibration_texts: int = 512
     tokens: tuple[int, ...] = (32, 128)
