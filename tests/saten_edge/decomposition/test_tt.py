@@ -324,7 +324,6 @@ class TestSearch:
             (30011, 24),
             (50257, 24),
             pytest.param((30522, 384), marks=pytest.mark.slow),
-            pytest.param((49152, 576), marks=pytest.mark.slow),
         ],
         ids=str,
     )
