@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -65,7 +66,7 @@ def release(tensor: Tensor) -> None:
 
 @cache
 def _madvise() -> Callable[[int, int, int], int] | None:
-    function = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_DONTNEED") else None
+    function = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
     if function is not None:
         function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     return function
@@ -73,7 +74,11 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 def _is_mapped(address: int) -> bool:
     """Whether a file is behind an address. A line of the list: start-end, permissions, offset, device, inode, path."""
-    for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
+    try:
+        listed = Path("/proc/self/maps").read_text("utf-8", "replace")
+    except OSError:  # another system, or one that hides it
+        return False
+    for line in listed.splitlines():
         ends, _, _, _, inode, *_ = line.split(maxsplit=5)
         start, _, end = ends.partition("-")
         if int(start, 16) <= address < int(end, 16):
