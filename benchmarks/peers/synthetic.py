@@ -16,7 +16,7 @@ from saten_runtime.run.products import exact_entries
 __all__ = ["check", "idle_ns", "matrix_of", "samples_ns", "session"]
 
 # precision → relative error beyond which a form computes something else
-ALLOWED = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.05, "int8-block": 0.05, "int4": 0.35}
+ALLOWED = {"fp32": 1e-5, "fp16": 2e-3, "int8": 0.05, "int8-block": 0.05, "int4": 0.35, "int4-128": 0.45, "int2": 0.8}
 LEAST_RUNS = 3
 
 

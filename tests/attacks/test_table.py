@@ -19,7 +19,7 @@ ROWS = {
 }
 THREATS = {
     **{"K": 14, "T": 7, "S": 7, "E": 7, "R": 8},
-    **{"O": 6, "Y": 3, "N": 4, "H": 7, "W": 3, "D": 6},
+    **{"O": 6, "Y": 3, "N": 4, "H": 7, "W": 3, "D": 6, "C": 4},
 }
 IDS = [f"{letter}{number}" for letter, count in THREATS.items() for number in range(1, count + 1)]
 

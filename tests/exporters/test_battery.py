@@ -85,9 +85,9 @@ QUICK = {
     ("gpt2", "text-generation", "dense", "int8"),
     ("bert", "question-answering", "flat saten", "int8"),
     ("vit", "image-classification", "flat", "int8"),
-    ("llama", "text-generation", "flat", "int4"),
+    ("llama", "text-generation", "flat", "int4-128"),
     ("llama", "text-generation", "flat", "fp32"),
-    ("bert", "feature-extraction", "ptnn", "int4"),
+    ("bert", "feature-extraction", "ptnn", "int2"),
     ("vit", "feature-extraction", "ptnn", "int8"),
     ("llama", "text-generation", "ptnn", "fp32"),
 }

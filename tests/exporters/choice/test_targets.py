@@ -77,7 +77,7 @@ def test_what_a_target_has(graph: str, target: Target, parse_model: Parse) -> No
 def test_a_graph_without_an_operator_of_its_target_is_never_written(
     loaded_tiny: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poor = Target("poor", 18, 10, "1.23", {**ORT_OPERATORS, "com.microsoft": frozenset()})
+    poor = Target("poor", 18, 10, "1.23", {**ORT_OPERATORS, "com.microsoft": frozenset()}, "x86_64")
     monkeypatch.setitem(TARGETS, "poor", poor)
     with pytest.raises(ExportError, match=r"target poor .* has no operator com\.microsoft\.FusedMatMul"):
         export(loaded_tiny["dense"], tmp_path / "out", target="poor")

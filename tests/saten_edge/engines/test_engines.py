@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,24 @@ def test_ray_makes_the_same(by_one: bytes, tiny_bert: Path, texts: list[str], tm
 def test_slurm_makes_the_same(by_one: bytes, tiny_bert: Path, texts: list[str], tmp_path: Path, home: None) -> None:
     need("slurm")
     assert compressed(EngineOptions("slurm", 2, "local"), tiny_bert, texts, tmp_path / "out") == by_one
+
+
+def test_a_cluster_that_is_started_here_shows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dashboard, nothing reported to anybody, and it ends with the run."""
+    told: dict[str, Any] = {}
+    ended: list[bool] = []
+    monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+    fake = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda *where, **how: told.update(how, where=where, reports=os.environ["RAY_USAGE_STATS_ENABLED"]),
+        remote=lambda **how: lambda function: function,
+        shutdown=lambda: ended.append(True),
+    )
+    monkeypatch.setattr("saten_edge.engines.ray.imported", lambda *names: fake)
+    with ENGINES["ray"](tmp_path, 2, 1, None):
+        assert not ended
+    assert ended
+    assert (told["where"], told["include_dashboard"], told["reports"]) == ((), False, "0")
 
 
 class Here(Pool):
