@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from saten_edge.checkpoints.models import load_model
-from saten_exporters import export
+from saten_exporters import PRECISIONS, export
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -52,7 +52,7 @@ def test_layers_are_timed_in_every_form_and_the_baseline_is_one(run, tmp_path):
     done = run("layers", "--shapes", "64x128", "--rows", "1,3", "--rounds", "2", "-o", out)
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(out.read_text())["rows"] if not row["kernels"]]
-    assert len(rows) == 2 * 9 * 5
+    assert len(rows) == 2 * 9 * len(PRECISIONS)
     assert all(row["ms"] > 0 and row["floor_ms"] > 0 and row["predicted_ms"] > 0 for row in rows)
     assert all(row["of_dense_fp32"] == [1, 1, 1] for row in rows if row["form"] == "dense fp32")
     assert done.stdout == out.with_suffix(".md").read_text()
