@@ -97,6 +97,10 @@ def test_every_make_command_of_the_readme_exists(command):
     assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
+def test_a_stranger_can_read_it_at_once():
+    assert len(README.splitlines()) <= 120
+
+
 def test_the_first_screen_shows_what_it_does_numbers_and_the_two_commands():
     first_screen = "\n".join(README.splitlines()[:45])
     for expected in ("make demo", "make test", "| bundle", "saten-int8", "dense-int8"):
