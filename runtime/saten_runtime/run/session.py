@@ -50,8 +50,9 @@ def make_session(
     """An `onnxruntime.InferenceSession` on the CPU, threads not spinning between runs, with the native kernels
     where they are installed.
 
-    optimized: whether ONNX Runtime may rewrite the graph; off only to check that it computes the
-    same. profile_folder: where it leaves a profile, and the rewritten graph as `OPTIMIZED_FILE`.
+    optimized: whether ONNX Runtime may rewrite the graph; off only to check that it computes the same. Standard
+    operators do it then, for a kernel wants constants, and what is computed from constants is none unless it is
+    rewritten. profile_folder: where it leaves a profile, and the rewritten graph as `OPTIMIZED_FILE`.
 
     Raises:
         UsageError: no such memory mode, or fewer than one thread.
@@ -66,8 +67,9 @@ def make_session(
 
     refuse_older(str(bundle.path), bundle.manifest.smallest_onnxruntime, onnxruntime.__version__)
     options = session_options(threads, MEMORY_MODES[memory])
-    register(options)
-    if not optimized:
+    if optimized:
+        register(options)
+    else:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile_folder is not None:
         _profile_into(profile_folder, options)

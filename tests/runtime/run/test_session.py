@@ -34,6 +34,15 @@ def test_options_reach_onnxruntime(tiny: Path) -> None:
             assert options.get_session_config_entry(key) == session_entries(mode)[key] == "0"
 
 
+def test_a_graph_as_it_is_written_runs_on_standard_operators(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[object] = []
+    monkeypatch.setattr("saten_runtime.run.session.register", registered.append)
+    make_session(Bundle.open(tiny), optimized=False)
+    assert not registered
+    make_session(Bundle.open(tiny))
+    assert len(registered) == 1
+
+
 @pytest.mark.parametrize("needed", [{}, {"session.x64quantprecision": "1"}])
 def test_exact_products_are_asked_for_where_they_are_not_exact(
     monkeypatch: pytest.MonkeyPatch, needed: dict[str, str]
