@@ -38,6 +38,7 @@ MODELS = (
     ("saten-2:4", "0.25", "int8"),
     ("saten-u", "0.25", "int8"),
     ("saten-u", "0.25", "int4"),
+    ("saten-1:8", "0.25", "int8"),
     ("saten-1:8", "0.25", "int4"),
 )
 # model of a row → options of `saten-edge compress`
