@@ -113,10 +113,12 @@ def run_python() -> RunPython:
 
 @pytest.fixture(scope="session")
 def session(library: Path) -> Callable[..., onnxruntime.InferenceSession]:
-    """session(model, threads=1) -> a session with the kernels registered."""
+    """session(model, threads=1, optimized=True) -> a session with the kernels registered."""
 
-    def make(model: ir.Model, threads: int = 1) -> onnxruntime.InferenceSession:
+    def make(model: ir.Model, threads: int = 1, *, optimized: bool = True) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.log_severity_level = threads, 4
         options.register_custom_ops_library(str(library))
         return onnxruntime.InferenceSession(

@@ -46,9 +46,14 @@ def form_at(row: tuple[str | None, str, str], whole: bool, parts: LayerParts) ->
     return TRAIN_FORMS[kind, precision] if pattern is None else RESIDUAL_FORMS[row]
 
 
-def without_meaning(model: ir.Model) -> ir.Model:
-    """The same graph with function bodies that give a scalar zero: only a kernel can give the right result."""
+def without_meaning(model: ir.Model, *names: str) -> ir.Model:
+    """The same graph with function bodies that give a scalar zero: only a kernel can give the right result.
+
+    names: of the functions that get them; by default all do.
+    """
     for function in model.functions.values():
+        if names and function.name not in names:
+            continue
         nothing = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", 0.0)])
         nothing.outputs[0].name = "y"
         for node in reversed(list(function)):
@@ -97,6 +102,28 @@ def test_a_native_node_computes_what_its_matrices_do(
                 continue
             bound = forms.allowed(x, parts, forms.forms_at(pattern, kind, precision, whole=whole))
             assert forms.same(got, expected, bound), (size, shape, np.abs(got - expected).max())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("precision", ["int4", "int4-128", "int2"])
+def test_values_below_8_bits_are_widened_before_the_kernel_reads_them(
+    precision: str, whole: bool, forms: ModuleType, make_parts: MakeParts, one_form: OneForm, session: Session
+) -> None:
+    """The kernel wants constants; they are some when the optimizer has computed them, and not before."""
+    row = ("n:m", "linear", precision)
+    parts = make_parts("linear", "n:m")
+    form = form_at(row, whole, parts)
+    x = forms.make_x(parts, (2, 7))
+    native = without_meaning(one_form(form, parts), "NOfMLinearInt8")
+    (got,) = session(native, threads=1).run(None, {"x": x})
+    body = onnxruntime.InferenceSession(ir.to_proto(one_form(form, parts)).SerializeToString())
+    (expected,) = body.run(None, {"x": x})
+    # The kernel rounds activations row by row, the body all alike: each is within the bound of int8's own form.
+    bound = 2 * forms.allowed(x, parts, (RESIDUAL_FORMS["n:m", "linear", "int4"],))
+    assert forms.same(got, expected, bound), np.abs(got - expected).max()
+    assert not forms.same(got, np.roll(expected, 1, axis=-1), bound)
+    with pytest.raises(Exception, match="NOfMLinearInt8: stored is not constant"):
+        session(native, optimized=False)
 
 
 @pytest.mark.parametrize("isa", ISAS)
