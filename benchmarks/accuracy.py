@@ -360,11 +360,13 @@ def score(values: Sequence[float]) -> str:
     return f"{100 * fmean(values):.1f}{spread}"
 
 
-def picture(rows: Sequence[dict[str, Any]]) -> str:
+def picture(rows: Sequence[dict[str, Any]]) -> str | None:
     """Scores over the bytes of the bundle, a panel per task, a line per method: its best row at each size or below."""
     drawings = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
+        if len(own) == 1:  # a teacher alone says nothing
+            continue
         lines = []
         for method, color in zip((*RIVALS, *METHODS), COLORS.values(), strict=False):
             points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in own if row["method"] == method)
@@ -372,7 +374,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
                 lines.append(Line(method, [size for size, _ in points], [score for _, score in points], color))
         if lines:
             drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
-    return panels("Accuracy over bytes", drawings)
+    return panels("Accuracy over bytes", drawings) if drawings else None
 
 
 def _row_key(row: dict[str, Any]) -> tuple[str, str, float, str]:
@@ -434,7 +436,7 @@ def main() -> None:
     run_missing(bench, arguments.only, arguments.jobs)
     rows = rows_of(read_results(arguments.results))
     output = arguments.results.parent / f"{arguments.results.name}.json"
-    publish(output, rows, table(rows), picture(rows) if len(rows) > 1 else None)
+    publish(output, rows, table(rows), picture(rows))
 
 
 if __name__ == "__main__":

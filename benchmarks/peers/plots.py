@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ __all__ = ["COLORS", "Line", "bars", "panels"]
 
 COLORS = {name: light for name, (light, _) in SERIES.items()}
 SETTINGS = {"svg.hashsalt": "saten", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+TICK_SHARE = 0.11  # of an axis' length, which the name of a tick takes
 BAR_INCHES, PANEL_INCHES = 0.22, (4.2, 3.0)
 
 
@@ -65,10 +67,20 @@ def panels(title: str, drawings: Mapping[str, tuple[str, str, Sequence[Line]]], 
 
 
 def _plain_ticks(axes: Axes, places: Sequence[float]) -> None:
-    axes.set_xticks(places, [f"{place:g}" for place in places])
+    named = _apart(places)
+    axes.set_xticks(named, [f"{float(f'{place:.3g}'):g}" for place in named])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Those of ascending places whose names do not run into each other on a logarithmic axis."""
+    named = list(places[:1])
+    for place in places[1:]:
+        if math.log(place / named[-1]) >= TICK_SHARE * math.log(places[-1] / places[0]):
+            named.append(place)
+    return named
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -136,6 +136,13 @@ def test_the_front_takes_the_best_of_each_side_within_a_size():
     assert found[8] == (None, None)
 
 
+def test_ticks_of_a_picture_do_not_run_into_each_other():
+    apart = load("peers.plots")._apart
+    assert apart([1, 32, 128, 384]) == [1, 32, 128, 384]
+    assert apart([3.716, 5.166, 5.971, 7.226, 90.86]) == [3.716, 5.971, 90.86]
+    assert apart([]) == []
+
+
 def test_the_encoder_shows_cells_that_accuracy_makes():
     accuracy, encoder = load("accuracy"), load("encoder")
     names = {cell.name for part in accuracy.cells() for cell in part}
