@@ -19,6 +19,7 @@ __all__ = [
     "INT8_LARGEST",
     "OFFSET_INT4",
     "PRECISIONS",
+    "SCALE_BYTES",
     "SMALLEST_WEIGHT",
     "STORED",
     "Precision",
@@ -73,8 +74,14 @@ class Precision:
         sizes = [self.block >> doubling for doubling in doublings]
         return replace(self, block=min(sizes, key=lambda size: -(-inputs // size) * (size * self.bits + SCALE_BITS)))
 
+    def line_bytes(self, width: int, *, filled: bool = False) -> int:
+        """Bytes of `width` weights in a row, and of their scales. filled: up to whole blocks."""
+        blocks = -(-width // self.block) if self.block else int(self.bits < 16)
+        stored = blocks * self.block if filled and self.block else width
+        return (stored * self.bits + blocks * SCALE_BITS) // 8
 
-SCALE_BITS = 32
+
+SCALE_BITS, SCALE_BYTES = 32, 4
 # With its float32 scale, a block of 32 four-bit codes takes 5 bits a weight, one of 128 of them 4.25, one of 64 codes
 # of two bits 2.5, and one of 64 eight-bit codes 8.5.
 PRECISIONS = {

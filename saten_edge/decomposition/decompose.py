@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
+from saten_edge.decomposition.prices import Prices, checkpoint_prices
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual
@@ -35,13 +36,18 @@ LARGE_BYTES = 1 << 20
 
 
 def decompose(
-    matrix: Tensor, budget_bytes: int | None, pattern: Pattern, recipe: Recipe, moments: Tensor | None = None
+    matrix: Tensor,
+    budget_bytes: int | None,
+    pattern: Pattern,
+    recipe: Recipe,
+    moments: Tensor | None = None,
+    prices: Prices | None = None,
 ) -> Decomposition:
     """The best train + residual for `matrix` (in, out) within `budget_bytes`, indices included.
 
     budget_bytes: None only where eps and density fix every size. moments: E[xᵀx] of the layer's input, (in, in) or
-    its diagonal (in,), or None. Computes on the GPU if there is one; the parts come back in the dtype and to the
-    device of the matrix.
+    its diagonal (in,), or None. prices: what bytes are counted by; by default those of a checkpoint. Computes on the
+    GPU if there is one; the parts come back in the dtype and to the device of the matrix.
 
     Raises:
         BudgetError: the budget pays for nothing.
@@ -53,7 +59,7 @@ def decompose(
         bad = int((~torch.isfinite(matrix)).sum())
         raise CheckpointError(f"a weight of shape {tuple(matrix.shape)} holds {bad} values that are NaN or infinite")
     check_sizes(budget_bytes, pattern, recipe)
-    problem = _problem(matrix, budget_bytes, pattern, recipe, moments)
+    problem = _problem(matrix, budget_bytes, pattern, recipe, moments, prices)
     best = SOLVERS[recipe.solver](problem)
     split = recipe.method == "bond" and best.train.bond
     train = tensor_train(*best.train.factors(), problem.dims) if split else best.train
@@ -73,7 +79,9 @@ def check_sizes(budget: float | None, pattern: Pattern, recipe: Recipe) -> None:
         raise UsageError(f"--density {recipe.density:g} needs a residual, but --pattern is none")
 
 
-def check_paid(shape: tuple[int, int], budget_bytes: int, pattern: Pattern, recipe: Recipe) -> None:
+def check_paid(
+    shape: tuple[int, int], budget_bytes: int, pattern: Pattern, recipe: Recipe, prices: Prices | None = None
+) -> None:
     """Refuse bytes that are too few for any matrix (in, out), as far as its numbers do not decide it.
 
     Raises:
@@ -83,20 +91,32 @@ def check_paid(shape: tuple[int, int], budget_bytes: int, pattern: Pattern, reci
         return
     sides = _sides(shape, budget_bytes, recipe)
     empty, how = torch.empty(shape, device="meta"), (recipe.method, recipe.rounds, recipe.share, None, None)
-    Problem(empty, budget_bytes, pattern, Metric.from_moments(None), sides, 0.0, *how).check_paid()
+    counted = prices or _checkpoint_prices(shape, sides, pattern)
+    Problem(empty, budget_bytes, pattern, counted, Metric.from_moments(None), sides, 0.0, *how).check_paid()
 
 
 def _problem(
-    matrix: Tensor, budget_bytes: int | None, pattern: Pattern, recipe: Recipe, moments: Tensor | None
+    matrix: Tensor,
+    budget_bytes: int | None,
+    pattern: Pattern,
+    recipe: Recipe,
+    moments: Tensor | None,
+    prices: Prices | None,
 ) -> Problem:
     dtype = torch.float32 if matrix.numel() * VALUE_BYTES > LARGE_BYTES else torch.float64
     device = torch.device("cuda") if torch.cuda.is_available() else matrix.device
     exact = matrix.to(device, dtype)
     metric = Metric.from_moments(moments).like(exact)
     limit = math.inf if budget_bytes is None else budget_bytes
-    sides = _sides((matrix.shape[0], matrix.shape[1]), limit, recipe)
+    shape = (matrix.shape[0], matrix.shape[1])
+    sides = _sides(shape, limit, recipe)
+    counted = prices or _checkpoint_prices(shape, sides, pattern)
     how = (recipe.method, recipe.rounds, recipe.share, recipe.density, recipe.eps)
-    return Problem(exact, limit, pattern, metric, sides, metric.norm(exact), *how)
+    return Problem(exact, limit, pattern, counted, metric, sides, metric.norm(exact), *how)
+
+
+def _checkpoint_prices(shape: tuple[int, int], sides: Sides, pattern: Pattern) -> Prices:
+    return checkpoint_prices(shape, (sides[0][0], sides[1][0]), pattern)
 
 
 def _sides(shape: tuple[int, int], limit: float, recipe: Recipe) -> Sides:

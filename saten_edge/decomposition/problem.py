@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
+from saten_edge.decomposition.prices import Prices
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual, scatter
-from saten_edge.decomposition.shapes import Dims, Sides, full_train_numel, smallest_full_dims
-from saten_edge.decomposition.trains import TRAINS, Trains, affordable_bond
+from saten_edge.decomposition.shapes import Dims, Sides
+from saten_edge.decomposition.trains import TRAINS, Trains
 from saten_edge.decomposition.tt import TensorTrain, refined_factors
 from saten_runtime.errors import BudgetError, SatenError
 
@@ -46,12 +47,14 @@ class Decomposition:
 class Problem:
     """A matrix (in, out) in the dtype and on the device it is worked on, with all that stays the same.
 
-    budget_bytes: infinite where eps and density say every size. method, rounds, share, density, eps: as in `Recipe`.
+    budget_bytes: infinite where eps and density say every size. prices: what bytes are counted by. method, rounds,
+    share, density, eps: as in `Recipe`.
     """
 
     matrix: Tensor
     budget_bytes: float
     pattern: Pattern
+    prices: Prices
     metric: Metric
     sides: Sides
     norm: float
@@ -104,9 +107,8 @@ class Problem:
     def sizes(self, share: float | None) -> tuple[int, int]:
         """Bond of a train of the method "bond" and entries of the residual at a split; 0 where nothing is paid for."""
         room = self._room(share)
-        bond = affordable_bond(self.dims, _whole(room) // VALUE_BYTES) if room >= 0 else 0
-        train_bytes = full_train_numel(self.dims, bond) * VALUE_BYTES if bond else 0
-        return bond, self._entries(0 if share == 1 else self.budget_bytes - train_bytes)
+        bond = self.prices.bond(_whole(room)) if room >= 0 else 0
+        return bond, self._entries(0 if share == 1 else self.budget_bytes - self.prices.train(bond))
 
     def check_paid(self) -> None:
         """Look at sizes alone; of the method "bond".
@@ -119,8 +121,8 @@ class Problem:
 
     def full_share(self) -> float:
         """The share of the bytes that is left for the train by a residual of as many entries as its pattern has."""
-        most = self.pattern.affordable(self.shape, _whole(self.budget_bytes))
-        return max(0.0, 1 - self.pattern.bytes(self.shape, most) / self.budget_bytes)
+        most = self._affordable(self.budget_bytes)
+        return max(0.0, 1 - self.prices.residual(most) / self.budget_bytes)
 
     def _shares(self) -> Sequence[float | None]:
         """The train's shares of the bytes to try; None where eps or density say its size."""
@@ -135,24 +137,24 @@ class Problem:
 
     def _room(self, share: float | None) -> float:
         """Bytes for the train."""
-        reserved = 0 if self.density is None else self.pattern.bytes(self.shape, self._most_entries())
+        reserved = 0 if self.density is None else self.prices.residual(self._most_entries())
         return (self.budget_bytes - reserved) * (1 if share is None else share)
 
     def _round(self, trains: Trains | None, share: float | None) -> Decomposition | None:
         """The train for M − S, then the residual for M − L; None where the bytes do not pay for them."""
         room = self._room(share)
-        train = trains.within(_whole(room) // VALUE_BYTES) if trains and share != 0 and room >= 0 else None
+        train = trains.within(_whole(room)) if trains and share != 0 and room >= 0 else None
         if train is None and (room < 0 or not (share == 0 or self._train_may_lack())):
             return None
         low = train or TensorTrain.absent(self.shape, self.matrix)
-        left = 0 if share == 1 else self.budget_bytes - self._train_values(low) * VALUE_BYTES
+        left = 0 if share == 1 else self.budget_bytes - self._train_bytes(low)
         indices = self.pattern.select(self.metric.gain(self._beside(low)), self._entries(left))
         residual, error = self._residual(low, indices)
         return self._parts(low, residual, error, share) if low.bond or residual.nnz else None
 
     def _parts(self, low: TensorTrain, residual: Residual, error: float, share: float | None) -> Decomposition:
-        train_bytes = self._train_values(low) * VALUE_BYTES
-        stored = train_bytes + self.pattern.bytes(self.shape, residual.nnz)
+        train_bytes = self._train_bytes(low)
+        stored = train_bytes + self.prices.residual(residual.nnz)
         return Decomposition(low, residual, stored, error, train_bytes / stored if share is None else share)
 
     def _train_may_lack(self) -> bool:
@@ -164,17 +166,17 @@ class Problem:
 
     def _entries(self, size_bytes: float) -> int:
         """Entries of a residual within `size_bytes`."""
-        count = self.pattern.affordable(self.shape, _whole(size_bytes))
+        count = self._affordable(size_bytes)
         return count if self.density is None else min(count, self._most_entries())
 
-    def _train_values(self, train: TensorTrain) -> int:
-        """Values of a train as it will be stored, in cores."""
-        if self.method == "bond" and train.bond:
-            return full_train_numel(self.dims, train.bond)
-        return train.numel()
+    def _affordable(self, size_bytes: float) -> int:
+        return self.pattern.affordable(self.shape, _whole(size_bytes), self.prices.residual)
+
+    def _train_bytes(self, train: TensorTrain) -> int:
+        return self.prices.train(train.bond) if self.method == "bond" else train.numel() * VALUE_BYTES
 
     def _trains(self, target: Tensor) -> Trains:
-        return TRAINS[self.method](target, self.metric, self.sides, self.eps)
+        return TRAINS[self.method](target, self.metric, self.sides, self.eps, self.prices)
 
     def _without(self, residual: Residual) -> Tensor:
         """M − S."""
@@ -221,9 +223,14 @@ class Problem:
             return BudgetError(
                 f"{where} are too few for what --eps and --density ask for; raise --budget or change them"
             )
-        smallest = full_train_numel(smallest_full_dims(self.sides, 1), 1) * VALUE_BYTES
+        smallest = self._smallest_train()
         share = "" if self.share is None else f" of a share of {self.share:g}"
         return BudgetError(f"{where} are too few for a train of bond 1 ({smallest} bytes{share}); raise --budget")
+
+    def _smallest_train(self) -> int:
+        if self.method == "bond":
+            return self.prices.train(1)
+        return sum(min(map(sum, side)) for side in self.sides) * VALUE_BYTES
 
 
 def _whole(size: float) -> int:

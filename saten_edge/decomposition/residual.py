@@ -1,10 +1,11 @@
 """The sparse residual: which entries are kept, and how they are stored.
 
 A pattern answers four questions about a matrix M (in, out) of which some entries are kept: which
-entries (`select`), where each stored value sits in M (`positions`), how many bytes it takes
-(`bytes`), and how many entries a byte count pays for (`affordable`). Everything else (reading values
-off a matrix, rebuilding it, training) follows from `positions` alone. For the exporter a pattern turns what it
-stores into one of the few layouts that `saten_exporters` has forms for (`lay_out`).
+entries (`select`), where each stored value sits in M (`positions`), how many bytes a checkpoint takes for them
+(`bytes`), and how many entries there are at a time (`steps`), from which follows how many a byte count pays for.
+Everything else (reading values off a matrix, rebuilding it, training) follows from `positions` alone. For the exporter
+a pattern turns what it stores into one of the few layouts that `saten_exporters` has forms for (`lay_out`), and says
+what shapes that has (`laid_out`).
 
 To add a pattern, write the class and add a row to `PATTERNS`.
 """
@@ -13,21 +14,34 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saten_edge.decomposition.bits import pack, unpack
 from saten_edge.decomposition.linalg import BLOCK_VALUES, blocks, largest
+from saten_edge.decomposition.places import (
+    GAP_CODES,
+    column_bytes,
+    column_dtype,
+    length_bytes,
+    length_dtype,
+    slot_bytes,
+    steps_of,
+    walk,
+)
 from saten_runtime.errors import ShapeError, UsageError
 
 __all__ = [
     "PATTERNS",
     "EqualRows",
     "Grouped",
+    "LaidOut",
     "NOfM",
     "NoResidual",
     "Pattern",
@@ -39,8 +53,6 @@ __all__ = [
 ]
 
 VALUE_BYTES = 4
-_LARGEST_U16 = 1 << 16
-_GAP_CODES = 1 << 8
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,13 @@ class Residual:
     def nnz(self) -> int:
         """Number of stored values."""
         return self.values.numel()
+
+
+class LaidOut(NamedTuple):
+    """The shape of the values, and type and shape of each index tensor."""
+
+    values: tuple[int, ...]
+    indices: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 class Pattern(ABC):
@@ -83,12 +102,25 @@ class Pattern(ABC):
         """Flat positions in M (row-major, int64), in the shape of the values."""
 
     @abstractmethod
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        """The most stored entries that `size_bytes` pay for, indices included."""
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Entries that are stored or left out together, and how many times as many there are at most."""
 
     @abstractmethod
     def bytes(self, shape: tuple[int, int], count: int) -> int:
-        """Bytes of `count` stored entries, indices included."""
+        """Bytes of `count` stored entries in a checkpoint, indices included."""
+
+    @abstractmethod
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        """Shapes of what `lay_out` makes of `count` entries."""
+
+    def affordable(self, shape: tuple[int, int], size_bytes: int, price: Callable[[int], int] | None = None) -> int:
+        """The most stored entries that `size_bytes` pay for, indices included.
+
+        price: bytes of so many entries, never fewer of more; those of a checkpoint by default.
+        """
+        once, most = self.steps(shape)
+        cost = price or partial(self.bytes, shape)
+        return once * bisect_right(range(1, most + 1), size_bytes, key=lambda times: cost(once * times))
 
     def extract(self, matrix: Tensor, indices: dict[str, Tensor]) -> Residual:
         """The entries of `matrix` (in, out) at `indices`."""
@@ -112,11 +144,14 @@ class NoResidual(Pattern):
     def positions(self, indices: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
         return torch.zeros(0, dtype=torch.int64)
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        return 0
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return 1, 0
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         return 0
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        return LaidOut((0,), {})
 
 
 @dataclass(frozen=True)
@@ -148,12 +183,15 @@ class Grouped(Pattern):
         outputs = torch.arange(shape[1], device=device).reshape(groups, self.size, 1)
         return indices["indices"].to(torch.int64)[:, None, :] * shape[1] + outputs  # (groups, size, kept)
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        one_input = shape[1] * VALUE_BYTES + self._groups(shape[1]) * 4
-        return min(shape[0], max(0, size_bytes) // one_input) * shape[1]
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return self._groups(shape[1]) * self.size, shape[0]
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         return count * VALUE_BYTES + count // self.size * 4
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        groups, kept = self._groups(shape[1]), -(-count // shape[1])
+        return LaidOut((groups, self.size, kept), {"indices": (torch.int32, (groups, kept))})
 
     def _groups(self, outputs: int) -> int:
         if outputs % self.size:
@@ -174,13 +212,12 @@ class WholeRows(Grouped):
 
     layout: ClassVar[str] = "rows"
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        left = size_bytes - shape[0] * slot_bytes(shape[0])
-        rows = max(0, left) // (shape[1] * VALUE_BYTES) - 1
-        return min(shape[0], max(0, rows)) * shape[1]
-
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         return (count + shape[1]) * VALUE_BYTES + shape[0] * slot_bytes(shape[0]) if count else 0
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        rows = -(-count // shape[1])
+        return LaidOut((rows, shape[1]), {"rows": (torch.int32, (rows,))})
 
     def lay_out(self, residual: Residual, shape: tuple[int, int]) -> Residual:
         """values: (kept, width); indices["rows"]: (kept,)."""
@@ -216,8 +253,8 @@ class Unstructured(Pattern):
 
     def encode(self, kept: Tensor) -> dict[str, Tensor]:
         """The index tensors of the entries that `kept` (in, out, bool) names, and of the fillers between them."""
-        parts = [_steps_of(rows) for _, rows in blocks(kept.T, 0)]
-        lengths = torch.cat([part for part, _ in parts]).to(_length_dtype(kept.shape[0]))
+        parts = [steps_of(rows) for _, rows in blocks(kept.T, 0)]
+        lengths = torch.cat([part for part, _ in parts]).to(length_dtype(kept.shape[0]))
         return {"lengths": lengths, "steps": torch.cat([part for _, part in parts])}
 
     def _extended(self, energy: Tensor, indices: dict[str, Tensor], more: int) -> Tensor:
@@ -230,7 +267,7 @@ class Unstructured(Pattern):
         numbers = torch.arange(shape[0], device=kept.device)[:, None]
         gains, places = energy.new_zeros(0), where.new_zeros(0)
         for some, block in blocks(energy, 1):  # the strongest so far and of this block: no copy of a large matrix
-            taken = kept[:, some] | (numbers > last[some] + _GAP_CODES)
+            taken = kept[:, some] | (numbers > last[some] + GAP_CODES)
             gain, at = block.masked_fill(taken, -1).reshape(-1).topk(min(more, block.numel()))
             width = block.shape[1]
             found = at // width * shape[1] + at % width + some.start
@@ -249,16 +286,19 @@ class Unstructured(Pattern):
         for start in range(0, shape[1], at_once):
             some = slice(start, start + at_once)
             count = int(lengths[some].sum())
-            where[done : done + count] = _walk(steps[done : done + count], outputs[some], lengths[some], shape[1])
+            where[done : done + count] = walk(steps[done : done + count], outputs[some], lengths[some], shape[1])
             done += count
         return where
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        left = size_bytes - shape[1] * _length_bytes(shape[0])
-        return min(shape[0] * shape[1], max(0, left) // (VALUE_BYTES + 1))
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return 1, shape[0] * shape[1]
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
-        return count * (VALUE_BYTES + 1) + shape[1] * _length_bytes(shape[0]) if count else 0
+        return count * (VALUE_BYTES + 1) + shape[1] * length_bytes(shape[0]) if count else 0
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        places = {"indptr": (torch.int32, (shape[1] + 1,)), "indices": (column_dtype(shape[0]), (count,))}
+        return LaidOut((count,), places)
 
     def lay_out(self, residual: Residual, shape: tuple[int, int]) -> Residual:
         return _compressed_rows(residual.values, self.positions(residual.indices, shape), shape)
@@ -293,15 +333,20 @@ class NOfM(Pattern):
         starts = torch.arange(k, device=outputs.device) // self.kept * self.of
         return codes.add_(starts).mul_(shape[1]).add_(outputs[:, None])  # (outputs kept, k)
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        k = self._per_output(shape[0])
-        bits = 8 * (k * VALUE_BYTES + column_bytes(shape[1])) + k * self._bits
-        return min(shape[1], 8 * max(0, size_bytes) // bits) * k
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return self._per_output(shape[0]), shape[1]
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         outputs = -(-count // self._per_output(shape[0]))
         codes = -(-count * self._bits // 8)
         return count * VALUE_BYTES + codes + outputs * column_bytes(shape[1])
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        k = self._per_output(shape[0])
+        outputs = -(-count // k)
+        octets = -(-outputs * k * self._bits // 8)
+        places = {"outputs": (column_dtype(shape[1]), (outputs,)), "codes": (torch.uint8, (octets,))}
+        return LaidOut((outputs, k), {**places, "numbers": (torch.int64, (2,))})
 
     def lay_out(self, residual: Residual, shape: tuple[int, int]) -> Residual:
         return Residual(residual.values, {**residual.indices, "numbers": torch.tensor([self.kept, self.of])})
@@ -343,12 +388,15 @@ class EqualRows(Pattern):
         rows = torch.arange(shape[0], device=indices["indices"].device)[:, None]
         return indices["indices"].to(torch.int64).add_(rows * shape[1])
 
-    def affordable(self, shape: tuple[int, int], size_bytes: int) -> int:
-        one_each = shape[0] * (VALUE_BYTES + column_bytes(shape[1]))
-        return min(shape[1], max(0, size_bytes) // one_each) * shape[0]
+    def steps(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return shape
 
     def bytes(self, shape: tuple[int, int], count: int) -> int:
         return count * (VALUE_BYTES + column_bytes(shape[1]))
+
+    def laid_out(self, shape: tuple[int, int], count: int) -> LaidOut:
+        values = (shape[0], -(-count // shape[0]))
+        return LaidOut(values, {"indices": (column_dtype(shape[1]), values)})
 
 
 # pattern name → what stores it in a linear layer, from the outputs per block and the n and m of an "n:m" name, and
@@ -372,8 +420,8 @@ def pattern_named(name: str, kind: str, *, group: int, width: int) -> Pattern:
     """
     numbers = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", name)
     kept, of = map(int, numbers.groups()) if numbers else (0, 0)
-    if numbers and not 0 < kept <= of <= _GAP_CODES:
-        raise UsageError(f"--pattern {name}: expected N:M with 1 ≤ N ≤ M ≤ {_GAP_CODES}, such as 2:4")
+    if numbers and not 0 < kept <= of <= GAP_CODES:
+        raise UsageError(f"--pattern {name}: expected N:M with 1 ≤ N ≤ M ≤ {GAP_CODES}, such as 2:4")
     row = "N:M" if numbers else name
     if row not in PATTERNS or (row == "N:M" and not numbers):
         raise UsageError(f"no residual pattern {name!r}; there are: {', '.join(sorted(PATTERNS))} (such as 2:4)")
@@ -385,52 +433,6 @@ def scatter(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor
     """The matrix (in, out) with `values` at `positions` and zeros elsewhere."""
     flat = torch.zeros(shape[0] * shape[1], dtype=values.dtype, device=values.device)
     return flat.scatter(0, positions.reshape(-1).to(values.device), values.reshape(-1)).reshape(shape)
-
-
-def column_dtype(columns: int) -> torch.dtype:
-    """The smallest index type for `columns` columns."""
-    return torch.uint16 if columns <= _LARGEST_U16 else torch.int32
-
-
-def column_bytes(columns: int) -> int:
-    """Bytes of one column number."""
-    return 2 if columns <= _LARGEST_U16 else 4
-
-
-def slot_bytes(rows: int) -> int:
-    """Bytes of one slot number of a table with `rows` rows (slot 0 means none)."""
-    return column_bytes(rows + 1)
-
-
-def _length_dtype(columns: int) -> torch.dtype:
-    """The type of a number of entries in a row of `columns`, which may be all of them."""
-    return column_dtype(columns + 1)
-
-
-def _length_bytes(columns: int) -> int:
-    return column_bytes(columns + 1)
-
-
-def _steps_of(kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Lengths and steps of rows (rows, in, bool), see `Unstructured`."""
-    rows, columns = kept.nonzero(as_tuple=True)
-    before = torch.full_like(columns, -1)
-    same = rows[1:] == rows[:-1]
-    before[1:][same] = columns[:-1][same]
-    passed = columns - before - 1
-    stored = passed // _GAP_CODES + 1
-    ends = stored.cumsum(0)
-    steps = torch.full((int(stored.sum()),), _GAP_CODES - 1, dtype=torch.uint8, device=kept.device)
-    steps[ends - 1] = (passed % _GAP_CODES).to(torch.uint8)
-    return torch.zeros(len(kept), dtype=torch.int64, device=kept.device).index_add_(0, rows, stored), steps
-
-
-def _walk(steps: Tensor, rows: Tensor, lengths: Tensor, outputs: int) -> Tensor:
-    """Flat positions in M that the steps of some rows lead to."""
-    walked = (steps.to(torch.int64) + 1).cumsum(0)
-    before = torch.nn.functional.pad(walked, (1, 0))[lengths.cumsum(0) - lengths]  # walked before each row
-    columns = walked - torch.repeat_interleave(before, lengths) - 1
-    return columns.mul_(outputs).add_(torch.repeat_interleave(rows, lengths))
 
 
 def _compressed_rows(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Residual:

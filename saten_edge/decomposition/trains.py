@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import bisect
-import math
 from typing import Protocol
 
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.shapes import Dims, Sides, full_train_numel
+from saten_edge.decomposition.prices import Prices
+from saten_edge.decomposition.residual import VALUE_BYTES
+from saten_edge.decomposition.shapes import Sides
 from saten_edge.decomposition.tt import Spectrum, TensorTrain, TtSvd, balanced_pair
 
-__all__ = ["TRAINS", "Trains", "affordable_bond"]
+__all__ = ["TRAINS", "Trains"]
 
 
 class Trains(Protocol):
     """The trains for one target, of any size."""
 
-    def within(self, values: int) -> TensorTrain | None:
-        """The train of at most `values` values with the least error; None if there is none."""
+    def within(self, size_bytes: int) -> TensorTrain | None:
+        """The train of at most `size_bytes` bytes with the least error; None if there is none."""
         ...
 
 
 class _BondTrains:
-    """Factors (A, B) of the bond that a size pays for once they are split over the dims, every inner rank kept."""
+    """Factors (A, B) of the bond that a size pays for."""
 
-    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None) -> None:
-        self.dims, self.spectrum = (sides[0][0], sides[1][0]), Spectrum.of(target, metric)
+    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None, prices: Prices) -> None:
+        self.prices, self.spectrum = prices, Spectrum.of(target, metric)
 
-    def within(self, values: int) -> TensorTrain | None:
-        bond = affordable_bond(self.dims, values)
+    def within(self, size_bytes: int) -> TensorTrain | None:
+        bond = self.prices.bond(size_bytes)
         if not bond:
             return None
         a, b = balanced_pair(*self.spectrum.factors(bond))
@@ -38,12 +38,13 @@ class _BondTrains:
 
 
 class _TtSvdTrains:
-    """TT-SVDs, of one eps for all splits; the best of several dims."""
+    """TT-SVDs, of one eps for all splits; the best of several dims. They take the bytes of their cores in float32."""
 
-    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None) -> None:
+    def __init__(self, target: Tensor, metric: Metric, sides: Sides, eps: float | None, prices: Prices) -> None:
         self.sides, self.eps, self.svd = sides, eps, TtSvd(target)
 
-    def within(self, values: int) -> TensorTrain | None:
+    def within(self, size_bytes: int) -> TensorTrain | None:
+        values = size_bytes // VALUE_BYTES
         if self.eps is not None:
             train = self.svd.best(self.sides, eps=self.eps)
             return train if train.numel() <= values else None
@@ -51,11 +52,5 @@ class _TtSvdTrains:
         return self.svd.best(self.sides, values=values) if smallest <= values else None
 
 
-# How the train is found: (target, metric, sides, eps) → its trains of any size
+# How the train is found: (target, metric, sides, eps, prices) → its trains of any size
 TRAINS: dict[str, type[_BondTrains] | type[_TtSvdTrains]] = {"bond": _BondTrains, "tt-svd": _TtSvdTrains}
-
-
-def affordable_bond(dims: Dims, values: int) -> int:
-    """The largest bond whose train holds at most `values` values; 0 if there is none."""
-    largest = min(math.prod(dims[0]), math.prod(dims[1]))
-    return bisect.bisect_right(range(1, largest + 1), values, key=lambda bond: full_train_numel(dims, bond))

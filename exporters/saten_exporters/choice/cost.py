@@ -8,7 +8,6 @@ not the larger of two, because they are fitted over rows from 1 to 512, and betw
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +15,7 @@ from saten_exporters.choice.prices import KERNELS, Prices, shipped_prices
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form, Lowering, Weights, head_of
-from saten_exporters.quantize import PRECISIONS, storing
+from saten_exporters.quantize import storing
 from saten_runtime.errors import ExportError
 
 __all__ = ["Candidate", "choose", "predicted_us"]
@@ -40,7 +39,7 @@ class Candidate:
     @property
     def bytes(self) -> int:
         """Of what is stored."""
-        return sum(array.nbytes for array in self.weights.values())
+        return self.form.stored_bytes(self.parts)
 
 
 def choose(
@@ -89,12 +88,6 @@ def _candidate(
 def _cheapest(candidates: list[Candidate]) -> Candidate:
     *structured, dense = candidates
     best = min(structured, key=lambda each: each.predicted_us)
-    if dense.predicted_us < best.predicted_us and _no_larger(dense, best):
+    if dense.predicted_us < best.predicted_us and dense.bytes <= best.bytes:
         return dense
     return best
-
-
-def _no_larger(dense: Candidate, structured: Candidate) -> bool:
-    """Whether the whole matrix takes no more bytes; it is only built where it might not."""
-    at_least = math.prod(dense.parts.shape) * PRECISIONS[dense.form.precision].bits // 8
-    return at_least <= structured.bytes and dense.bytes <= structured.bytes

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
-from saten_exporters.forms.storage import Storage
-from saten_exporters.quantize import quantize_int8
+from saten_exporters.forms.storage import INT64_BYTES, Storage
+from saten_exporters.quantize import SCALE_BYTES, quantize_int8
 
 __all__ = ["csr_linear"]
 
@@ -59,6 +59,10 @@ def csr_linear(storage: Storage) -> Form:
         shape = np.array([parts.shape[1], parts.shape[0]], np.int64)
         return {**parts.indices, **dict(zip(stored, packed, strict=True)), "shape": shape}
 
+    def stored_bytes(parts: LayerParts) -> int:
+        places = sum(index.nbytes for index in parts.indices.values()) + len(parts.shape) * INT64_BYTES
+        return places + storage.precision.bits // 8 * parts.values.size + storage.scaled * SCALE_BYTES * parts.shape[1]
+
     def native(parts: LayerParts) -> tuple[Work, ...]:
         values = parts.values.size
         return (Work("native-blocks-1", values, values, sum(parts.shape)),)
@@ -72,6 +76,7 @@ def csr_linear(storage: Storage) -> Form:
         ("indptr", "indices", *stored, "shape"),
         _REBUILD + empty + _SCATTER + storage.multiply("x", "y", "matrix", "scale"),
         pack,
+        stored_bytes,
         lambda parts: (product(parts.shape),),  # the body multiplies the rebuilt matrix
         native=native if name in NATIVE else None,
     )

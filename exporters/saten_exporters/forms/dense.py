@@ -30,6 +30,7 @@ def dense_linear(storage: Storage) -> Form:
         stored,
         storage.multiply("x", "y", *stored),
         pack,
+        lambda parts: storage.product_bytes(parts.shape),
         lambda parts: (product(parts.shape),),
         attributes=storage.attributes(stored[0]),
         sizes=lambda parts, floats: storage.sizes({stored[0]: parts.shape}, floats),
@@ -50,6 +51,7 @@ def dense_embedding(storage: Storage) -> Form:
         stored,
         storage.look_up_whole("x", "y", *stored),
         pack,
+        lambda parts: storage.whole_bytes(parts.shape),
         lambda parts: (Work("lookup", moved=parts.shape[1]),),
     )
 

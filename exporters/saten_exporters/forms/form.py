@@ -73,7 +73,8 @@ def _no_sizes(parts: LayerParts, floats: bool) -> Mapping[str, int]:
 class Form:
     """stem, kind, precision: make the operator's name. body: its ONNX text, from x and the weights to y.
 
-    pack: a layer's numbers → the weights, in the order of the function's inputs. work: its own steps; native: all
+    pack: a layer's numbers → the weights, in the order of the function's inputs. stored_bytes: of these weights, from
+    the shapes of the numbers alone. work: its own steps; native: all
     steps of the kernel of the same name, where there is one. attributes: names of the integers that the body refers
     to; sizes: their values, for a layer, and whether products of few inputs take x in float32 (see `Storage`).
     parts: forms whose functions the body calls. epilogue: what follows in the same node, one of `EPILOGUES` or nothing.
@@ -85,6 +86,7 @@ class Form:
     inputs: tuple[str, ...]
     body: str
     pack: Callable[[LayerParts], Weights]
+    stored_bytes: Callable[[LayerParts], int]
     work: Callable[[LayerParts], tuple[Work, ...]]
     native: Callable[[LayerParts], tuple[Work, ...]] | None = None
     attributes: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ def sum_of(train: Form, residual: Form) -> Form:
         + """
         y = Add (low, rest)""",
         pack=lambda parts: {**train.pack(parts), **residual.pack(parts)},
+        stored_bytes=lambda parts: train.stored_bytes(parts) + residual.stored_bytes(parts),
         work=lambda parts: (Work("add", moved=3 * parts.shape[1]),),
         native=_native_sum(train, residual),
         attributes=tuple(dict.fromkeys(name for form in both for name in form.attributes)),

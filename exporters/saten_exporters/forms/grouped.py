@@ -15,6 +15,8 @@ from saten_exporters.forms.storage import Storage
 
 __all__ = ["grouped_linear"]
 
+INDEX_BYTES = 4
+
 # x (…, in), indices (groups, kept), blocks (groups, size, kept) → y (…, groups · size)
 _GATHER_AND_MULTIPLY = """
         rows = Flatten <axis = -1> (x)
@@ -39,6 +41,10 @@ def grouped_linear(storage: Storage) -> Form:
         indices = np.pad(parts.indices["indices"], ((0, 0), (0, missing)), mode="edge").astype(np.int32)
         return {"indices": indices, **dict(zip(stored, storage.pack_blocks(blocks), strict=True))}
 
+    def stored_bytes(parts: LayerParts) -> int:
+        groups, _, kept = map(int, parts.values.shape)
+        return groups * storage.wide(kept) * INDEX_BYTES + storage.table_bytes(parts.values.shape)
+
     def native(parts: LayerParts) -> tuple[Work, ...]:
         groups, size, kept = parts.values.shape
         values = parts.values.size
@@ -51,6 +57,7 @@ def grouped_linear(storage: Storage) -> Form:
         ("indices", *stored),
         storage.decode("blocks", *stored) + _GATHER_AND_MULTIPLY,
         pack,
+        stored_bytes,
         _work,
         native=native if storage.precision.name in NATIVE else None,
     )

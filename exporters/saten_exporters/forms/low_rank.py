@@ -35,6 +35,7 @@ def low_rank_linear(storage: Storage) -> Form:
         (*a, *b),
         storage.multiply("x", "inner", *a) + storage.multiply("inner", "y", *b),
         pack,
+        lambda parts: storage.product_bytes(parts.a.shape) + storage.product_bytes(parts.b.shape),
         work,
         native=(lambda parts: work(parts, "native-product")) if storage.precision.name in NATIVE else None,
         attributes=storage.attributes("a", "b"),
@@ -53,6 +54,10 @@ def low_rank_embedding(storage: Storage) -> Form:
         left, right = factors(parts)
         return dict(zip((*a, *b), (*storage.pack_table(left), *storage.pack_product(right)), strict=True))
 
+    def stored_bytes(parts: LayerParts) -> int:
+        rank, width = parts.b.shape
+        return storage.table_bytes(parts.a.shape) + storage.product_bytes((storage.wide(rank), width))
+
     def work(parts: LayerParts) -> tuple[Work, ...]:
         return Work("lookup", moved=parts.a.shape[1]), product(parts.b.shape)
 
@@ -66,6 +71,7 @@ def low_rank_embedding(storage: Storage) -> Form:
         (*a, *b),
         storage.look_up("x", "inner", *a) + storage.multiply("inner", "y", *b),
         pack,
+        stored_bytes,
         work,
         native=work if storage.precision.name in NATIVE else None,
         attributes=storage.attributes("b"),

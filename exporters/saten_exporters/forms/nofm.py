@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import NATIVE, Form, Weights, Work, product
-from saten_exporters.forms.storage import STORAGES, Storage
-from saten_exporters.quantize import pack_codes, quantize_int4, quantize_int8
+from saten_exporters.forms.storage import INT64_BYTES, STORAGES, Storage
+from saten_exporters.quantize import SCALE_BYTES, pack_codes, quantize_int4, quantize_int8
 
 __all__ = ["nofm_linear", "nofm_linear_int4"]
 
@@ -118,6 +118,10 @@ def nofm_linear(storage: Storage) -> Form:
         packed = _int8_lines(parts) if storage.scaled else storage.pack_table(parts.values)
         return _packed(parts, dict(zip(stored, packed, strict=True)))
 
+    def stored_bytes(parts: LayerParts) -> int:
+        scales = storage.scaled * SCALE_BYTES * len(parts.values)
+        return _place_bytes(parts) + storage.precision.bits // 8 * parts.values.size + scales
+
     def native(parts: LayerParts) -> tuple[Work, ...]:
         values = parts.values.size
         return (Work("native-blocks-1", values, values, sum(parts.shape)),)
@@ -130,6 +134,7 @@ def nofm_linear(storage: Storage) -> Form:
         ("outputs", "codes", *stored, "sizes"),
         _UNPACK + _SCATTER.format(type=_TYPES[name]) + spread + storage.multiply("x", "y", "matrix", "scales"),
         pack,
+        stored_bytes,
         lambda parts: (product(parts.shape),),  # the body multiplies the rebuilt matrix
         native=native if name in NATIVE else None,
     )
@@ -152,6 +157,7 @@ def nofm_linear_int4() -> Form:
         tuple("nibbles" if name == "stored" else name for name in whole.inputs),
         _WIDEN + whole.call("y"),
         pack,
+        lambda parts: _place_bytes(parts) + -(-parts.values.size // 2) + SCALE_BYTES * len(parts.values),
         lambda parts: (),
         parts=(whole,),
     )
@@ -161,6 +167,11 @@ def _packed(parts: LayerParts, values: Weights) -> Weights:
     """Where the values stand, and the values, in the order of the inputs."""
     where = {key: parts.indices[key] for key in ("outputs", "codes")}
     return {**where, **values, "sizes": np.array([*parts.shape, *parts.indices["numbers"]], np.int64)}
+
+
+def _place_bytes(parts: LayerParts) -> int:
+    """Of all that `_packed` adds to the values."""
+    return parts.indices["outputs"].nbytes + parts.indices["codes"].nbytes + 4 * INT64_BYTES
 
 
 def _int8_lines(parts: LayerParts) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

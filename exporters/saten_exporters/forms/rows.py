@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import Form, Weights, Work
-from saten_exporters.forms.storage import Storage
+from saten_exporters.forms.storage import INT64_BYTES, Storage
 
 __all__ = ["rows_embedding", "sparse_embedding"]
 
@@ -40,6 +42,9 @@ def rows_embedding(storage: Storage) -> Form:
         ("slots", *stored),
         _FIND_SLOT + storage.look_up_whole("slot", "y", *stored),
         pack,
+        lambda parts: (
+            _slots_type(parts)().nbytes * parts.shape[0] + storage.whole_bytes((len(parts.values) + 1, parts.shape[1]))
+        ),
         lambda parts: (Work("lookup", moved=parts.shape[1]),),
     )
 
@@ -57,6 +62,11 @@ def sparse_embedding(storage: Storage) -> Form:
             "width": np.array([parts.shape[1]], np.int64),
         }
 
+    def stored_bytes(parts: LayerParts) -> int:
+        rows, kept = map(int, parts.values.shape)
+        columns = rows * storage.wide(kept) * int(parts.indices["indices"].itemsize)
+        return columns + storage.table_bytes(parts.values.shape) + INT64_BYTES
+
     return Form(
         "Sparse",
         "embedding",
@@ -64,6 +74,7 @@ def sparse_embedding(storage: Storage) -> Form:
         ("columns", *stored, "width"),
         storage.look_up("x", "picked", *stored) + _SCATTER_ADD,
         pack,
+        stored_bytes,
         lambda parts: (Work("lookup", moved=2 * parts.values.shape[1] + parts.shape[1]),),
     )
 
@@ -71,9 +82,13 @@ def sparse_embedding(storage: Storage) -> Form:
 def _slots(parts: LayerParts) -> NDArray[np.generic]:
     """For each row of the table the place of its residual row, 0 (a row of zeros) where it has none."""
     kept = parts.indices["rows"]
-    slots = np.zeros(parts.shape[0], np.uint16 if parts.shape[0] + 1 <= _LARGEST_U16 else np.int32)
+    slots = np.zeros(parts.shape[0], _slots_type(parts))
     slots[kept] = np.arange(1, len(kept) + 1)
     return slots
+
+
+def _slots_type(parts: LayerParts) -> type[np.integer[Any]]:
+    return np.uint16 if parts.shape[0] + 1 <= _LARGEST_U16 else np.int32
 
 
 def _stored_rows(parts: LayerParts) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from saten_exporters.quantize import (
     quantize_offsets,
 )
 
-__all__ = ["OFFSETS", "STORAGES", "Storage"]
+__all__ = ["INT64_BYTES", "OFFSETS", "STORAGES", "Storage"]
 
 Array = NDArray[Any]
 Packed = tuple[Array, ...]
@@ -36,6 +37,7 @@ Packed = tuple[Array, ...]
 # pays for it: 576 → 3072: 0.16 ms, not 0.065.
 FEW_INPUTS = 128
 FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4
+INT64_BYTES = 8  # of a size that a graph reads
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,19 @@ class Storage:
         block = self.precision.for_inputs(width).block
         return width + (-width % block if block else 0)
 
+    def product_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of what `pack_product` makes of a matrix (in, out)."""
+        inputs, outputs = shape
+        return outputs * self.precision.for_inputs(inputs).line_bytes(inputs, filled=True)
+
+    def table_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of what `pack_table` or `pack_blocks` make of numbers (…, width), once they are `widened`."""
+        return prod(shape[:-1]) * self.precision.line_bytes(self.wide(shape[-1]))
+
+    def whole_bytes(self, shape: tuple[int, int]) -> int:
+        """Of what `pack_whole` makes of a table (rows, width)."""
+        return self.table_bytes(shape) + (INT64_BYTES if self.multiple > 1 else 0)
+
     def look_up(self, x: str, y: str, w: str, s: str = "") -> str:
         """Text of y = the rows x of a table."""
         return self.lookup.format(x=x, y=y, w=w, s=s)
@@ -127,8 +142,12 @@ class Storage:
 
     def widened(self, table: Array) -> Array:
         """`table`, with zeros behind its last axis up to a width that `multiple` divides."""
-        missing = -table.shape[-1] % self.multiple
+        missing = self.wide(table.shape[-1]) - table.shape[-1]
         return np.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, missing)])
+
+    def wide(self, width: int) -> int:
+        """`width`, or the next larger one that `multiple` divides."""
+        return width + -width % self.multiple
 
 
 SIDES = ("in", "out", "block")
@@ -374,9 +393,14 @@ class _WithOffsets(Storage):
     """Products have the sums of each block of x behind x, and a sixteenth of these."""
 
     def sizes(self, matrices: Mapping[str, tuple[int, int]], floats: bool, *, table: bool = False) -> dict[str, int]:
-        block = self.precision.block
-        wide = {name: (inputs + 2 * inputs // block, outputs) for name, (inputs, outputs) in matrices.items()}
-        return super().sizes(wide, floats, table=table)
+        return super().sizes({name: self._with_sums(shape) for name, shape in matrices.items()}, floats, table=table)
+
+    def product_bytes(self, shape: tuple[int, ...]) -> int:
+        return super().product_bytes(self._with_sums(shape))
+
+    def _with_sums(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        inputs, outputs = shape
+        return inputs + 2 * inputs // self.precision.block, outputs
 
 
 def _offset_columns(matrix: Array) -> Packed:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms.form import Form, Weights, Work, product
-from saten_exporters.forms.storage import STORAGES
+from saten_exporters.forms.storage import INT64_BYTES, STORAGES
 
 __all__ = ["tt_linear"]
 
@@ -49,6 +49,11 @@ def tt_linear(inputs: int, outputs: int, precision: str) -> Form:
             weights.update(zip(own, storage.pack_product(matrix), strict=True))
         return weights
 
+    def stored_bytes(parts: LayerParts) -> int:
+        digits = 1 + len(_dims(parts)[0])
+        cores = sum(storage.product_bytes(matrix.shape) for matrix in _matrices(parts))
+        return cores + (digits + 2 * len(names)) * INT64_BYTES
+
     def sizes(parts: LayerParts, floats: bool) -> dict[str, int]:
         return storage.sizes({name: m.shape for name, m in zip(names, _matrices(parts), strict=True)}, floats)
 
@@ -59,6 +64,7 @@ def tt_linear(inputs: int, outputs: int, precision: str) -> Form:
         ("digits", *chain.from_iterable((f"{name}_rows", *own) for name, own in zip(names, stored, strict=True))),
         body,
         pack,
+        stored_bytes,
         _work,
         attributes=storage.attributes(*names),
         sizes=sizes,

@@ -1,0 +1,92 @@
+"""What the parts of a matrix take, in bytes: as a checkpoint stores them, or as a bundle of some precision does."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from saten_edge.decomposition.residual import VALUE_BYTES, Pattern
+from saten_edge.decomposition.shapes import Dims, full_train_numel
+from saten_exporters.exportable import LayerParts
+
+__all__ = ["Prices", "blank_parts", "bundle_prices", "checkpoint_prices", "rank_bytes"]
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the parts of one matrix take. train: bytes of a bond; residual: of a number of entries, places included.
+
+    bonds: the largest bond. Nothing takes no bytes, and more never fewer.
+    """
+
+    train: Callable[[int], int]
+    residual: Callable[[int], int]
+    bonds: int
+
+    def bond(self, size_bytes: int) -> int:
+        """The largest bond whose train takes at most `size_bytes`; 0 if there is none."""
+        return bisect.bisect_right(range(1, self.bonds + 1), size_bytes, key=self.train)
+
+
+def checkpoint_prices(shape: Shape, dims: Dims, pattern: Pattern) -> Prices:
+    """Of the cores over `dims`, whose inner ranks are whole, and of the residual of M (in, out), all in float32."""
+    return Prices(
+        train=lambda bond: full_train_numel(dims, bond) * VALUE_BYTES if bond else 0,
+        residual=partial(pattern.bytes, shape),
+        bonds=min(map(math.prod, dims)),
+    )
+
+
+def bundle_prices(kind: str, shape: Shape, pattern: Pattern, precision: str) -> Prices:
+    """Of the two factors of the train and of the residual, as the exporter's forms store them at a precision.
+
+    kind: "linear" or "embedding". shape: (in, out).
+    """
+    from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS  # imports onnx
+
+    def train(bond: int) -> int:
+        parts = blank_parts(kind, shape, bond, pattern, 0)
+        return TRAIN_FORMS[kind, precision].stored_bytes(parts) if bond else 0
+
+    def residual(count: int) -> int:
+        parts = blank_parts(kind, shape, 0, pattern, count)
+        return RESIDUAL_FORMS[pattern.layout, kind, precision].stored_bytes(parts) if count else 0
+
+    return Prices(train, residual, min(shape))
+
+
+def rank_bytes(kind: str, shape: Shape, pattern: Pattern, precision: str | None) -> float:
+    """What one more of the ranks of M (in, out) takes: the mean over as many as take the bytes of the dense matrix."""
+    if precision is None:
+        return sum(shape) * VALUE_BYTES
+    most = max(1, math.prod(shape) // sum(shape))
+    return bundle_prices(kind, shape, pattern, precision).train(most) / most
+
+
+def blank_parts(kind: str, shape: Shape, bond: int, pattern: Pattern, count: int, name: str = "a layer") -> LayerParts:
+    """What the exporter would be handed of a train of this bond and so many entries: shapes alone, and no numbers."""
+    laid = pattern.laid_out(shape, count)
+    return LayerParts(
+        name=name,
+        kind=kind,
+        shape=shape,
+        ranks=[1, bond, 1],
+        a=_blank((shape[0], bond)),
+        b=_blank((bond, shape[1])),
+        layout=pattern.layout if count else "none",
+        values=_blank(laid.values if count else (0,)),
+        indices={key: _blank(size, str(dtype).removeprefix("torch.")) for key, (dtype, size) in laid.indices.items()},
+    )
+
+
+def _blank(shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """Zeros that take no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
