@@ -307,6 +307,8 @@ class OptimizeOptions:
     where minutes end the search, no limit. steps, short_steps: of the fine-tuning of a finalist, and of one that only
     ranks. confirm: share of the judge that no choice sees before the last. device: URLs of the devices on which the
     finalists are timed, ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them.
+    prices: a file of `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an
+    emulator's.
 
     Raises:
         UsageError: a number out of its range, or no such objective or engine.
@@ -335,6 +337,10 @@ class OptimizeOptions:
     device: tuple[str, ...] = option(
         (), "Time finalists on this device (ssh://…, adb:… or local), not here; repeat it for several", metavar="DEVICE"
     )
+    prices: Path | None = option(
+        None, "Predict and choose by the prices in this file of devices calibrate; by default the first --device's"
+    )
+    emulated: bool = option(False, "Predict and choose by prices of an emulator, too", "--emulated", const=True)
     engine: str = option("local", "Engine that runs trials: local (processes of this machine), ray or slurm")
     workers: int = option(0, "Trials at once; 0 is one for each core of this machine, up to 4", low=0)
     address: str | None = option(None, "Ray cluster, as host:port or auto, or Slurm partition; usual ones without it")

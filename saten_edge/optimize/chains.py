@@ -17,13 +17,17 @@ __all__ = ["Chains"]
 
 @dataclass(frozen=True)
 class Chains:
-    """model, data: what was given. parts: of the judge, by name. headless: the model has to learn the labels first."""
+    """model, data: what was given. parts: of the judge, by name. headless: the model has to learn the labels first.
+
+    prices: the file by which forms are chosen; None are those that ship.
+    """
 
     model: Source
     data: Source
     parts: Mapping[str, Source]
     options: OptimizeOptions
     headless: bool
+    prices: Source | None = None
 
     @property
     def dense(self) -> Input:
@@ -34,9 +38,11 @@ class Chains:
 
     def bundle(self, candidate: Candidate, steps: int = 0) -> Task:
         """The bundle of a candidate after so many steps of fine-tuning."""
-        how = ExportOptions(target=self.options.target, rows=self.options.tokens, **candidate.export)
+        asked, priced = self.options, {} if self.prices is None else {"prices": self.prices}
+        emulated = asked.emulated and self.prices is not None
+        how = ExportOptions(target=asked.target, rows=asked.tokens, emulated=emulated, **candidate.export)
         options = {**recorded("export", how), "name": candidate.label}
-        return Task("export", options, {"model": self.checkpoint(candidate, steps)})
+        return Task("export", options, {"model": self.checkpoint(candidate, steps), **priced})
 
     def checkpoint(self, candidate: Candidate, steps: int = 0) -> Input:
         """The model of a candidate after so many steps of fine-tuning; the dense one as it is."""

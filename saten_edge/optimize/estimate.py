@@ -20,6 +20,7 @@ from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, pattern_n
 from saten_edge.optimize.space import Candidate
 from saten_edge.options import CompressOptions
 from saten_exporters.choice.cost import predicted_us
+from saten_exporters.choice.prices import Prices
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import DENSE_FORMS, LOWERINGS, form_of
 from saten_runtime.errors import ExportError
@@ -64,18 +65,18 @@ def layers_of(model: Path) -> Layers:
     return Layers(matrices, sum(each.numel() for each in loaded.model.parameters()) - compressed)
 
 
-def estimate(candidate: Candidate, layers: Layers, target: str, rows: int) -> Estimate:
-    """What a candidate is predicted to take."""
+def estimate(candidate: Candidate, layers: Layers, target: str, rows: int, prices: Prices | None = None) -> Estimate:
+    """What a candidate is predicted to take; prices: those that ship for the target by default."""
     size, us, options = layers.others * VALUE_BYTES, 0.0, candidate.compress
     for name, (kind, inputs, outputs) in layers.matrices.items():
         shape = (inputs, outputs)
         if options is not None and options.selection.takes(name, torch.empty(shape, device="meta")):
             parts = _parts(name, kind, shape, options)
-            us += _fastest_us(parts, candidate, rows, target)
+            us += _fastest_us(parts, candidate, rows, target, prices)
             size += _stored_bytes(parts, candidate.precision)
         else:
             dense, form = _whole(name, kind, shape), DENSE_FORMS[kind, candidate.precision]
-            us += predicted_us(form, dense, rows, target)
+            us += predicted_us(form, dense, rows, target, prices)
             size += form.stored_bytes(dense)
     return Estimate(size, us)
 
@@ -103,14 +104,15 @@ def _whole(name: str, kind: str, shape: tuple[int, int]) -> LayerParts:
     return blank_parts(kind, shape, 0, NoResidual(), 0, name)
 
 
-def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str) -> float:
+def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str, prices: Prices | None) -> float:
     """Of the ways to keep a layer in parts, the asked one where it is among them."""
     fitting_names = [name for name, row in LOWERINGS.items() if name != "dense" and not row.refusal(parts)]
     names = [candidate.lowering] if candidate.lowering in fitting_names else fitting_names
     times = []
     for name in names:
         try:
-            times.append(predicted_us(LOWERINGS[name].form(parts, candidate.precision), parts, rows, target))
+            form = LOWERINGS[name].form(parts, candidate.precision)
+            times.append(predicted_us(form, parts, rows, target, prices))
         except ExportError:  # neither a train nor a residual: too small a budget, as compression will say
             times.append(0.0)
     return min(times, default=0.0)

@@ -14,12 +14,24 @@ from saten_runtime.options import spelled
 from saten_runtime.records.files import read_json, refuse_existing, remove, write_json
 from saten_runtime.records.folders import new_folder
 
-__all__ = ["BASELINES", "CHOSEN", "RECIPE_FILE", "REPORT_FILE", "RESULT_FILE", "STUDY_FILE", "WORK", "claim", "put"]
+__all__ = [
+    "BASELINES",
+    "CHOSEN",
+    "PRICES_FILE",
+    "RECIPE_FILE",
+    "REPORT_FILE",
+    "RESULT_FILE",
+    "STUDY_FILE",
+    "WORK",
+    "claim",
+    "put",
+]
 
 MARKER_FILE = "optimize.json"
 STUDY_FILE, REPORT_FILE, RECIPE_FILE, RESULT_FILE = "study.journal", "report.html", "recipe.yaml", "result.json"
 WORK, CHOSEN, BASELINES = "work", "chosen", "baselines"
-OURS = (STUDY_FILE, REPORT_FILE, RECIPE_FILE, RESULT_FILE, WORK, CHOSEN, BASELINES)
+PRICES_FILE = "prices.json"
+OURS = (STUDY_FILE, REPORT_FILE, RECIPE_FILE, RESULT_FILE, PRICES_FILE, WORK, CHOSEN, BASELINES)
 # What may change when a search goes on: its goal, how long it takes, and how many trials are finalists.
 MAY_CHANGE = ("max_drop", "max_mb", "max_ms", "objective", "minutes", "trials", "finalists", "rounds", "device")
 

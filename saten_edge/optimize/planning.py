@@ -12,6 +12,7 @@ from saten_edge.devices.transports import parse_devices
 from saten_edge.engines import default_workers
 from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
+from saten_edge.optimize.pricing import planned_words
 from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival
 from saten_edge.optimize.space import FAMILIES, RIVALS, Candidate
 from saten_edge.options import OptimizeOptions
@@ -106,9 +107,11 @@ def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | N
 def _notes(judge: Judge, options: OptimizeOptions) -> list[str]:
     held = round(options.confirm * judge.data.count)
     notes = [f"{judge.data.count - held} examples of the judge steer, {held} confirm"]
-    if options.device:
-        labels = [device.label for device in parse_devices(options.device)]
+    labels = [device.label for device in parse_devices(options.device)]
+    if labels:
         notes.append(f"the finalists and the dense models are timed on {', '.join(labels)}")
+    priced = planned_words(options, next(iter(labels), None))
+    notes.append(f"prices by which times are predicted and forms chosen: {priced}")
     if judge.overlap:
         notes.append(f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too")
     return notes

@@ -31,6 +31,7 @@ def recipe_of(chains: Chains, bundle: Bundle, threads: int) -> Recipe:
     threads: of each process; other sums of floating-point numbers come of another number.
     """
     sources = {"model": chains.model, "data": chains.data}
+    sources |= {} if chains.prices is None else {"prices": chains.prices}
     inputs: dict[str, dict[str, Option]] = {
         role: {"path": source.path, "sha256": source.key} for role, source in sources.items()
     }
@@ -72,6 +73,7 @@ def replay(
     sources = {
         "model": Source(str(folder.resolve()), found["model"]),
         "data": Source(str(training.resolve()), found["data"]),
+        **_prices(file, first),
     }
     task, threads = _task_of(file, sources), int(str(first.outcome.get("threads", 1)))
     with output_lock(out):
@@ -101,9 +103,27 @@ def _task_of(file: RecipeFile, sources: dict[str, Source]) -> Task:
             inputs["teacher"] = dense
         elif stage.stage == "export":
             name = str(file.stage("optimize").outcome.get("bundle", CHOSEN))
-            return Task("export", {**options, "name": name}, {"model": model})
+            priced = {role: source for role, source in sources.items() if role == "prices"}
+            return Task("export", {**options, "name": name, "prices": None}, {"model": model, **priced})
         model = Task(stage.stage, options, inputs)
     raise UsageError(f"{file.path}: has no stage export, so there is no bundle to make")
+
+
+def _prices(file: RecipeFile, first: Stage) -> dict[str, Source]:
+    """The file of prices that the search chose by, where it was or beside the recipe; none of those that ship.
+
+    Raises:
+        UsageError: it is gone, or has other content.
+    """
+    if "prices" not in first.inputs:
+        return {}
+    found = _input(file, first, "prices")
+    there = Path(str(found["path"]))
+    path = next((each for each in (there, file.path.parent / there.name) if each.is_file()), None)
+    if path is None or sha256_file(path) != found["sha256"]:
+        what = f"{there} is missing" if path is None else f"{path} is not the prices of this recipe, its sha256 differs"
+        raise UsageError(f"{file.where(first)}: {what}")
+    return {"prices": Source(str(path.resolve()), str(found["sha256"]))}
 
 
 def _input(file: RecipeFile, stage: Stage, role: str) -> dict[str, Option]:

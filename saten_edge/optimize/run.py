@@ -31,6 +31,7 @@ from saten_edge.optimize.output import (
     put,
 )
 from saten_edge.optimize.planning import Planned, planned, refuse_impossible
+from saten_edge.optimize.pricing import Pricing, prices_in, pricing_of
 from saten_edge.optimize.replay import recipe_of
 from saten_edge.optimize.search import REFUSED, Search
 from saten_edge.optimize.showing import sentence, trials_of, write_report
@@ -101,9 +102,11 @@ def optimize(
     given = read_inputs(str(model), Path(data), Path(judge), options)
     refuse_impossible(given.layers, options)
     devices = reach(options.device, progress)
+    pricing = pricing_of(options, devices)
     with output_lock(out):
-        claim(out, options, given.hashes, [model, data, judge], resume=resume, overwrite=overwrite)
-        with _search(given, out, options, progress, began) as search:
+        read = [model, data, judge, *filter(None, [options.prices])]
+        claim(out, options, given.hashes, read, resume=resume, overwrite=overwrite)
+        with _search(given, out, options, prices_in(out, pricing, options), progress, began) as search:
             rivals = search.rivals()
             refuse_impossible(given.layers, options, rivals[0])
             trials = search.run(rivals)
@@ -126,7 +129,7 @@ def plan(model: str | Path, data: str | Path, judge: str | Path, options: Optimi
 
 @contextmanager
 def _search(
-    given: Given, out: Path, options: OptimizeOptions, progress: Progress | None, began: float
+    given: Given, out: Path, options: OptimizeOptions, pricing: Pricing, progress: Progress | None, began: float
 ) -> Iterator[Search]:
     work = (out / WORK).resolve()
     work.mkdir(exist_ok=True)
@@ -137,10 +140,13 @@ def _search(
         Source(str(folder.resolve()), given.hashes["model"]),
         Source(str(given.data.resolve()), given.hashes["data"]),
     )
-    chains = Chains(model, data, sources, options, given.headless)
+    prices = None if pricing.path is None else Source(str(pricing.path.resolve()), sha256_file(pricing.path))
+    chains = Chains(model, data, sources, options, given.headless, prices)
     study = Study(out / STUDY_FILE, options.seed)
+    study.describe("prices", pricing.prices.source)
     with ENGINES[options.engine](work, options.workers, 0, options.address) as engine:
-        yield Search(chains, given.layers, options, work, given.metric, given.scale, engine, study, progress, began)
+        decides = given.metric, given.scale
+        yield Search(chains, given.layers, options, work, *decides, engine, study, progress, began, pricing)
 
 
 def _refuse_refusals(trials: list[Trial]) -> None:
@@ -175,8 +181,8 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
     bundle = Bundle.open(measured.bundles[shown.name])
     write_recipe(out / RECIPE_FILE, recipe_of(search.chains, bundle, search.engine.threads))
     write_report(out / REPORT_FILE, search, given.judge, measured, best, said)
-    trials = trials_of(measured.trials)
-    write_json(out / RESULT_FILE, {**found.to_json(), "output": out.name, "overlap": given.judge.overlap, **trials})
+    about = {"overlap": given.judge.overlap, "prices": dict(search.pricing.prices.source)}
+    write_json(out / RESULT_FILE, {**found.to_json(), "output": out.name, **about, **trials_of(measured.trials)})
     return found
 
 

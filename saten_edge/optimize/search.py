@@ -14,6 +14,7 @@ from saten_edge.engines import Pool
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.estimate import Estimate, Layers, estimate
 from saten_edge.optimize.judging import Scale
+from saten_edge.optimize.pricing import Pricing
 from saten_edge.optimize.space import RIVALS, Candidate
 from saten_edge.optimize.study import LEVELS, Study, Trial
 from saten_edge.optimize.tasks import Input, Task, folder_of, forget, outcome_of
@@ -47,7 +48,10 @@ class Rival:
 
 @dataclass
 class Search:
-    """One search. work: folder of the tasks. metric, scale: what decides. began: of the minutes, monotonic seconds."""
+    """One search. work: folder of the tasks. metric, scale: what decides. began: of the minutes, monotonic seconds.
+
+    pricing: by which times are predicted and forms chosen.
+    """
 
     chains: Chains
     layers: Layers
@@ -59,6 +63,7 @@ class Search:
     study: Study
     progress: Progress | None
     began: float
+    pricing: Pricing
 
     def rivals(self) -> list[Rival]:
         """The dense bundles, float32 first; without those that the export refuses.
@@ -103,7 +108,8 @@ class Search:
 
     def predicted(self, candidate: Candidate) -> Estimate:
         """Bytes of the weights and time of the layers, by the cost model."""
-        return estimate(candidate, self.layers, self.options.target, self.options.tokens)
+        options = self.options
+        return estimate(candidate, self.layers, options.target, options.tokens, self.pricing.prices)
 
     def bytes_of(self, bundle: Task) -> int:
         """Of a bundle that was exported."""

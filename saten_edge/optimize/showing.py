@@ -108,6 +108,7 @@ def _notes(search: Search, judge: Judge, measured: Measured) -> str:
         f"{judge.data.count - steer}, which no choice saw but the last: the best bundle by the first part that meets "
         "the goal on the second, too.",
     ]
+    paragraphs.append(f"Prices by which times were predicted and forms chosen: {search.pricing.words}.")
     if judge.overlap:
         paragraphs.append(
             f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too; accuracy is "

@@ -87,6 +87,11 @@ class Study:
             load_if_exists=True,
         )
 
+    def describe(self, name: str, value: Any) -> None:
+        """Say something of the whole study, as JSON data; what is said already is not said again."""
+        if self._study.user_attrs.get(name) != value:
+            self._study.set_user_attr(name, value)
+
     @property
     def told(self) -> list[Trial]:
         """The trials of the journal, each once, in their order."""

@@ -176,7 +176,7 @@ def _finetune(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) ->
 
 def _export(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
     name = options.pop("name")
-    how: ExportOptions = replace(given_by("export", options), name=name)
+    how: ExportOptions = replace(given_by("export", options), name=name, prices=inputs.get("prices"))
     bundle = saten_edge.export(inputs["model"], out, how)
     return {"bytes": bundle.size_bytes, "task": bundle.manifest.task}
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -34,7 +34,7 @@ Kind = TypeVar("Kind")
 
 # stage → the dataclass of its options, and those of its fields that say where things are, not what is made of them
 STAGES: Mapping[str, tuple[type, frozenset[str]]] = {
-    "optimize": (OptimizeOptions, frozenset({"workers", "engine", "address"})),
+    "optimize": (OptimizeOptions, frozenset({"workers", "engine", "address", "prices", "emulated"})),
     "compress": (CompressOptions, frozenset()),
     "finetune": (FinetuneOptions, frozenset({"columns", "teacher", "judge", "judge_split"})),
     "export": (ExportOptions, frozenset({"task", "name", "dense", "judge", "max_loss", "device"})),
@@ -191,9 +191,13 @@ def _options(stage: Stage, where: Any) -> Any:
 
 
 def _as_declared(stage: Stage) -> dict[str, Any]:
-    """Null for a number that may be infinite stands for infinity, which JSON does not have; lists are tuples here."""
-    endless = {name for name, (_, default) in _fields(stage.stage).items() if default == math.inf}
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in stage.options.items()}
+    """What JSON does not have: infinity of a number that may be infinite, which is null there; tuples, and paths."""
+    fields = _fields(stage.stage)
+    endless = {name for name, (_, default) in fields.items() if default == math.inf}
+    paths = {name for name, (hint, _) in fields.items() if Path in get_args(hint)}
+    values: dict[str, Any] = dict(stage.options)
+    values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    values |= {key: Path(values[key]) for key in paths & set(values) if isinstance(values[key], str)}
     return {key: math.inf if value is None and key in endless else value for key, value in values.items()}
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from saten_edge.recipes import read_recipe
 from saten_edge.texts import write_lines
+from saten_exporters.choice.prices import MeasuredOn, Rates, shipped_prices, write_prices
+from saten_runtime.bench.results import Verdict
 from saten_runtime.bundle.folder import Bundle
 
 pytestmark = pytest.mark.slow
@@ -162,6 +164,34 @@ def test_a_folder_of_another_search_is_left_alone(
         done = command(*arguments(tiny_bert, data, out, *more))
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_prices_in_a_file_choose_and_are_said(
+    command: Command, tiny_bert: Path, data: Path, found: tuple[Path, Done], tmp_path: Path
+) -> None:
+    """They are a tenth of those that ship, of a board of this kind; a recipe finds them again."""
+    prices = {
+        key: Rates(**{name: value / 10 for name, value in vars(rates).items()})
+        for key, rates in shipped_prices("x86-64").table.items()
+    }
+    about = MeasuredOn("pi5", "x86_64", "Stand-in", None, 4, [], None, "1.31.1", "not installed")
+    write_prices(tmp_path / "pi5.json", about, Verdict(True, []), prices)
+    out = tmp_path / "out"
+    done = command(*arguments(tiny_bert, data, out, "--max-drop", 100, "--prices", tmp_path / "pi5.json"))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((each / "result.json").read_text()) for each in (out, found[0])]
+    assert [each["prices"]["device"] for each in results] == ["pi5", "x86-64 server"]
+    times = [{trial["label"]: trial["us"] for trial in each["trials"]} for each in results]
+    same = set(times[0]) & set(times[1])
+    assert same
+    assert all(times[0][label] == pytest.approx(times[1][label] / 10) for label in same)
+    assert "those of pi5 (Stand-in, " in (out / "report.html").read_text()
+    made_by = Bundle.open(out / "chosen").manifest.recipe
+    assert made_by is not None
+    assert made_by.stages[-1].inputs["prices"]["device"] == "pi5"
+    again = command("optimize", "-o", tmp_path / "again", "--recipe", out / "recipe.yaml", "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert weights(tmp_path / "again" / "chosen") == weights(out / "chosen")
 
 
 # --- kills -------------------------------------------------------------------------------------------------------

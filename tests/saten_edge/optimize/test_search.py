@@ -20,6 +20,7 @@ from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.estimate import Layers
 from saten_edge.optimize.finals import chosen
 from saten_edge.optimize.judging import Scale
+from saten_edge.optimize.pricing import pricing_of
 from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import RIVALS, STARTS
 from saten_edge.optimize.study import LEVELS, Study, Trial
@@ -109,7 +110,8 @@ def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOption
     chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
     study, scale = Study(folder / "study.journal", options.seed), Scale()
     engine = InThisProcess(work)
-    return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, time.monotonic())
+    began, pricing = time.monotonic(), pricing_of(options, ())
+    return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, began, pricing)
 
 
 def searched(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> list[Trial]:
