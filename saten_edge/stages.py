@@ -25,10 +25,11 @@ from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress, Talk, told
 from saten_edge.decomposition.residual import VALUE_BYTES
 from saten_edge.engines import ENGINES, Pool
-from saten_edge.methods import METHODS
+from saten_edge.methods import METHODS, check_shared, follow
 from saten_edge.methods.calibrate import described
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions, EngineOptions, ExportOptions, FinetuneOptions
+from saten_edge.ranks import ranks_here
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.accuracy.results import EVAL_FILE, read_evaluation
 from saten_runtime.bench.journal import SUMMARY_FILE
@@ -71,12 +72,12 @@ def compress(
     of images, by which errors are weighed and layers share the bytes. engine: where layers are decomposed; by this
     process, with all its cores, by default. resume: go on where an interrupted run of the
     same settings stopped, if there is one. progress: called with the stage, the steps done, the steps in all, and what
-    comes next.
+    comes next. Processes that torchrun started share the calibration texts; the first does all else.
 
     Returns:
-        What `saten_layers.json` in `out` holds. "layers": for each, name, shape (in, out), ranks, nnz of the residual,
-        bytes with indices, dense_bytes, and error, relative to the dense weights (see `Metric`); "dense": bytes of each
-        parameter that stayed dense.
+        What `saten_layers.json` in `out` holds; nothing from the others of torchrun. "layers": for each, name, shape
+        (in, out), ranks, nnz of the residual, bytes with indices, dense_bytes, and error, relative to the dense weights
+        (see `Metric`); "dense": bytes of each parameter that stayed dense.
 
     Raises:
         UsageError: `out` cannot be written, options contradict each other, the model is compressed already, or what was
@@ -84,27 +85,46 @@ def compress(
         KeyboardInterrupt: Ctrl-C; its text says what was kept.
         BudgetError: no train and residual of a layer fit into its bytes.
         CheckpointError, ExportError: the model cannot be read, or has nothing to compress.
+        DeviceError: a worker or a process of torchrun was lost.
     """
     options, engine, out = options or CompressOptions(), engine or EngineOptions(), Path(out)
     if engine.name and "saten" not in options.methods:
         raise UsageError(f"--engine {engine.name}: decomposes the layers of --method saten, this is {options.method}")
     for name in options.methods:
         METHODS[name].check(options, bool(calibration))
-    with _writing(out, overwrite=overwrite, inputs=[model]):
-        whole = [name for name in options.methods if METHODS[name].whole(options, bool(calibration))]
-        if whole:
-            _refuse_too_large(model, whole[0])
-        loaded = load_model(model, dtype=torch.float32 if whole else "auto")
-        if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
-            takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
-            raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
-        settings = {"model": loaded.source, "options": _settings(options), "calibration": described(calibration)}
-        with keeping(out, settings, resume=resume) as kept:
-            with _started(engine, kept) as pool:
-                job = Job(loaded, options, calibration, progress, kept=kept, engine=pool)
-                for name in options.methods:
-                    job = job.then(METHODS[name].run(job))
-            return _save_compressed(loaded, list(job.before), out, overwrite=overwrite)
+    with ranks_here() as ranks:
+        check_shared(ranks, options.methods, bool(calibration))
+        with _writing(out, overwrite=overwrite, inputs=[model]) if ranks.leads else contextlib.nullcontext():
+            job = Job(_calibratable(model, options, calibration), options, calibration, progress, ranks=ranks)
+            if not ranks.leads:
+                return follow(job)
+            settings = {
+                "model": job.loaded.source,
+                "options": _settings(options),
+                "calibration": described(calibration),
+            }
+            with keeping(out, settings, resume=resume) as kept:
+                with _started(engine, kept) as pool:
+                    job = dataclasses.replace(job, kept=kept, engine=pool)
+                    for name in options.methods:
+                        job = job.then(METHODS[name].run(job))
+                return _save_compressed(job.loaded, list(job.before), out, overwrite=overwrite)
+
+
+def _calibratable(model: str | Path, options: CompressOptions, calibration: Sequence[str | Path]) -> LoadedModel:
+    """The model, its weights mapped from their files where no method needs them all in memory.
+
+    Raises:
+        UsageError: memory is too small for it, or it takes something else than the calibration gives.
+    """
+    whole = [name for name in options.methods if METHODS[name].whole(options, bool(calibration))]
+    if whole:
+        _refuse_too_large(model, whole[0])
+    loaded = load_model(model, dtype=torch.float32 if whole else "auto")
+    if calibration and (loaded.processor is None) != isinstance(calibration[0], str):
+        takes, gives = ("texts", "images") if loaded.processor is None else ("images, in a column image", "texts")
+        raise UsageError(f"{model}: takes {takes}, and --calibration gives {gives}")
+    return loaded
 
 
 def _started(engine: EngineOptions, kept: Kept) -> contextlib.AbstractContextManager[Pool | None]:

@@ -59,6 +59,7 @@ ROOMS = {
             "corpus",
             "texts",
             "images",
+            "ranks",
             "decomposition",
             "engines",
             "checkpoints",

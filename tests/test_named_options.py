@@ -31,7 +31,7 @@ ELSEWHERE = {
     "--android": "ONNX Runtime's build.sh",
     "--config": "ONNX Runtime's build.sh",
     "--link-dest": "rsync",
-    "--nproc-per-node": "torchrun",
+    **dict.fromkeys(("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"), "torchrun"),
     "--write": "benchmarks/cost_model.py",
     "--strict": "mypy",
 }

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from saten_edge.checkpoints.architectures import architecture
 from saten_edge.checkpoints.mapped import release
 from saten_edge.decomposition.calibration import Enough, second_moments
+from saten_edge.ranks import ALONE, Ranks
 
 __all__ = ["BlockMoments"]
 
@@ -33,13 +34,22 @@ class BlockMoments(Mapping[str, Tensor]):
     Layers are to be asked for in the order of `layers`, which is that of the blocks; those of a block that is over are
     gone, and may be replaced in the model. What lies outside the blocks and is not a matrix is widened to float32.
 
-    batches: gives all of them anew for each block. folder: where what leaves a block waits.
+    batches: gives all of them anew for each block. folder: where what leaves a block waits. ranks: each with batches of
+    its own; the leader asks, and the others `follow`.
     """
 
-    def __init__(self, model: Any, layers: Sequence[str], batches: Batches, tied: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: Sequence[str],
+        batches: Batches,
+        tied: Sequence[str],
+        folder: Path,
+        ranks: Ranks = ALONE,
+    ) -> None:
         row = architecture(model.config.model_type)
         prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-        self._model, self._batches, self._tied, self._folder = model, batches, tied, folder
+        self._model, self._batches, self._tied, self._folder, self._ranks = model, batches, tied, folder, ranks
         self._blocks: Sequence[Any] = model.base_model.get_submodule(row.blocks)
         self._tables = [f"{prefix}{table}" for table in row.tables]
         self._layers = {name: _number(name, f"{prefix}{row.blocks}.") for name in layers}
@@ -53,6 +63,7 @@ class BlockMoments(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         number = self._layers[name]
         while name not in self._found and self._next <= len(self._blocks):
+            self._ranks.lead(self._next)
             self._run(self._next)
             self._next += 1
         if name not in self._found:
@@ -64,6 +75,11 @@ class BlockMoments(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def follow(self) -> None:
+        """Add to the leader's sums, one block after the other as it asks for them, until it is done."""
+        for number in self._ranks.follow():
+            self._run(number)
 
     def _run(self, number: int) -> None:
         """All batches through what is before the blocks (-1), one block, or what is behind them."""
@@ -78,7 +94,7 @@ class BlockMoments(Mapping[str, Tensor]):
             for name, module in self._model.named_modules():
                 if name in blank or isinstance(module, LARGE_MODULES):
                     stack.enter_context(_instead(module, _blank(module) if name in blank else _widened(module)))
-            found = second_moments(self._model, names, self._counted(), self._tied)
+            found = second_moments(self._model, names, self._counted(), self._tied, self._ranks.summed)
         self._found = {**outside, **found}
         for parameter in self._blocks[number].parameters() if inside else self._model.parameters():
             release(parameter)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -27,11 +25,8 @@ def finetune(
     overwrite: Overwrite = False,
 ) -> None:
     """Fine-tune a model on labels, towards the dense model it was made from, or both."""
-    main_process = os.environ.get("RANK", "0") == "0"
-    heard = printing if main_process else replace(printing, quiet=True)
-    with followed(recipe, "finetune", options, output) as how, talk(heard) as said:
+    with followed(recipe, "finetune", options, output) as how, talk(printing) as said:
         metrics = saten_edge.finetune(
             model, output, data, how, resume=resume, overwrite=overwrite, progress=said.progress
         )
-    if main_process:
-        show(metrics, metrics_table, printing)
+    show(metrics, metrics_table, printing)

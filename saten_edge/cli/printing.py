@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any, TypeVar
 from saten_edge.console import Talk
 from saten_runtime.options import Printing
 
-__all__ = ["followed", "show", "talk"]
+__all__ = ["followed", "leads", "show", "talk"]
 
 Kind = TypeVar("Kind")
 
 
 def show(value: Any, text: Callable[[Any], str], printing: Printing) -> None:
     """Print a result: as JSON, or as `text` says it."""
-    print(json.dumps(value, indent=2, allow_nan=False) if printing.as_json else text(value))
+    if leads():
+        print(json.dumps(value, indent=2, allow_nan=False) if printing.as_json else text(value))
 
 
 @contextlib.contextmanager
@@ -41,6 +43,11 @@ def followed(recipe: Path | None, stage: str, options: Kind, output: Path) -> It
         print(f"saten-edge: {recipe}: {stage} read another {other}", file=sys.stderr)
 
 
+def leads() -> bool:
+    """Whether this process is the first of those that torchrun started, which alone talks, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def talk(printing: Printing) -> Talk:
     """Where a command says what it is doing."""
-    return Talk(quiet=printing.quiet)
+    return Talk(quiet=printing.quiet or not leads())

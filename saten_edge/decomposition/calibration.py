@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,19 @@ class Enough(Exception):
 
 
 def second_moments(
-    model: nn.Module, layers: Iterable[str], batches: Iterable[dict[str, Tensor]], tied: Collection[str] = ()
+    model: nn.Module,
+    layers: Iterable[str],
+    batches: Iterable[dict[str, Tensor]],
+    tied: Collection[str] = (),
+    summed: Callable[[Sequence[Tensor], int], int] = lambda sums, rows: rows,
 ) -> dict[str, Tensor]:
     """Σ = E[xᵀx] of each layer's input: (in, in) float32 for a linear, the diagonal (rows,) float64 for an embedding.
 
     float32 halves what a large model's take, and a batch's part of the sum has no more digits.
 
     batches: model inputs, padded; padding is left out of the mean. tied: tables that serve as output layer too,
-    where every row is used for every token; half of their weight is spread evenly over the rows.
+    where every row is used for every token; half of their weight is spread evenly over the rows. summed: adds what
+    others saw to the sums, in place, and to the number of rows.
 
     Raises:
         DataError: there is no batch.
@@ -56,8 +61,10 @@ def second_moments(
             hook.remove()
     if not rows:
         raise DataError("no text to calibrate on; --calibration needs one that makes a token, at least")
-    for total in {id(total): total for total in sums.values()}.values():
-        total.div_(rows)
+    own = list({id(total): total for total in sums.values()}.values())
+    rows = summed(own, rows)
+    for total in own:
+        total.add_(UNSEEN_TOKEN_COUNT if total.ndim == 1 else 0).div_(rows)
     return {name: (value + value.mean()) / 2 if name in tied else value for name, value in sums.items()}
 
 
@@ -75,7 +82,7 @@ def _accumulator(
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = _without_padding(inputs[0], mask[0])
-        start = torch.full((module.num_embeddings,), UNSEEN_TOKEN_COUNT, dtype=torch.float64)
+        start = torch.zeros(module.num_embeddings, dtype=torch.float64)
         sums.setdefault(name, start).add_(torch.bincount(x.reshape(-1), minlength=module.num_embeddings))
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.calibration import second_moments
 from saten_edge.decomposition.sensitivity import output_sensitivities
 from saten_edge.images import open_image
+from saten_edge.ranks import ALONE, Ranks
 from saten_runtime.bundle.recipe import Option, options_of
+from saten_runtime.errors import UsageError
 from saten_runtime.records.files import digest_of, sha256_file
 from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
@@ -39,25 +40,29 @@ def calibrate(
     share: float | None,
     progress: Progress | None,
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first ones.
 
     share: of the bytes, at which sensitivities are asked for; None asks for none. watch: given all batches before the
-    model is, passes them on.
+    model is, passes them on. ranks: each takes its share of the batches for the moments; the leader alone has
+    sensitivities.
     """
-    steps = math.ceil(len(items) / rows_at_once(loaded)) + (0 if share is None else len(layers))
+    ranks.lead(0)
+    own = _shortest_first(loaded, items, ranks)
+    steps = len(own) + (0 if share is None else len(layers))
     with told(progress, f"calibrate on {len(items)} {'images' if isinstance(items[0], Path) else 'texts'}") as advance:
 
         def batches() -> Iterator[Batch]:
-            for done, batch in enumerate(_shortest_first(loaded, items)):
+            for done, batch in enumerate(_encoded(loaded, own)):
                 advance(done, steps, "second moments")
                 yield batch
 
         heads = tied_head(loaded.model)
-        moments = second_moments(loaded.model, layers, watch(batches()), heads.values())
+        moments = second_moments(loaded.model, layers, watch(batches()), heads.values(), ranks.summed)
         done = itertools.count(steps - len(layers))
         sensitivities = {}
-        if share is not None:
+        if share is not None and ranks.leads:
             sensitivities = output_sensitivities(
                 loaded.model,
                 matrices(layers),
@@ -71,22 +76,36 @@ def calibrate(
 
 
 def calibrate_by_blocks(
-    loaded: LoadedModel, layers: Mapping[str, nn.Module], items: Sequence[str | Path], folder: Path
-) -> Measured:
+    loaded: LoadedModel,
+    layers: Mapping[str, nn.Module],
+    items: Sequence[str | Path],
+    folder: Path,
+    ranks: Ranks = ALONE,
+) -> BlockMoments:
     """The same second moments of a model that is mapped from its files, each computed when its block is asked for.
 
     folder: for what leaves a block.
     """
     folder.mkdir(exist_ok=True)
-    tied = list(tied_head(loaded.model).values())
-    moments = BlockMoments(loaded.model, list(layers), lambda: _shortest_first(loaded, items), tied, folder)
-    return Measured(moments, {}, described(items))
+    own, tied = _shortest_first(loaded, items, ranks), list(tied_head(loaded.model).values())
+    return BlockMoments(loaded.model, list(layers), lambda: _encoded(loaded, own), tied, folder, ranks)
 
 
-def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path]) -> Iterator[Batch]:
-    """Texts or images as batches, the short texts first."""
+def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path], ranks: Ranks) -> Sequence[Sequence[str | Path]]:
+    """Texts or images of this process in batches, the short texts first.
+
+    Raises:
+        UsageError: there are fewer batches than processes.
+    """
     ordered = list(items) if isinstance(items[0], Path) else sorted(items, key=lambda text: len(str(text)))
-    return batches_of(loaded, ordered, rows_at_once(loaded))
+    rows = rows_at_once(loaded)
+    batches = [ordered[start : start + rows] for start in range(0, len(ordered), rows)]
+    if len(batches) < ranks.count:
+        raise UsageError(
+            f"--calibration: {len(items)} texts or images, {rows} at once, for {ranks.count} processes; start "
+            f"{len(batches)} at most"
+        )
+    return ranks.share(batches)
 
 
 def rows_at_once(loaded: LoadedModel) -> int:
@@ -98,8 +117,12 @@ def rows_at_once(loaded: LoadedModel) -> int:
 
 def batches_of(loaded: LoadedModel, items: Sequence[str | Path], rows: int) -> Iterator[Batch]:
     """Texts or images as the model's inputs, `rows` at a time, without batches of texts that make no token."""
-    for start in range(0, len(items), rows):
-        opened = [open_image(item) if isinstance(item, Path) else item for item in items[start : start + rows]]
+    return _encoded(loaded, [items[start : start + rows] for start in range(0, len(items), rows)])
+
+
+def _encoded(loaded: LoadedModel, batches: Sequence[Sequence[str | Path]]) -> Iterator[Batch]:
+    for items in batches:
+        opened = [open_image(item) if isinstance(item, Path) else item for item in items]
         batch = loaded.encode(opened, TOKENS)
         if all(tensor.numel() for tensor in batch.values()):
             yield batch

@@ -12,6 +12,7 @@ from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress
 from saten_edge.engines import Pool
 from saten_edge.options import CompressOptions
+from saten_edge.ranks import ALONE, Ranks
 
 __all__ = ["Job", "Method"]
 
@@ -21,7 +22,7 @@ class Job:
     """A model to compress in place. items: texts or files of images to calibrate on; none are there without them.
 
     before: what an earlier method did to layers. kept: for a run that goes on after an interruption. engine: decomposes
-    layers in this process's place.
+    layers in this process's place. ranks: those that share the calibration.
     """
 
     loaded: LoadedModel
@@ -31,6 +32,7 @@ class Job:
     before: Sequence[CompressedLayer] = ()
     kept: Kept = field(default_factory=Kept)
     engine: Pool | None = None
+    ranks: Ranks = ALONE
 
     def then(self, rows: Sequence[CompressedLayer]) -> Job:
         """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""
@@ -48,8 +50,10 @@ class Method:
     """check: refuses options, given whether there is calibration, before there is a model. run: rows of what it did.
 
     whole: whether it holds all weights in memory, as float32, given the same; else they stay mapped from their files.
+    follow: what those processes of torchrun do that do not lead; None of a method that one process runs.
     """
 
     check: Callable[[CompressOptions, bool], None]
     run: Callable[[Job], list[CompressedLayer]]
     whole: Callable[[CompressOptions, bool], bool] = lambda options, calibrated: True
+    follow: Callable[[Job], None] | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
@@ -61,14 +63,27 @@ def whole(options: CompressOptions, calibrated: bool) -> bool:
     return calibrated and _allocation(options, calibrated) == "sensitivity"
 
 
+def follow(job: Job) -> None:
+    """Give the leader this process's part of the second moments, as it asks for them."""
+    layers = compressible_layers(job.loaded.model, job.options.selection)
+    if whole(job.options, True):
+        for _ in job.ranks.follow():
+            calibrate(job.loaded, layers, job.items, None, None, ranks=job.ranks)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        calibrate_by_blocks(job.loaded, layers, job.items, Path(folder), job.ranks).follow()
+
+
 def _measured(job: Job, layers: Mapping[str, nn.Module], budget: float | None) -> Measured | None:
     if not job.items:
         return None
     if not whole(job.options, True) and job.kept.folder:
-        return calibrate_by_blocks(job.loaded, layers, job.items, job.kept.folder / "states")
+        folder = job.kept.folder / "states"
+        moments = calibrate_by_blocks(job.loaded, layers, job.items, folder, job.ranks)
+        return Measured(moments, {}, described(job.items))
     weighed = budget if whole(job.options, True) else None
-    found = job.kept.measured(partial(calibrate, job.loaded, layers, job.items, weighed, job.progress))
-    return replace(found, texts=described(job.items))
+    measure = partial(calibrate, job.loaded, layers, job.items, weighed, job.progress, ranks=job.ranks)
+    return replace(job.kept.measured(measure), texts=described(job.items))
 
 
 def _allocation(options: CompressOptions, calibrated: bool) -> str:
@@ -99,4 +114,4 @@ def _budget(job: Job) -> float | None:
     return scaled
 
 
-SATEN = Method(check, run, whole)
+SATEN = Method(check, run, whole, follow)

@@ -30,7 +30,7 @@ QUICK_SEARCH = (
 QUICK = {
     "saten-edge optimize /": QUICK_SEARCH,  # with a model; a recipe says all of it
     "saten-edge finetune": " --steps 2 --batch-size 8",
-    "torchrun": " --steps 2 --batch-size 8",
+    "torchrun --nproc-per-node 2 -m saten_edge.cli.commands finetune": " --steps 2 --batch-size 8",
     "saten-edge bench": " --rounds 2 --min-time 0.02",
     "saten-run bench": " --rounds 2 --min-time 0.02 -s 8",
     "saten-run floor": " -s 8",

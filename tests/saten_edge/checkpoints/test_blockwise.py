@@ -99,7 +99,9 @@ def test_a_compression_is_the_same_as_in_memory(
     saten_edge.compress(dense, tmp_path / "blocks", options, calibration=texts)
     with monkeypatch.context() as patch:
         patch.setattr(
-            saten, "calibrate_by_blocks", lambda loaded, layers, items, _: calibrate(loaded, layers, items, None, None)
+            saten,
+            "calibrate_by_blocks",
+            lambda loaded, layers, items, *_: calibrate(loaded, layers, items, None, None).moments,
         )
         patch.setattr(saten, "whole", lambda *_: False)
         patch.setattr(stages, "load_model", lambda model, dtype: load_model(model))
