@@ -93,7 +93,7 @@ TABLES = (
     ),
 )
 # Tables that the README shows and that are made by other targets of the Makefile.
-OTHERS = ("accuracy", "methods", "a_versus_a", "kernels")
+OTHERS = ("accuracy", "methods", "language_model", "a_versus_a", "kernels")
 
 
 def main() -> int:

@@ -154,7 +154,8 @@ class Maker:
 
     def _texts(self, name: str) -> list[str]:
         if name == WIKITEXT and self._data is not None:
-            return [json.loads(line)["text"] for line in (self._data / "validation.jsonl").open(encoding="utf-8")]
+            lines = (self._data / "validation.jsonl").read_text("utf-8").splitlines()
+            return [json.loads(line)["text"] for line in lines]
         return self._docstrings.held_out
 
     @functools.cached_property

@@ -230,6 +230,25 @@ def test_a_score_is_the_negative_log_likelihood_of_every_token_but_the_first(big
     assert found["likeliest"] == [table[before].argmax() for before, _ in pairs]
 
 
+def test_a_divergence_is_the_mean_over_places_from_the_kept_logits(bigrams, tmp_path):
+    texts, path = [[1, 2, 3], [4, 5]], str(tmp_path / "kept.npy")
+    bigrams.keep(texts, path)
+    kept = np.load(path)
+    assert np.array_equal(kept, bigrams.decode.table[[1, 2, 4]])
+    same = bigrams.score(texts, path)
+    assert same["agreement"] == 1
+    assert same["kl"] == pytest.approx(0, abs=1e-12)
+    bigrams.decode.table = np.random.default_rng(2).standard_normal((1000, 1000)).astype(np.float32)
+    found = bigrams.score(texts, path)
+    p, q = (
+        np.exp(table.astype(np.float64)) / np.exp(table.astype(np.float64)).sum(1, keepdims=True)
+        for table in (kept, bigrams.decode.table[[1, 2, 4]])
+    )
+    assert found["kl"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-12)
+    assert found["kl"] != pytest.approx((q * np.log(q / p)).sum(1).mean(), rel=1e-3)  # it is no distance
+    assert found["agreement"] == np.mean(p.argmax(1) == q.argmax(1)) < 1
+
+
 def test_a_prompt_is_one_read_and_generation_a_read_for_each_token(bigrams):
     from peers.decoder_worker import NEW_TOKENS
 
