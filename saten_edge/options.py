@@ -58,7 +58,8 @@ class CompressOptions:
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
     of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
     `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
-    tables: share of their bytes that lookup tables keep, within the budget; None lets the allocation say it.
+    tables: share of their bytes that lookup tables keep, within the budget; None lets the allocation say it. bf16: of
+    products while calibrating; see `saten_edge.methods.method.Job.bf16`.
 
     Raises:
         UsageError: a number out of its range, or an option that no method reads.
@@ -96,6 +97,11 @@ class CompressOptions:
         low=0,
     )
     ranks: str | None = option(None, "How blocks share what it keeps: iprs (the default of decoders) or uniform")
+    bf16: bool | None = option(
+        None,
+        "Precision of products while calibrating; by default bf16 for text generation where the processor has it",
+        "--bf16/--fp32",
+    )
     recipe: Recipe = field(default_factory=Recipe)
     selection: Selection = field(default_factory=Selection)
 

@@ -35,7 +35,7 @@ class BlockMoments(Mapping[str, Tensor]):
     gone, and may be replaced in the model. What lies outside the blocks and is not a matrix is widened to float32.
 
     batches: gives all of them anew for each block. folder: where what leaves a block waits. ranks: each with batches of
-    its own; the leader asks, and the others `follow`.
+    its own; the leader asks, and the others `follow`. bf16: as `second_moments`.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class BlockMoments(Mapping[str, Tensor]):
         tied: Sequence[str],
         folder: Path,
         ranks: Ranks = ALONE,
+        *,
+        bf16: bool = False,
     ) -> None:
         row = architecture(model.config.model_type)
         prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -54,7 +56,7 @@ class BlockMoments(Mapping[str, Tensor]):
         self._tables = [f"{prefix}{table}" for table in row.tables]
         self._layers = {name: _number(name, f"{prefix}{row.blocks}.") for name in layers}
         self._found: dict[str, Tensor] = {}
-        self._batch, self._next, self._is_tuple = 0, -1, False
+        self._batch, self._next, self._is_tuple, self._bf16 = 0, -1, False, bf16
         for module in model.modules():
             if not isinstance(module, LARGE_MODULES):
                 for tensor in itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False)):
@@ -94,7 +96,7 @@ class BlockMoments(Mapping[str, Tensor]):
             for name, module in self._model.named_modules():
                 if name in blank or isinstance(module, LARGE_MODULES):
                     stack.enter_context(_instead(module, _blank(module) if name in blank else _widened(module)))
-            found = second_moments(self._model, names, self._counted(), self._tied, self._ranks.summed)
+            found = second_moments(self._model, names, self._counted(), self._tied, self._ranks.summed, bf16=self._bf16)
         self._found = {**outside, **found}
         for parameter in self._blocks[number].parameters() if inside else self._model.parameters():
             release(parameter)
@@ -103,13 +105,13 @@ class BlockMoments(Mapping[str, Tensor]):
         """What stands for the block at a place while block `number` runs."""
 
         def reached(hidden_states: Tensor, *_: Any, **__: Any) -> None:
-            np.save(self._file, hidden_states.numpy())
+            np.save(self._file, hidden_states.float().numpy())
             raise Enough
 
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = forward(torch.from_numpy(np.load(self._file)), *args, **kwargs)
             self._is_tuple = isinstance(output, tuple)
-            np.save(self._file, (output[0] if self._is_tuple else output).numpy())
+            np.save(self._file, (output[0] if self._is_tuple else output).float().numpy())
             return output
 
         def passed(hidden_states: Tensor, *_: Any, **__: Any) -> Any:

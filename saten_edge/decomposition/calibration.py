@@ -27,6 +27,8 @@ def second_moments(
     batches: Iterable[dict[str, Tensor]],
     tied: Collection[str] = (),
     summed: Callable[[Sequence[Tensor], int], int] = lambda sums, rows: rows,
+    *,
+    bf16: bool = False,
 ) -> dict[str, Tensor]:
     """Σ = E[xᵀx] of each layer's input: (in, in) float32 for a linear, the diagonal (rows,) float64 for an embedding.
 
@@ -34,7 +36,8 @@ def second_moments(
 
     batches: model inputs, padded; padding is left out of the mean. tied: tables that serve as output layer too,
     where every row is used for every token; half of their weight is spread evenly over the rows. summed: adds what
-    others saw to the sums, in place, and to the number of rows.
+    others saw to the sums, in place, and to the number of rows. bf16: the model multiplies in bfloat16; sums stay in
+    float32.
 
     Raises:
         DataError: there is no batch.
@@ -50,7 +53,7 @@ def second_moments(
     asked = _without_head(model, names)
     rows = 0
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for batch in batches:
                 mask[:] = [batch["attention_mask"].bool() if "attention_mask" in batch else None]
                 rows += len(next(iter(batch.values()))) if mask[0] is None else int(mask[0].sum())

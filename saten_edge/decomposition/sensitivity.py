@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from saten_edge.decomposition.metric import Metric
 from saten_edge.decomposition.tt import truncated_factors
+from saten_edge.processor import fast_attention
 from saten_runtime.errors import DataError
 
 __all__ = ["model_output", "output_sensitivities"]
@@ -48,6 +49,8 @@ def output_sensitivities(
     share: float,
     progress: Callable[[str], None] = lambda name: None,
     heads: Mapping[str, str] | None = None,
+    *,
+    bf16: bool = False,
 ) -> dict[str, float]:
     """By how much a layer's squared relative error is multiplied on its way to the output.
 
@@ -55,7 +58,7 @@ def output_sensitivities(
     the factors which `share` of a matrix's bytes pay for.
 
     matrices: (in, out) by layer. batches: model inputs, padded; the activations of one are in memory at a time.
-    heads: output layers that use a table again → that table.
+    heads: output layers that use a table again → that table. bf16: the model multiplies in bfloat16.
 
     Raises:
         DataError: there is no batch.
@@ -69,7 +72,8 @@ def output_sensitivities(
     with _frozen(model), _watched(model, layers, uses) as mask, torch.enable_grad():
         for batch in batches:
             mask[:] = [batch["attention_mask"].bool() if "attention_mask" in batch else None]
-            energy += _probed(model, batch, probes)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16), fast_attention(batch, bf16=bf16):
+                energy += _probed(model, batch, probes)
     if not energy:
         raise DataError("no text to calibrate on; --calibration needs one that makes a token, at least")
     return {name: layer.moved / energy / layer.error for name, layer in layers.items()}
@@ -142,7 +146,7 @@ def _watcher(layer: _Layer, *, tied: bool, mask: list[Tensor | None]) -> Callabl
         kept = mask[0] if mask[0] is not None and error.shape[:2] == mask[0].shape else None
 
         def add(gradient: Tensor) -> None:
-            moved = torch.linalg.vecdot(gradient, error)
+            moved = torch.linalg.vecdot(gradient.float(), error.float())
             layer.moved += float((moved if kept is None else moved[kept]).square().sum())
 
         if not output.requires_grad:  # before the first layer that is watched there is nothing to differentiate

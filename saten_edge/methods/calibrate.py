@@ -41,12 +41,14 @@ def calibrate(
     progress: Progress | None,
     watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
     ranks: Ranks = ALONE,
+    *,
+    bf16: bool = False,
 ) -> Measured:
     """Second moments over all texts or images; where layers share bytes by them, sensitivities over the first ones.
 
     share: of the bytes, at which sensitivities are asked for; None asks for none. watch: given all batches before the
     model is, passes them on. ranks: each takes its share of the batches for the moments; the leader alone has
-    sensitivities.
+    sensitivities. bf16: the model multiplies in bfloat16.
     """
     ranks.lead(0)
     own = _shortest_first(loaded, items, ranks)
@@ -59,7 +61,7 @@ def calibrate(
                 yield batch
 
         heads = tied_head(loaded.model)
-        moments = second_moments(loaded.model, layers, watch(batches()), heads.values(), ranks.summed)
+        moments = second_moments(loaded.model, layers, watch(batches()), heads.values(), ranks.summed, bf16=bf16)
         done = itertools.count(steps - len(layers))
         sensitivities = {}
         if share is not None and ranks.leads:
@@ -71,8 +73,9 @@ def calibrate(
                 share,
                 lambda name: advance(next(done), steps, name),
                 heads,
+                bf16=bf16,
             )
-    return Measured(moments, sensitivities, described(items))
+    return Measured(moments, sensitivities, described(items, bf16=bf16))
 
 
 def calibrate_by_blocks(
@@ -81,6 +84,8 @@ def calibrate_by_blocks(
     items: Sequence[str | Path],
     folder: Path,
     ranks: Ranks = ALONE,
+    *,
+    bf16: bool = False,
 ) -> BlockMoments:
     """The same second moments of a model that is mapped from its files, each computed when its block is asked for.
 
@@ -88,7 +93,7 @@ def calibrate_by_blocks(
     """
     folder.mkdir(exist_ok=True)
     own, tied = _shortest_first(loaded, items, ranks), list(tied_head(loaded.model).values())
-    return BlockMoments(loaded.model, list(layers), lambda: _encoded(loaded, own), tied, folder, ranks)
+    return BlockMoments(loaded.model, list(layers), lambda: _encoded(loaded, own), tied, folder, ranks, bf16=bf16)
 
 
 def _shortest_first(loaded: LoadedModel, items: Sequence[str | Path], ranks: Ranks) -> Sequence[Sequence[str | Path]]:
@@ -128,10 +133,11 @@ def _encoded(loaded: LoadedModel, batches: Sequence[Sequence[str | Path]]) -> It
             yield batch
 
 
-def described(items: Sequence[str | Path]) -> dict[str, Option]:
-    """What was calibrated on, for the recipe; nothing of none."""
+def described(items: Sequence[str | Path], *, bf16: bool = False) -> dict[str, Option]:
+    """What was calibrated on, and how it was multiplied, for the recipe; nothing of none."""
     if not items:
         return {}
+    products = options_of(products="bf16") if bf16 else {}
     if isinstance(items[0], Path):
-        return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items))
-    return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=TOKENS)
+        return options_of(sha256=digest_of([sha256_file(Path(item)) for item in items]), images=len(items)) | products
+    return options_of(sha256=digest_of(list(items)), texts=len(items), tokens=TOKENS) | products

@@ -206,7 +206,7 @@ def _measured(job: Job, parts: _Parts) -> tuple[Measured, list[float]]:
     """The moments of what the readers read, and each block's share."""
     angles, options = Angles(parts.blocks.values()), job.options
     with angles.watching():
-        measured = calibrate(job.loaded, parts.readers, job.items, None, job.progress, angles.batches)
+        measured = calibrate(job.loaded, parts.readers, job.items, None, job.progress, angles.batches, bf16=job.bf16)
     if _ranks(job) == "uniform":
         return measured, [options.kept] * len(parts.blocks)
     return measured, proportional_shares(angles.found(), options.kept)

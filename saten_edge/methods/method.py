@@ -12,7 +12,9 @@ from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.console import Progress
 from saten_edge.engines import Pool
 from saten_edge.options import CompressOptions
+from saten_edge.processor import multiplies_bf16
 from saten_edge.ranks import ALONE, Ranks
+from saten_runtime.vocabulary.tasks import TEXT_GENERATION
 
 __all__ = ["Job", "Method"]
 
@@ -33,6 +35,15 @@ class Job:
     kept: Kept = field(default_factory=Kept)
     engine: Pool | None = None
     ranks: Ranks = ALONE
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the model multiplies in bfloat16 while it is calibrated.
+
+        By default a text generator does, where the processor has it: they are the models that take minutes.
+        """
+        asked = self.options.bf16
+        return multiplies_bf16() and self.loaded.task == TEXT_GENERATION.hub if asked is None else asked
 
     def then(self, rows: Sequence[CompressedLayer]) -> Job:
         """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""

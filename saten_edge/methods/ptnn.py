@@ -109,7 +109,7 @@ class _Work:
         """Every layer at every share that saves bytes, alone in the model, the cheapest error for a byte first."""
         layers = {name: self.job.loaded.model.get_submodule(name) for name in self.matrices}
         measured = self.job.kept.measured(
-            partial(calibrate, self.job.loaded, layers, self.fitting, None, self.job.progress)
+            partial(calibrate, self.job.loaded, layers, self.fitting, None, self.job.progress, bf16=self.job.bf16)
         )
         found = []
         with told(self.job.progress, f"try {len(layers)} matrices at {len(SHARES)} sizes") as advance:

@@ -25,6 +25,8 @@ __all__ = ["SATEN"]
 
 def check(options: CompressOptions, calibrated: bool) -> None:
     """As `check_options` of the compression."""
+    if options.bf16 is not None and not calibrated:
+        raise UsageError(f"--{'bf16' if options.bf16 else 'fp32'}: says how calibration multiplies; add --calibration")
     sizes = (options.share, options.pattern, options.group)
     compression.check_options(
         *sizes, _allocation(options, calibrated), options.recipe, calibrated=calibrated, tables=options.tables
@@ -79,11 +81,11 @@ def _measured(job: Job, layers: Mapping[str, nn.Module], budget: float | None) -
         return None
     if not whole(job.options, True) and job.kept.folder:
         folder = job.kept.folder / "states"
-        moments = calibrate_by_blocks(job.loaded, layers, job.items, folder, job.ranks)
-        return Measured(moments, {}, described(job.items))
+        moments = calibrate_by_blocks(job.loaded, layers, job.items, folder, job.ranks, bf16=job.bf16)
+        return Measured(moments, {}, described(job.items, bf16=job.bf16))
     weighed = budget if whole(job.options, True) else None
-    measure = partial(calibrate, job.loaded, layers, job.items, weighed, job.progress, ranks=job.ranks)
-    return replace(job.kept.measured(measure), texts=described(job.items))
+    measure = partial(calibrate, job.loaded, layers, job.items, weighed, job.progress, ranks=job.ranks, bf16=job.bf16)
+    return replace(job.kept.measured(measure), texts=described(job.items, bf16=job.bf16))
 
 
 def _allocation(options: CompressOptions, calibrated: bool) -> str:

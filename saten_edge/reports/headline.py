@@ -67,7 +67,7 @@ def _sentence(subject: str, clauses: list[str]) -> str:
 def _size_clause(report: Report, row: Row, other: Row) -> str:
     if not row.bytes or not other.bytes:
         return ""
-    return f"takes {percent(row.bytes / other.bytes)} % of {other.name}’s bytes"
+    return f"takes {percent(row.bytes / other.bytes)}\N{NO-BREAK SPACE}% of {other.name}’s bytes"
 
 
 def _time_clause(report: Report, row: Row, other: Row) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from saten_edge.checkpoints.models import LoadedModel
+from saten_edge.processor import fast_attention, multiplies_bf16
 from saten_edge.training.data import Batches
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.heads import output_layer, outputs
@@ -35,16 +35,12 @@ __all__ = [
     "Interrupt",
     "Objective",
     "SatenTrainer",
-    "fast_attention",
     "interruptible",
-    "multiplies_bf16",
     "training_arguments",
 ]
 
 # Seconds after Ctrl-C in which a step may end and be saved; then the training is left as it was saved last.
 GRACE_SECONDS = 1.2
-# Tokens of a text up to which attention is trained with plain products, see `fast_attention`.
-SHORT = 256
 
 
 class Objective:
@@ -140,7 +136,7 @@ class SatenTrainer(Trainer):  # type: ignore[misc]
         """The objective on one batch."""
         if self._objective.teacher is not None:
             model.eval()  # a teacher gives a target for every activation; dropout would only blur it
-        with fast_attention(inputs, bf16=self._bf16):
+        with fast_attention(inputs, bf16=self._bf16 and _device(inputs).type == "cpu"):
             return self._objective(model, inputs, self._mean)
 
     def prediction_step(
@@ -307,30 +303,6 @@ def training_arguments(folder: Path, schedule: Schedule, *, save: bool, unused: 
         log_level="error",
         log_level_replica="error",
     )
-
-
-def multiplies_bf16() -> bool:
-    """Whether this machine has bfloat16 products; emulating them is slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "neon_bf16"))
-
-
-@contextlib.contextmanager
-def fast_attention(batch: Mapping[str, Tensor], *, bf16: bool) -> Iterator[None]:
-    """The way to compute attention whose gradient is fastest for this batch.
-
-    On a CPU, torch's fused attention takes long for its gradient in bfloat16: of 128 texts of 16 tokens, 93 ms where
-    plain products take 7, of 32 texts of 128 tokens, 130 where they take 57. It is level at about 400 tokens, and keeps
-    no scores of tokens × tokens.
-    """
-    tokens = batch["input_ids"].shape[-1] if "input_ids" in batch else 0
-    if bf16 and _device(batch).type == "cpu" and tokens <= SHORT:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
 
 
 def _quotient(fraction: Fraction, average: Callable[[Tensor], Tensor]) -> Tensor:

@@ -45,20 +45,22 @@ def batches_of(loaded: LoadedModel, texts: list[str]) -> list[dict[str, torch.Te
     return [loaded.encode(texts[start : start + 6], 40) for start in (0, 6)]
 
 
-def by_blocks(loaded: LoadedModel, batches: list[Any], folder: Path) -> BlockMoments:
-    names = list(compressible_layers(loaded.model))
-    return BlockMoments(loaded.model, names, lambda: batches, list(tied_head(loaded.model).values()), folder)
+def by_blocks(loaded: LoadedModel, batches: list[Any], folder: Path, *, bf16: bool = False) -> BlockMoments:
+    names, tied = list(compressible_layers(loaded.model)), list(tied_head(loaded.model).values())
+    return BlockMoments(loaded.model, names, lambda: batches, tied, folder, bf16=bf16)
 
 
-@pytest.mark.parametrize("family", list(TINY))
-def test_every_family(family: str, make_tiny: Callable[..., Path], texts: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "bf16"), [*((family, False) for family in TINY), ("llama", True), ("bert", True)])
+def test_every_family(
+    family: str, bf16: bool, make_tiny: Callable[..., Path], texts: list[str], tmp_path: Path
+) -> None:
     task = ARCHITECTURES[family].tasks[-1]
     dense = halved(make_tiny(family, task), tmp_path / "model")
     whole, mapped = load_model(dense), load_model(dense, dtype="auto")
     batches = batches_of(whole, texts)
     names = list(compressible_layers(whole.model))
-    wanted = second_moments(whole.model, names, batches, list(tied_head(whole.model).values()))
-    found = by_blocks(mapped, batches, tmp_path)
+    wanted = second_moments(whole.model, names, batches, list(tied_head(whole.model).values()), bf16=bf16)
+    found = by_blocks(mapped, batches, tmp_path, bf16=bf16)
     assert list(found) == names
     assert len(found) == len(wanted) == len(names)
     for name in names:

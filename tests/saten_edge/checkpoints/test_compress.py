@@ -29,6 +29,7 @@ from saten_edge.decomposition.recipe import Recipe
 from saten_edge.methods import METHODS, calibrate
 from saten_edge.methods.method import Job
 from saten_edge.options import CompressOptions
+from saten_edge.recipes import stages_in
 from saten_runtime.errors import BudgetError, CheckpointError, ExportError, UsageError
 
 QUICK = Recipe(rounds=1, share=0.6)
@@ -339,7 +340,7 @@ def test_sensitivities_that_nothing_reads_are_not_measured(options, tiny_bert, t
     class Measuring(Exception):
         pass
 
-    def measure(*_: object) -> None:
+    def measure(*_: object, **__: object) -> None:
         raise Measuring
 
     monkeypatch.setattr("saten_edge.methods.calibrate.output_sensitivities", measure)
@@ -348,3 +349,29 @@ def test_sensitivities_that_nothing_reads_are_not_measured(options, tiny_bert, t
     assert saten_edge.compress(tiny_bert, tmp_path / "out", told, calibration=texts[:4])["layers"]
     with pytest.raises(Measuring):
         saten_edge.compress(tiny_bert, tmp_path / "other", saten_edge.CompressOptions(**usual), calibration=texts[:4])
+
+
+def products(folder: Path) -> str | None:
+    """What the recipe of a compressed checkpoint says of the products of its calibration."""
+    return stages_in(folder)[0].inputs["calibration"].get("products")
+
+
+def test_a_text_generator_is_calibrated_in_bfloat16_where_the_processor_multiplies_it(
+    make_tiny: Callable[..., Path], texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import saten_edge
+
+    def compressed(name: str, dense: Path, **options: bool) -> Path:
+        told = saten_edge.CompressOptions(0.5, group=8, recipe=Recipe(rounds=1, solver="alternate"), **options)
+        saten_edge.compress(dense, tmp_path / name, told, calibration=texts[:4])
+        return tmp_path / name
+
+    llama, bert = make_tiny("llama", "text-generation"), make_tiny("bert", "feature-extraction")
+    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda: True)
+    assert products(compressed("usual", llama)) == products(compressed("asked", bert, bf16=True)) == "bf16"
+    assert products(compressed("encoder", bert)) is None
+    assert products(compressed("exact", llama, bf16=False)) is None
+    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda: False)
+    assert products(compressed("without", llama)) is None
+    with pytest.raises(UsageError, match="--bf16: says how calibration multiplies; add --calibration"):
+        saten_edge.compress(llama, tmp_path / "blind", saten_edge.CompressOptions(bf16=True))

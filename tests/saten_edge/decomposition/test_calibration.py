@@ -59,6 +59,17 @@ def test_moments_of_a_linear_are_the_mean_of_outer_products(loaded, batches, nam
     assert within_rounding(moments, inputs_of(loaded, name, batches, padded=False))
 
 
+def test_in_bfloat16_only_the_products_before_a_layer_are_rounded(loaded, batches):
+    """Each of the eleven before the last layer once; what reaches the first comes from tables."""
+    first, last = (second_moments(loaded.model, [FIRST, LAST], batches, bf16=bf16) for bf16 in (False, True))
+    exact, found = (moments[LAST] for moments in (first, last))
+    bound = 2 * 11 * torch.finfo(torch.bfloat16).eps * exact.norm()
+    assert torch.equal(first[FIRST], last[FIRST])
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).norm() <= bound
+    assert (found.roll(1, 0) - exact).norm() > bound
+
+
 @pytest.mark.parametrize("name", [FIRST, LAST])
 def test_with_padding_counted_they_differ(loaded, batches, name):
     moments = second_moments(loaded.model, [name], batches)[name]

@@ -38,13 +38,15 @@ def measured(model: torch.nn.Module, views: dict[str, torch.Tensor], moments: di
     return results
 
 
-def both(loaded: LoadedModel, texts: list[str], tokens: int, every: int) -> tuple[np.ndarray, np.ndarray]:
+def both(
+    loaded: LoadedModel, texts: list[str], tokens: int, every: int, *, bf16: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms of what is measured and of what is estimated, for every so manieth layer."""
     chosen = dict(list(compressible_layers(loaded.model).items())[::every])
     views, batch, heads = matrices(chosen), loaded.encode(texts, tokens), tied_head(loaded.model)
     moments = second_moments(loaded.model, chosen, [batch], heads.values())
     batches = [loaded.encode(texts[start : start + 2], tokens) for start in range(0, len(texts), 2)]
-    estimated = output_sensitivities(loaded.model, views, moments, batches, SHARE, heads=heads)
+    estimated = output_sensitivities(loaded.model, views, moments, batches, SHARE, heads=heads, bf16=bf16)
     found = measured(loaded.model, views, moments, batch)
     assert list(estimated) == list(found)
     return np.log(list(found.values())), np.log(list(estimated.values()))
@@ -54,8 +56,9 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
 
 
-def test_a_real_encoder_is_judged_as_by_measuring(minilm: Path) -> None:
-    found, estimated = both(load_model(minilm), list(PASSAGES[:4]), 32, 4)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_real_encoder_is_judged_as_by_measuring(minilm: Path, bf16: bool) -> None:
+    found, estimated = both(load_model(minilm), list(PASSAGES[:4]), 32, 4, bf16=bf16)
     assert np.corrcoef(found, estimated)[0, 1] >= 0.9
     assert np.corrcoef(found, np.roll(estimated, 1))[0, 1] < 0.9
     assert 0.5 < np.exp(np.median(estimated - found)) < 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from saten_edge.training.trainer import SHORT, fast_attention
+from saten_edge.processor import SHORT, fast_attention
 
 SHAPE = (2, 3, 16, 8)  # batch, heads, tokens, width of a head
 
