@@ -60,6 +60,7 @@ ROOMS = {
             "texts",
             "images",
             "ranks",
+            "processor",
             "decomposition",
             "engines",
             "checkpoints",

@@ -239,7 +239,7 @@ def _stage(job: Job, sizes: Mapping[str, BlockSizes]) -> Stage:
     outcome = options_of(
         values=[own.value for own in sizes.values()], channels=[own.intermediate for own in sizes.values()]
     )
-    inputs = {"model": options_of(**job.loaded.source), "calibration": described(job.items)}
+    inputs = {"model": options_of(**job.loaded.source), "calibration": described(job.items, bf16=job.bf16)}
     return Stage("flat", given, inputs, outcome, versions_here())
 
 

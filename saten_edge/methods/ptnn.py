@@ -195,7 +195,7 @@ def _stage(job: Job, work: _Work) -> Stage:
     )
     inputs = {
         "model": options_of(**job.loaded.source),
-        "calibration": described(work.fitting),
+        "calibration": described(work.fitting, bf16=job.bf16),
         "judge": described(work.judging),
     }
     return Stage(
