@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,26 +29,39 @@ def judge(
 ) -> dict[str, Any]:
     """The task's metrics of a student in evaluation mode, in float32, and the number of examples.
 
+    Texts of one length are read together, so that none is padded: what rounds activations (`saten_edge.training
+    .rounding`) would see the padding, which a device that gets a text alone does not.
+
     Raises:
         DataError: labels that do not fit the model's head.
     """
     labelled, _ = checked(training, examples, student.model.config.num_labels)
     rows = encode(student, labelled, labelled.labels, max_length, noted=True)
-    rows.sort(key=lambda row: len(row.get("input_ids", ())))  # no metric knows an order, and there is less padding
+    rows.sort(key=_length)  # no metric knows an order
     collate, device = collator(student, labelled), student.model.device
     student.model.eval()
     found = []
     chunked = training.task == TEXT_GENERATION
     size, seen = DECODER_BATCH if chunked else BATCH, teacher if training.label_loss is None else None
     with torch.no_grad():
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
+        for chosen in _of_one_length(rows, size):
             batch = {name: tensor.to(device) for name, tensor in collate(chosen).items()}
             sides = _sides(student, seen, batch, chunked=chunked)
             parts = training.judged(replace(sides, notes=[row.get(NOTE) for row in chosen]))
             found.append([part.reshape(-1, *part.shape[1:]).cpu() for part in parts])
     arrays = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
     return {**training.metrics(*arrays), "examples": len(labelled.inputs)}
+
+
+def _length(row: dict[str, Any]) -> int:
+    return len(row.get("input_ids", ()))
+
+
+def _of_one_length(rows: Sequence[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows in batches; those of a length follow each other."""
+    for _, group in itertools.groupby(rows, key=_length):
+        same = list(group)
+        yield from (same[start : start + most] for start in range(0, len(same), most))
 
 
 def _sides(student: LoadedModel, teacher: LoadedModel | None, batch: dict[str, Any], *, chunked: bool) -> Sides:

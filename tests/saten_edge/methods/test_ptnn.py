@@ -144,9 +144,9 @@ def test_what_judges_is_read_by_nothing_else(tiny_bert, texts, tmp_path, monkeyp
     read = []
     calibrate = ptnn.calibrate
 
-    def listen(loaded: Any, layers: Any, items: list[str], *rest: Any) -> Any:
+    def listen(loaded: Any, layers: Any, items: list[str], *rest: Any, **others: Any) -> Any:
         read.extend(items)
-        return calibrate(loaded, layers, items, *rest)
+        return calibrate(loaded, layers, items, *rest, **others)
 
     monkeypatch.setattr("saten_edge.methods.ptnn.calibrate", listen)
     options = told(0.1, selection=saten_edge.Selection(include=("*.0.output.dense",)))

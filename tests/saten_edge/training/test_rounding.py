@@ -100,6 +100,26 @@ def test_the_model_computes_what_its_bundle_computes(folder, name, request, text
     assert distance(name) < 0.25 * distance("fp32")
 
 
+def test_what_is_judged_is_what_each_text_gives_alone(tiny_bert, tiny_saten, texts):
+    """Padding would be rounded with a text; the twin is a padded batch."""
+    loaded, teacher = load_model(tiny_saten), load_model(tiny_bert)
+
+    def cosine(batches: list[list[str]]) -> float:
+        found = []
+        with torch.no_grad(), rounded(loaded.model, "int8"):
+            for batch in batches:
+                given = loaded.encode(batch, 24)
+                pair = (loaded.model(**given), teacher.model(**given))
+                pooled = [loaded.pool(one.last_hidden_state, given["attention_mask"]) for one in pair]
+                found += torch.cosine_similarity(*pooled).tolist()
+        return float(np.mean(found))
+
+    with rounded(loaded.model, "int8"):
+        judged = judge(EMBEDDING, loaded, teacher, Examples("texts", [(text,) for text in texts]), 24)["cosine"]
+    alone, padded = cosine([[text] for text in texts]), cosine([texts])
+    assert abs(judged - alone) < 0.1 * abs(judged - padded)
+
+
 def test_the_model_is_as_before_when_the_block_ends(tiny_saten, texts):
     loaded = load_model(tiny_saten)
     batch = loaded.encode(texts[:4])
