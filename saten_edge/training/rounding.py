@@ -120,9 +120,9 @@ class TakeTurns(TrainerCallback):  # type: ignore[misc]
 def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
     """`weight` as its codes say it: symmetric, one scale for each block along `dim`, or for all of it.
 
-    Has the gradient of `weight` itself.
+    Has the gradient of `weight` itself. Of nothing, as a factor of a train without ranks has it, nothing is rounded.
     """
-    if how.bits >= 32:
+    if how.bits >= 32 or not weight.numel():
         return weight
     if how.bits == 16:
         return _straight(weight, weight.detach().half().to(weight.dtype))

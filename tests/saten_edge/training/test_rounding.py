@@ -62,6 +62,13 @@ def test_a_matrix_is_rounded_as_it_is_stored(name):
     assert not np.allclose(round_along(torch.from_numpy(matrix), 1, PRECISIONS["int8"]).numpy(), got, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_factor_of_a_train_without_ranks_is_what_it_was(name):
+    for shape, dim in (((0, 64), 0), ((64, 0), 0), ((64, 0), 1)):
+        how = PRECISIONS[name].for_inputs(shape[dim])
+        assert round_along(torch.zeros(shape), dim, how).shape == shape
+
+
 def test_activations_are_rounded_per_text_and_zero_stays_zero():
     x = torch.tensor([[[0.0, 1.0, -3.0]], [[0.0, 100.0, 50.0]]])
     got = round_activations(x)
