@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-methods bench-language-model bench-calibration kernels test-kernels fuzz-kernels bench-kernels wheels clean
+.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-methods bench-language-model bench-calibration kernels test-kernels fuzz-kernels bench-kernels bench-search wheels clean
 
 KERNELS := runtime/kernels
 BUILT_KERNELS := $(VENV)/.kernels
@@ -29,6 +29,7 @@ help:
 	@echo "make bench-accuracy DATA=FOLDER  accuracy over bytes, every row trained to the end; days, resumes where it stopped (benchmarks/accuracy.py)"
 	@echo "make bench-methods [DATA=FOLDER] [MODELS=FOLDER] [STEPS=cells|times]  the methods of compress beside each other, before training; resumes (benchmarks/methods.py)"
 	@echo "make bench-language-model [DATA=FOLDER] [STEPS=cells|times]  SmolLM2-135M in every form, beside llama.cpp; resumes (benchmarks/language_model.py)"
+	@echo "make bench-search DATA=FOLDER MODELS=FOLDER [MINUTES=90]  optimize against random search and hand-picked rows; a day, resumes (benchmarks/search.py)"
 	@echo "make kernels build the native kernels and install them into .venv (needs a C++17 compiler)"
 	@echo "make wheels  all three distributions in dist/, the kernels for x86-64 and 64-bit ARM (needs CMake and ninja)"
 
@@ -120,6 +121,11 @@ bench-methods: $(INSTALLED)
 
 bench-language-model: $(INSTALLED)
 	$(BIN)/python benchmarks/language_model.py --work bench-out/language_model $(if $(STEPS),--steps "$(STEPS)") $(if $(DATA),--data "$(DATA)")
+
+# A search and the random one take so many minutes each, for two tasks and two seeds.
+MINUTES ?= 90
+bench-search: $(INSTALLED)
+	$(BIN)/python benchmarks/search.py --work bench-out/search --data "$(DATA)" --models "$(MODELS)" --minutes $(MINUTES)
 
 # MODELS: the folder of bench-accuracy's checkpoints. Without DATA and MODELS the tables that need them are left out.
 BENCH = $(BIN)/python benchmarks/bench.py --work bench-out $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")

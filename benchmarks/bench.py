@@ -38,7 +38,8 @@ SECTION = r"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
 @dataclass(frozen=True)
 class Table:
     """A program that writes one table. arguments: {work}, {data} and {models} stand for folders; needs: those without
-    which there is no table; quick: whether there is a quick version; calibration: run only when asked for.
+    which there is no table; quick: whether there is a quick version; calibration: run only when asked for; hours: made
+    by a target of the Makefile of its own, so that only its quick version runs here.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Table:
     needs: tuple[str, ...] = ()
     quick: bool = True
     calibration: bool = False
+    hours: bool = False
 
 
 WORK = ("--work", "{work}")
@@ -60,6 +62,8 @@ TABLES = (
     Table("scaling", "scaling.py", WORK),
     Table("layers", "layers.py"),
     Table("toolchain", "toolchain.py", WORK),
+    Table("workers", "workers.py", WORK),
+    Table("search", "search.py", WORK, hours=True),
     Table("solvers", "solvers.py"),
     Table("shapes", "shapes.py"),
     Table("cost_model", "cost_model.py", ("--write",), quick=False, calibration=True),
@@ -109,8 +113,7 @@ def main() -> int:
     folders = {name: getattr(arguments, name) for name in ("data", "models") if getattr(arguments, name)}
     asked = arguments.only.split(",") if arguments.only else [each.name for each in TABLES]
     wanted = [each for each in TABLES if each.name in asked and each.calibration == arguments.calibration]
-    if arguments.quick:
-        wanted = [each for each in wanted if each.quick]
+    wanted = [each for each in wanted if (each.quick if arguments.quick else not each.hours)]
     with results_folder(arguments.output, quick=arguments.quick) as results:
         outcomes = {}
         for each in wanted:

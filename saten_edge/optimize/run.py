@@ -44,7 +44,7 @@ from saten_runtime.errors import ExportError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.records.files import sha256_file, write_json
 
-__all__ = ["Found", "optimize", "plan"]
+__all__ = ["Found", "optimize", "plan", "searching"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def optimize(
     with output_lock(out):
         read = [model, data, judge, *filter(None, [options.prices])]
         claim(out, options, given.hashes, read, resume=resume, overwrite=overwrite)
-        with _search(given, out, options, prices_in(out, pricing, options), progress, began) as search:
+        with searching(given, out, options, prices_in(out, pricing, options), progress, began) as search:
             rivals = search.rivals()
             refuse_impossible(given.layers, options, rivals[0])
             trials = search.run(rivals)
@@ -128,9 +128,10 @@ def plan(model: str | Path, data: str | Path, judge: str | Path, options: Optimi
 
 
 @contextmanager
-def _search(
+def searching(
     given: Given, out: Path, options: OptimizeOptions, pricing: Pricing, progress: Progress | None, began: float
 ) -> Iterator[Search]:
+    """A search in a folder that was claimed, with its engine, while the block runs."""
     work = (out / WORK).resolve()
     work.mkdir(exist_ok=True)
     parts = given.judge.write(work, options.confirm, options.seed)
@@ -182,6 +183,7 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
     write_recipe(out / RECIPE_FILE, recipe_of(search.chains, bundle, search.engine.threads))
     write_report(out / REPORT_FILE, search, given.judge, measured, best, said)
     about = {"overlap": given.judge.overlap, "prices": dict(search.pricing.prices.source)}
+    about |= {"reasons": measured.times.reasons}  # why times must not be believed, whether or not they decide
     write_json(out / RESULT_FILE, {**found.to_json(), "output": out.name, **about, **trials_of(measured.trials)})
     return found
 

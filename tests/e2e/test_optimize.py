@@ -60,7 +60,7 @@ def one_thread(offline: dict[str, str]) -> dict[str, str]:
 def command(warm_python: list[str], one_thread: dict[str, str]) -> Command:
     def run(*given: object) -> Done:
         line = [*warm_python, "-m", "saten_edge", *map(str, given)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=300, env=one_thread)
+        return subprocess.run(line, capture_output=True, text=True, timeout=900, env=one_thread)
 
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import time
 from collections import Counter
@@ -40,11 +42,11 @@ class Killed(BaseException):
 
 
 class Stages:
-    """Stages that write what they were told, and count how often they were done; the `dies`-th does not come back."""
+    """Stages that write what they were told, and count how often they were done; the `dies`-th ends with `fault`."""
 
-    def __init__(self, dies: int = -1, refused: str = "") -> None:
+    def __init__(self, dies: int = -1, refused: str = "", fault: BaseException | None = None) -> None:
         self.done: Counter[str] = Counter()
-        self.dies, self.refused = dies, refused
+        self.dies, self.refused, self.fault = dies, refused, fault or Killed()
 
     def kinds(self) -> dict[str, Callable[..., dict[str, Any]]]:
         return {"compress": self.compress, "finetune": self.finetune, "export": self.export, "judge": self.judge}
@@ -72,7 +74,8 @@ class Stages:
 
     def _write(self, out: Path, what: str, content: dict[str, Any]) -> dict[str, Any]:
         if sum(self.done.values()) == self.dies:
-            raise Killed
+            out.write_text("half")
+            raise self.fault
         self.done[what] += 1
         write_json(out, content)
         return {}
@@ -232,6 +235,49 @@ def test_a_search_that_is_killed_at_any_task_ends_with_the_same_trials(tmp_path:
         assert [trial.to_json() for trial in searched(folder, later, monkeypatch)] == expected
         both = sum(stages.done.values()) + sum(later.done.values())
         assert both == count
+
+
+def test_a_full_disk_ends_a_search_which_goes_on_to_the_same_trials(tmp_path: Path, monkeypatch):
+    whole = Stages()
+    expected = [trial.to_json() for trial in searched(tmp_path / "whole", whole, monkeypatch)]
+    count = sum(whole.done.values())
+    for dies in range(5, count, 17):
+        folder = tmp_path / str(dies)
+        stages, later = Stages(dies, fault=full()), Stages()
+        with pytest.raises(OSError, match="No space left"):
+            searched(folder, stages, monkeypatch)
+        assert not [path for path in (folder / "work").iterdir() if not (path / "outcome.json").is_file()]
+        assert [trial.to_json() for trial in searched(folder, later, monkeypatch)] == expected
+        assert sum(stages.done.values()) + sum(later.done.values()) == count
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_of_the_journal(tmp_path: Path, monkeypatch):
+    """The trial was computed and is not told; its tasks are not done again."""
+    expected = searched(tmp_path / "whole", Stages(), monkeypatch)
+    journal = importlib.import_module("optuna").storages.journal.JournalFileBackend
+    append, told = journal.append_logs, list[int]()
+
+    def appended(self: Any, logs: list[dict[str, Any]]) -> None:
+        told.append(len(logs))
+        if len(told) < 6:
+            append(self, logs)
+            return
+        with (tmp_path / "out" / "study.journal").open("a") as file:
+            file.write(json.dumps(logs[0])[:20])
+        raise full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append_logs", appended)
+        with pytest.raises(OSError, match="No space left"):
+            searched(tmp_path / "out", Stages(), patch)
+    assert len(told) == 6
+    later = Stages()
+    assert searched(tmp_path / "out", later, monkeypatch) == expected
+    assert not [name for name in later.done if name.startswith("export saten-int8-0.285")]
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_half_a_line_of_the_journal_is_what_a_kill_leaves(tmp_path: Path, monkeypatch):
