@@ -15,6 +15,7 @@ from saten_edge.decomposition.recipe import Recipe
 from saten_edge.training.columns import parse_columns
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.schedule import Schedule
+from saten_edge.units import size_in_bytes
 from saten_exporters.choice.settings import DEFAULT_TARGET, LARGEST_LOSS, ExportSettings
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
@@ -31,13 +32,14 @@ __all__ = [
 ]
 
 DEFAULT_BUDGET = 0.25
+FP32_BITS = 32
 DEFAULT_KEEP = 0.75
 # What FLAT keeps where less than `SMALL_BUDGET` of the bytes is to be left in the end.
 SMALL_KEEP, SMALL_BUDGET = 0.5, 0.25
 DEFAULT_TOLERANCE = 0.1
 # The rows of `saten_edge.methods.METHODS`, and the options that they read beside those of the selection.
 METHODS: Mapping[str, frozenset[str]] = {
-    "saten": frozenset({"budget", "tables", "pattern", "group", "allocation", "recipe"}),
+    "saten": frozenset({"budget", "size", "bits", "precision", "tables", "pattern", "group", "allocation", "recipe"}),
     "flat": frozenset({"keep", "head_keep", "ranks"}),
     "ptnn": frozenset({"tolerance", "pattern", "group", "recipe"}),
 }
@@ -55,8 +57,12 @@ class CompressOptions:
     that cannot be narrower.
     ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
     tolerance: relative error of the output that PTNN allows.
-    budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, or what eps and density
-    of the recipe say. pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
+    precision: of the bundle whose bytes are counted; None counts those of the checkpoint, whose numbers are float32.
+    budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, with a precision of what
+    they take dense at it, or what eps and density of the recipe say. size: of all weights of the bundle, such as "8MB";
+    bits: stored bits for each weight of the matrices, scales and places included; either of them in the place of a
+    budget, and of a bundle at fp32 where there is no precision.
+    pattern: of the residual. group: outputs per block of a grouped residual. allocation: a name in
     `saten_edge.decomposition.allocation.ALLOCATIONS`; None is "sensitivity" with calibration texts, "uniform" without.
     tables: share of their bytes that lookup tables keep, within the budget; None lets the allocation say it. bf16: of
     products while calibrating; see `saten_edge.methods.method.Job.bf16`.
@@ -67,7 +73,8 @@ class CompressOptions:
 
     budget: float | None = option(
         None,
-        "Share of the dense fp32 bytes to keep, indices included; 0.25 by default, unless --eps and --density set it",
+        "Share of the dense fp32 bytes to keep, indices included; 0.25 by default, or 0.25 of what they take dense at "
+        "--precision, unless --eps and --density set it",
     )
     pattern: str = option("grouped", "Pattern of the residual: grouped, unstructured, N:M such as 2:4, or none")
     group: int = option(32, "Outputs per block of a grouped residual", low=1)
@@ -76,6 +83,18 @@ class CompressOptions:
     )
     tables: float | None = option(
         None, "Share of their bytes that the word and position tables keep, within --budget; by default --allocation"
+    )
+    size: str | None = option(None, "Bytes of all weights of the bundle instead, such as 8MB or 600KiB")
+    bits: float | None = option(
+        None,
+        "Stored bits for each weight of the compressed layers instead, scales and indices included",
+        low=0,
+        high=32,
+    )
+    precision: str | None = option(
+        None,
+        "Precision of the bundle to come, whose bytes count: fp32, fp16, int8, int8-block, int4, int4-128 or int2; "
+        "by default the checkpoint's bytes do",
     )
     method: str = option(
         "saten",
@@ -121,7 +140,18 @@ class CompressOptions:
             raise UsageError(f"--keep {self.keep:g}: expected a share above 0 and below 1")
         if self.head_keep is not None and not 0 < self.head_keep <= 1:
             raise UsageError(f"--head-keep {self.head_keep:g}: expected a share above 0, and 1 at most")
+        self._refuse_sizes()
         self._refuse_unread()
+
+    def _refuse_sizes(self) -> None:
+        """Refuse a size that is none, or several."""
+        given = [f"--{name}" for name in ("budget", "size", "bits") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} each say how many bytes there are; leave all but one out")
+        if self.bits == 0:
+            raise UsageError("--bits 0: expected more than no bits")
+        if self.size is not None:
+            size_in_bytes("--size", self.size)
 
     def _refuse_unread(self) -> None:
         """Refuse an option of a method that is not asked for."""
@@ -144,13 +174,42 @@ class CompressOptions:
     @property
     def kept(self) -> float:
         """What FLAT keeps: as asked, or by what the method after it is to leave."""
-        small = self.then == "saten" and self.share is not None and self.share < SMALL_BUDGET
+        small = self.then == "saten" and self.share is not None and self.share * self.narrower < SMALL_BUDGET
         return self.keep if self.keep is not None else SMALL_KEEP if small else DEFAULT_KEEP
 
     @property
     def share(self) -> float | None:
-        """The budget that counts; None where eps and density fix every size."""
-        return DEFAULT_BUDGET if self.budget is None and not self.recipe.sized else self.budget
+        """The share of the dense fp32 bytes that counts; None where eps and density fix every size, or `size` all."""
+        if self.bits is not None:
+            return self.bits / FP32_BITS
+        if self.budget is None and self.size is None and not self.recipe.sized:
+            return DEFAULT_BUDGET / self.narrower
+        return self.budget
+
+    @property
+    def asked(self) -> dict[str, float | str]:
+        """What says the bytes, by its name; nothing where eps and density do."""
+        said = {"size": self.size, "bits": self.bits, "budget": self.share}
+        return dict([(name, value) for name, value in said.items() if value is not None][:1])
+
+    @property
+    def size_bytes(self) -> int | None:
+        """`size` as a number."""
+        return None if self.size is None else size_in_bytes("--size", self.size)
+
+    @property
+    def counted(self) -> str | None:
+        """The precision of the bundle whose bytes are counted; None where they are the checkpoint's."""
+        return self.precision or (None if self.size is None and self.bits is None else "fp32")
+
+    @property
+    def narrower(self) -> float:
+        """How many times as narrow as in float32 a number is where bytes are counted."""
+        if self.counted is None:
+            return 1
+        from saten_exporters.quantize import PRECISIONS  # imports numpy
+
+        return FP32_BITS / PRECISIONS[self.counted].bits if self.counted in PRECISIONS else 1
 
 
 @dataclass(frozen=True)

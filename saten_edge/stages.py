@@ -16,7 +16,8 @@ import torch
 
 import saten_exporters
 import saten_runtime.bench.measure
-from saten_edge.checkpoints.compress import CompressedLayer, dense_layers
+from saten_edge.checkpoints.bundle_bytes import dense_layers, reached
+from saten_edge.checkpoints.compress import CompressedLayer
 from saten_edge.checkpoints.gguf_header import is_gguf
 from saten_edge.checkpoints.guard import read_headers
 from saten_edge.checkpoints.kept import Kept, keeping
@@ -77,7 +78,9 @@ def compress(
     Returns:
         What `saten_layers.json` in `out` holds; nothing from the others of torchrun. "layers": for each, name, shape
         (in, out), ranks, nnz of the residual, bytes with indices, dense_bytes, and error, relative to the dense weights
-        (see `Metric`); "dense": bytes of each parameter that stayed dense.
+        (see `Metric`); "dense": bytes of each parameter that stayed dense. With a precision the bytes are those of the
+        bundle to come, and "stored" says what was asked for and reached: precision, asked, layers, bits for each weight
+        of these, beside, and bytes of all.
 
     Raises:
         UsageError: `out` cannot be written, options contradict each other, the model is compressed already, or what was
@@ -108,7 +111,7 @@ def compress(
                     job = dataclasses.replace(job, kept=kept, engine=pool)
                     for name in options.methods:
                         job = job.then(METHODS[name].run(job))
-                return _save_compressed(job.loaded, list(job.before), out, overwrite=overwrite)
+                return _save_compressed(job.loaded, list(job.before), out, options, overwrite=overwrite)
 
 
 def _calibratable(model: str | Path, options: CompressOptions, calibration: Sequence[str | Path]) -> LoadedModel:
@@ -182,7 +185,7 @@ def import_checkpoint(
     with _writing(out, overwrite=overwrite, inputs=[src, base]):
         with told(progress, f"import {src.name}"):
             loaded, rows = authors.import_checkpoint(src, base, task)
-        return _save_compressed(loaded, rows, out, overwrite=overwrite)
+        return _save_compressed(loaded, rows, out, CompressOptions(), overwrite=overwrite)
 
 
 def finetune(
@@ -202,7 +205,7 @@ def finetune(
 
     Returns:
         What `metrics.json` in `out` holds: settings, steps, seconds, history (step, loss …), and what the judging data
-        said before and after.
+        said before and after. With notices, where the model was compressed for another precision.
 
     Raises:
         UsageError: `out` cannot be written, or task, data, teacher and options do not fit together.
@@ -210,6 +213,7 @@ def finetune(
         KeyboardInterrupt: Ctrl-C; its text says what was kept.
     """
     from saten_edge.training.job import prepare  # the Trainer takes seconds to import
+    from saten_edge.training.rounding import precisions
 
     how, out = options or FinetuneOptions(), Path(out)
     read = str(data) if isinstance(data, Path) else data
@@ -234,7 +238,8 @@ def finetune(
             extra[LAYERS_FILE] = json.loads(layers.read_text("utf-8"))
         if job.writes:
             save_model(job.student, out, extra=extra, overwrite=overwrite)
-    return metrics
+    notices = job.student.recipe.other_precision(precisions(job.schedule.precision))
+    return {**metrics, "notices": notices} if notices else metrics
 
 
 def export(
@@ -410,7 +415,15 @@ def _writing(out: Path, *, overwrite: bool, inputs: Iterable[str | Path | None])
         yield
 
 
-def _save_compressed(loaded: LoadedModel, rows: list[CompressedLayer], out: Path, *, overwrite: bool) -> dict[str, Any]:
-    table = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense_layers(loaded.model)}
+def _save_compressed(
+    loaded: LoadedModel, rows: list[CompressedLayer], out: Path, options: CompressOptions, *, overwrite: bool
+) -> dict[str, Any]:
+    precision = options.counted
+    table: dict[str, Any] = {
+        "layers": [dataclasses.asdict(row) for row in rows],
+        "dense": dense_layers(loaded.model, precision),
+    }
+    if precision is not None:
+        table["stored"] = reached(loaded, rows, precision, options.asked)
     save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)
     return table

@@ -21,13 +21,16 @@ from saten_edge.checkpoints.mapped import compact, release
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import LayerSpec, build_module, replace_module, saten_layers
 from saten_edge.checkpoints.selection import EVERYTHING, Selection
+from saten_edge.checkpoints.stored import AS_CHECKPOINT, Stored
 from saten_edge.decomposition.allocation import Measured, allocate, check_allocation, most_bytes
 from saten_edge.decomposition.decompose import Decomposition, check_paid, check_sizes
 from saten_edge.decomposition.fitting import described, fitting
+from saten_edge.decomposition.prices import prices_of, rank_bytes
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, Residual, pattern_named
 from saten_edge.decomposition.tt import TensorTrain
 from saten_edge.engines import Pool
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.bundle.recipe import Option, Stage, options_of, versions_here
 from saten_runtime.errors import CheckpointError, ExportError, UsageError
 
@@ -37,7 +40,6 @@ __all__ = [
     "check_options",
     "compress",
     "compressible_layers",
-    "dense_layers",
     "kind_of",
     "layer_errors",
     "matrices",
@@ -125,15 +127,6 @@ def tied_head(model: Any) -> dict[str, str]:
     return {row.tied_head: table} if weight is model.get_submodule(table).weight else {}
 
 
-def dense_layers(model: nn.Module) -> dict[str, int]:
-    """Parameters that stay dense, with their bytes as fp32."""
-    return {
-        name: parameter.numel() * VALUE_BYTES
-        for name, parameter in model.named_parameters()
-        if ".cores." not in name and ".residual." not in name
-    }
-
-
 def layer_errors(model: nn.Module, dense_model: nn.Module) -> dict[str, float]:
     """‖M − M̂‖_F / ‖M‖_F of every compressed layer against the dense model it was made from, by name."""
     errors = {}
@@ -156,6 +149,7 @@ def compress(
     measured: Measured | None = None,
     selection: Selection = EVERYTHING,
     tables: float | None = None,
+    stored: Stored = AS_CHECKPOINT,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     kept: Kept = NOTHING_KEPT,
     engine: Pool | None = None,
@@ -167,9 +161,10 @@ def compress(
     `ALLOCATIONS`. group: outputs per residual block. measured: what calibration found out; without it errors are
     judged by Frobenius' norm. tables: share of their bytes that lookup tables keep, within the budget; None lets them
     share as the layers do. pattern, group: of a layer that they do not fit, the nearest that does; see `fitting`.
-    progress: called with a layer's name, the layers done, and their number. kept: where the parts of each layer go, and
-    come from if they are there. Layers are taken one at a time, each widened to float32 and on a GPU where there is
-    one; what stays dense is widened at the end. Of a model that is mapped from its files, and with a folder to keep
+    stored: how bytes are counted. progress: called with a layer's name, the layers done, and their number. kept: where
+    the parts of each layer go, and come from if they are there. Layers are taken one at a time, each widened to float32
+    and on a GPU where there is one; what stays dense is widened at the end. Of a model that is mapped from its files,
+    and with a folder to keep
     layers in, no more than one layer is in memory. engine: decomposes the layers in this process's place, the largest
     first, but for moments that come in the order of the blocks; `kept` needs a folder then.
 
@@ -186,8 +181,10 @@ def compress(
     known = measured.moments if measured else {}
     found, budgets = matrices(layers), dict[str, int | None].fromkeys(layers)
     if budget is not None:
-        budgets.update(_allocated(allocation, found, budget, measured, _shares(tables, layers)))
-    tasks = _tasks(layers, budgets, pattern, group, recipe)
+        shares = _shares(tables, layers)
+        budgets.update(_allocated(allocation, found, budget, measured, shares, _ranks(layers, stored.precision)))
+        budgets.update(stored.fitted({name: size for name, size in budgets.items() if size is not None}))
+    tasks = _tasks(layers, budgets, pattern, group, recipe, stored.precision)
     if engine is not None:
         _run_by(engine, tasks, found, known, kept, progress)
         known = {}
@@ -202,7 +199,7 @@ def compress(
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     _widen(loaded.model, kept)
     named_options = {"pattern": pattern, "group": group, "allocation": allocation, "tables": tables}
-    options = options_of(recipe, selection, budget=budget, **named_options)
+    options = options_of(recipe, selection, **stored.options(budget), **named_options)
     attach_config(loaded.model, loaded.source, _stage(loaded, {**options, "train": recipe.method}, measured))
     return rows
 
@@ -213,21 +210,37 @@ def _stage(loaded: LoadedModel, options: Mapping[str, Option], measured: Measure
 
 
 def _allocated(
-    how: str, found: Mapping[str, Tensor], budget: float, measured: Measured | None, fixed: Mapping[str, float]
+    how: str,
+    found: Mapping[str, Tensor],
+    budget: float,
+    measured: Measured | None,
+    fixed: Mapping[str, float],
+    ranks: Mapping[str, float],
 ) -> dict[str, int]:
     """Bytes by layer; the weights, all of which may have been read for that, are let go."""
-    sizes = allocate(how, found, budget, measured, fixed)
+    sizes = allocate(how, found, budget, measured, fixed, ranks)
     for matrix in found.values():
         release(matrix)
     return sizes
 
 
+def _ranks(layers: Mapping[str, nn.Module], precision: str | None) -> dict[str, float]:
+    """What one more rank of each layer's train takes."""
+    shapes = {name: (matrix.shape[0], matrix.shape[1]) for name, matrix in matrices(layers).items()}
+    return {name: rank_bytes(kind_of(layers[name]), shape, precision) for name, shape in shapes.items()}
+
+
 def _tasks(
-    layers: Mapping[str, nn.Module], budgets: Mapping[str, int | None], pattern: str, group: int, recipe: Recipe
+    layers: Mapping[str, nn.Module],
+    budgets: Mapping[str, int | None],
+    pattern: str,
+    group: int,
+    recipe: Recipe,
+    precision: str | None,
 ) -> list[LayerTask]:
     found = {name: (kind_of(module), _matrix(module).shape[1]) for name, module in layers.items()}
     return [
-        LayerTask(name, kind, budgets[name], *fitting(pattern, kind, group=group, width=width), recipe)
+        LayerTask(name, kind, budgets[name], *fitting(pattern, kind, group=group, width=width), recipe, precision)
         for name, (kind, width) in found.items()
     ]
 
@@ -274,6 +287,7 @@ def check_options(
     *,
     calibrated: bool,
     tables: float | None = None,
+    precision: str | None = None,
 ) -> None:
     """Refuse what `compress` cannot do with any model, before there is one; the same parameters.
 
@@ -284,6 +298,13 @@ def check_options(
         raise UsageError(f"--budget {budget:g}: expected a share of the dense bytes between 0 and 1")
     if tables is not None and budget is None:
         raise UsageError(f"--tables {tables:g} is a part of --budget, which --eps and --density leave out; pass one")
+    if precision is not None and precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: there are {', '.join(PRECISIONS)}")
+    if precision is not None and recipe.method != "bond":
+        raise UsageError(
+            f"--precision {precision} counts a train as the two factors that a bundle stores, --train tt-svd and --eps "
+            "count its cores; leave one of them out"
+        )
     check_sizes(budget, pattern_named(pattern, "linear", group=group, width=group), recipe)
     check_allocation(allocation, calibrated=calibrated)
 
@@ -297,6 +318,7 @@ def check_layers(
     allocation: str,
     recipe: Recipe,
     tables: float | None,
+    precision: str | None = None,
 ) -> None:
     """Refuse what `compress` cannot do with these layers, whatever a calibration finds; the same parameters.
 
@@ -312,8 +334,9 @@ def check_layers(
         ins, outs = found[name].shape
         kind = kind_of(layers[name])
         fitted, blocks = fitting(pattern, kind, group=group, width=outs)
+        how = pattern_named(fitted, kind, group=blocks, width=outs)
         with named(name):
-            check_paid((ins, outs), size, pattern_named(fitted, kind, group=blocks, width=outs), recipe)
+            check_paid((ins, outs), size, how, recipe, prices_of(kind, (ins, outs), how, precision))
 
 
 def matrices(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from saten_edge.checkpoints.kept import Kept, write_parts
 from saten_edge.checkpoints.mapped import map_file, release, write_tensors
 from saten_edge.decomposition.decompose import Decomposition, decompose
+from saten_edge.decomposition.prices import prices_of
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import pattern_named
 from saten_edge.engines import Pool
@@ -24,7 +25,10 @@ __all__ = ["LayerTask", "decompose_file", "decompose_layer", "named", "run_tasks
 
 @dataclasses.dataclass(frozen=True)
 class LayerTask:
-    """How a layer is decomposed, as `compress` decides it. budget_bytes: None where the recipe says every size."""
+    """How a layer is decomposed, as `compress` decides it.
+
+    budget_bytes: None where the recipe says every size. precision: as `Stored` has it.
+    """
 
     name: str
     kind: str
@@ -32,6 +36,7 @@ class LayerTask:
     pattern: str
     group: int
     recipe: Recipe
+    precision: str | None = None
 
 
 @contextlib.contextmanager
@@ -48,10 +53,10 @@ def decompose_layer(task: LayerTask, weight: Tensor, moments: Tensor | None) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matrix = weight.to(device, torch.float32).contiguous()
     chosen = pattern_named(task.pattern, task.kind, group=task.group, width=matrix.shape[1])
+    known = None if moments is None else moments.to(device)
+    prices = prices_of(task.kind, (matrix.shape[0], matrix.shape[1]), chosen, task.precision)
     with named(task.name):
-        return decompose(
-            matrix, task.budget_bytes, chosen, task.recipe, None if moments is None else moments.to(device)
-        )
+        return decompose(matrix, task.budget_bytes, chosen, task.recipe, known, prices)
 
 
 def run_tasks(

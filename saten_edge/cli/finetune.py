@@ -8,10 +8,11 @@ import typer
 
 import saten_edge
 from saten_edge.cli.options import Output, Overwrite, Recipe
-from saten_edge.cli.printing import followed, show, talk
+from saten_edge.cli.printing import followed, leads, show, talk
 from saten_edge.cli.tables import metrics_table
 from saten_edge.options import FinetuneOptions
 from saten_runtime.options import Printing
+from saten_runtime.records.plain_text import printable
 
 
 def finetune(
@@ -29,4 +30,6 @@ def finetune(
         metrics = saten_edge.finetune(
             model, output, data, how, resume=resume, overwrite=overwrite, progress=said.progress
         )
+    for notice in metrics.get("notices", []) if leads() else ():
+        typer.echo(f"saten-edge: {printable(notice)}", err=True)
     show(metrics, metrics_table, printing)

@@ -37,7 +37,17 @@ def layers_table(table: dict[str, Any]) -> str:
     ]
     stored, before = (sum(row[column] for row in rows) for column in ("bytes", "dense_bytes"))
     last = ("all", "", "", "", "", str(stored), f"{stored / before:.3f}", "", "")
-    return "\n\n".join([align([head, *lines, last]), _dense_table(dense, stored + sum(dense.values()))])
+    tables = [align([head, *lines, last]), _dense_table(dense, stored + sum(dense.values()))]
+    return "\n\n".join([*tables, *([_reached(table["stored"])] if "stored" in table else [])])
+
+
+def _reached(stored: dict[str, Any]) -> str:
+    """The size that was reached, beside the one that was asked for."""
+    asked = ", ".join(f"--{name} {value}" for name, value in stored["asked"].items()) or "--density"
+    return (
+        f"{stored['precision']} bundle: {stored['bytes']:,} bytes of weights at most; {stored['layers']:,} of them in "
+        f"compressed layers, {stored['bits']:.3f} bits for each of their weights; asked for: {asked}"
+    )
 
 
 def _dense_table(dense: dict[str, int], stored: int) -> str:

@@ -74,8 +74,10 @@ class Measured:
         return cls(moments, {name: float(value) for name, value in found["sensitivities"].items()})
 
 
-# matrices (in, out) by layer, share of the dense bytes, measurements → bytes by layer
-Allocation = Callable[[Mapping[str, Tensor], float, Measured | None], dict[str, int]]
+# What one more rank of a layer's train takes, by layer; None: as float32.
+Ranks = Mapping[str, float] | None
+# matrices (in, out) by layer, share of the dense bytes, measurements, bytes of a rank → bytes by layer
+Allocation = Callable[[Mapping[str, Tensor], float, Measured | None, Ranks], dict[str, int]]
 
 
 def allocate(
@@ -84,10 +86,12 @@ def allocate(
     budget: float,
     measured: Measured | None,
     fixed: Mapping[str, float] | None = None,
+    ranks: Ranks = None,
 ) -> dict[str, int]:
     """Bytes for each layer, together at most `budget` of the dense fp32 bytes of `matrices` (in, out).
 
-    fixed: shares of their bytes that some layers have; the others share the rest of the budget.
+    fixed: shares of their bytes that some layers have; the others share the rest of the budget. ranks: bytes of one
+    more rank of each layer's train; in float32 by default.
 
     Raises:
         UsageError: no such allocation, one that needs calibration without it, or a rest that the others cannot share.
@@ -98,7 +102,7 @@ def allocate(
     sizes = {name: int(matrices[name].numel() * VALUE_BYTES * share) for name, share in shares.items()}
     if sizes:
         budget = _rest(matrices, others, budget, sum(sizes.values()))
-    found = sizes | (ALLOCATIONS[how](others, budget, measured) if others else {})
+    found = sizes | (ALLOCATIONS[how](others, budget, measured, ranks) if others else {})
     return {name: found[name] for name in matrices}
 
 
@@ -148,12 +152,16 @@ def check_allocation(how: str, *, calibrated: bool) -> None:
         raise UsageError("--allocation sensitivity needs calibration texts; pass --calibration FILE.jsonl")
 
 
-def uniform(matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+def uniform(
+    matrices: Mapping[str, Tensor], budget: float, measured: Measured | None, ranks: Ranks = None
+) -> dict[str, int]:
     """The same share of its dense bytes for every layer."""
     return {name: int(matrix.numel() * VALUE_BYTES * budget) for name, matrix in matrices.items()}
 
 
-def by_sensitivity(matrices: Mapping[str, Tensor], budget: float, measured: Measured | None) -> dict[str, int]:
+def by_sensitivity(
+    matrices: Mapping[str, Tensor], budget: float, measured: Measured | None, ranks: Ranks = None
+) -> dict[str, int]:
     """Bytes go where they lower the model's output error most.
 
     One more rank of a layer's factors costs (in + out) values and removes one singular value σ_k of Σ^½ M: σ_k² / Σσ²
@@ -164,8 +172,9 @@ def by_sensitivity(matrices: Mapping[str, Tensor], budget: float, measured: Meas
         raise ValueError("not calibrated")  # `allocate` refuses it
     floors = uniform(matrices, budget * SMALLEST_PART, None)
     left = sum(uniform(matrices, budget, None).values()) - sum(floors.values())
+    each = ranks or {name: sum(matrix.shape) * VALUE_BYTES for name, matrix in matrices.items()}
     offers = [
-        _offers(matrix, floors[name], measured.moments[name], measured.sensitivities[name])
+        _offers(matrix, floors[name], measured.moments[name], measured.sensitivities[name], each[name])
         for name, matrix in matrices.items()
     ]
     rates = torch.cat([rate for rate, _ in offers])
@@ -177,10 +186,11 @@ def by_sensitivity(matrices: Mapping[str, Tensor], budget: float, measured: Meas
     return {name: floors[name] + int(size) for name, size in zip(matrices, extra.tolist(), strict=True)}
 
 
-def _offers(matrix: Tensor, floor_bytes: int, moments: Tensor, sensitivity: float) -> tuple[Tensor, Tensor]:
+def _offers(
+    matrix: Tensor, floor_bytes: int, moments: Tensor, sensitivity: float, price: float
+) -> tuple[Tensor, Tensor]:
     """Error removed per byte, and bytes, of each rank above the floor up to the size of the dense matrix."""
-    price = sum(matrix.shape) * VALUE_BYTES
-    ranks = _energy(matrix, moments)[floor_bytes // price : matrix.numel() // sum(matrix.shape)]
+    ranks = _energy(matrix, moments)[int(floor_bytes // price) : matrix.numel() // sum(matrix.shape)]
     return ranks * sensitivity / price, torch.full_like(ranks, price)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from saten_edge.decomposition.residual import VALUE_BYTES, Pattern
+from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern
 from saten_edge.decomposition.shapes import Dims, full_train_numel
 from saten_exporters.exportable import LayerParts
 
-__all__ = ["Prices", "blank_parts", "bundle_prices", "checkpoint_prices", "rank_bytes"]
+__all__ = ["Prices", "blank_parts", "bundle_prices", "checkpoint_prices", "prices_of", "rank_bytes"]
 
 Shape = tuple[int, int]
 
@@ -50,25 +50,32 @@ def bundle_prices(kind: str, shape: Shape, pattern: Pattern, precision: str) -> 
 
     kind: "linear" or "embedding". shape: (in, out).
     """
-    from saten_exporters.forms import RESIDUAL_FORMS, TRAIN_FORMS  # imports onnx
-
-    def train(bond: int) -> int:
-        parts = blank_parts(kind, shape, bond, pattern, 0)
-        return TRAIN_FORMS[kind, precision].stored_bytes(parts) if bond else 0
+    from saten_exporters.forms import RESIDUAL_FORMS  # imports onnx
 
     def residual(count: int) -> int:
         parts = blank_parts(kind, shape, 0, pattern, count)
         return RESIDUAL_FORMS[pattern.layout, kind, precision].stored_bytes(parts) if count else 0
 
-    return Prices(train, residual, min(shape))
+    return Prices(partial(_factor_bytes, kind, shape, precision), residual, min(shape))
 
 
-def rank_bytes(kind: str, shape: Shape, pattern: Pattern, precision: str | None) -> float:
-    """What one more of the ranks of M (in, out) takes: the mean over as many as take the bytes of the dense matrix."""
+def prices_of(kind: str, shape: Shape, pattern: Pattern, precision: str | None) -> Prices | None:
+    """Those of a bundle, or None, which counts as a checkpoint does."""
+    return None if precision is None else bundle_prices(kind, shape, pattern, precision)
+
+
+def rank_bytes(kind: str, shape: Shape, precision: str | None) -> float:
+    """What one more rank of M (in, out) takes: the mean of as many as take about the bytes of the dense matrix."""
     if precision is None:
         return sum(shape) * VALUE_BYTES
     most = max(1, math.prod(shape) // sum(shape))
-    return bundle_prices(kind, shape, pattern, precision).train(most) / most
+    return _factor_bytes(kind, shape, precision, most) / most
+
+
+def _factor_bytes(kind: str, shape: Shape, precision: str, bond: int) -> int:
+    from saten_exporters.forms import TRAIN_FORMS  # imports onnx
+
+    return TRAIN_FORMS[kind, precision].stored_bytes(blank_parts(kind, shape, bond, NoResidual(), 0)) if bond else 0
 
 
 def blank_parts(kind: str, shape: Shape, bond: int, pattern: Pattern, count: int, name: str = "a layer") -> LayerParts:

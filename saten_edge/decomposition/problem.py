@@ -221,11 +221,13 @@ class Problem:
         where = f"{self.budget_bytes:g} bytes for a matrix of {self.shape[0]} × {self.shape[1]}"
         if self.eps is not None or self.density is not None:
             return BudgetError(
-                f"{where} are too few for what --eps and --density ask for; raise --budget or change them"
+                f"{where} are too few for what --eps and --density ask for; change them, or allow more bytes"
             )
         smallest = self._smallest_train()
         share = "" if self.share is None else f" of a share of {self.share:g}"
-        return BudgetError(f"{where} are too few for a train of bond 1 ({smallest} bytes{share}); raise --budget")
+        return BudgetError(
+            f"{where} are too few for a train of bond 1 ({smallest} bytes{share}); raise --budget, --size or --bits"
+        )
 
     def _smallest_train(self) -> int:
         if self.method == "bond":

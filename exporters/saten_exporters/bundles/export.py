@@ -122,7 +122,7 @@ def _write_model(
     parts = source.layer_parts()
     # Whatever can be refused is, before the minutes that tracing takes.
     task_of(source)
-    notices = check_settings(source)
+    notices = [*check_settings(source), *source.recipe.other_precision([settings.precision])]
     _refuse_half(source)
     judge = judge_of(source, file)
     lowerings_of(settings.lowering, parts)

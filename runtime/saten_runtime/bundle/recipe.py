@@ -59,6 +59,16 @@ class Recipe:
         """With one more stage."""
         return Recipe((*self.stages, stage))
 
+    def other_precision(self, given: Sequence[str]) -> list[str]:
+        """What to say of precisions that leave out the one at which the compression counted bytes; else nothing."""
+        found = [stage.options.get("precision") for stage in self.stages if stage.stage == "compress"]
+        if not found or found[-1] is None or found[-1] in given:
+            return []
+        return [
+            f"--precision {','.join(given)}: the compression counted the bytes of {found[-1]}, and split them for it; "
+            f"--precision {found[-1]} keeps to the size that was asked for"
+        ]
+
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON data, one object per stage."""
         return [dataclasses.asdict(stage) for stage in self.stages]

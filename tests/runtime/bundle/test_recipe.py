@@ -40,6 +40,16 @@ def test_there_and_back() -> None:
     assert Recipe.from_json(written, "recipe", BundleError) != RECIPE
 
 
+def test_a_precision_that_bytes_were_not_counted_at_is_named() -> None:
+    counted = Recipe((Stage("compress", {"precision": "int8"}), Stage("finetune", {"precision": "fp32"})))
+    (words,) = counted.other_precision(["int4", "fp32"])
+    assert words.startswith("--precision int4,fp32: the compression counted the bytes of int8")
+    assert counted.other_precision(["int4", "int8"]) == []
+    # What counts is the last compression, and one by the bytes of the checkpoint is for any precision.
+    assert counted.then(Stage("compress", {"precision": None})).other_precision(["fp32"]) == []
+    assert RECIPE.other_precision(["int8"]) == Recipe().other_precision(["int8"]) == []
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Stage)])
 def test_a_stage_lacks_nothing(field: str) -> None:
     written = RECIPE.to_json()

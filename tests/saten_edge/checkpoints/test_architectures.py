@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from saten_edge.checkpoints.architectures import ARCHITECTURES, architecture, task_of
-from saten_edge.checkpoints.compress import compress, compressible_layers, dense_layers
+from saten_edge.checkpoints.bundle_bytes import dense_layers
+from saten_edge.checkpoints.compress import compress, compressible_layers
 from saten_edge.checkpoints.models import LoadedModel, load_model, save_model
 from saten_edge.checkpoints.modules import SatenHead, saten_layers
 from saten_edge.checkpoints.selection import Selection

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from saten_edge.checkpoints import compress as compression
+from saten_edge.checkpoints.bundle_bytes import dense_layers
 from saten_edge.checkpoints.compress import (
     Selection,
     check_options,
     compress,
     compressible_layers,
-    dense_layers,
     layer_errors,
     matrices,
 )

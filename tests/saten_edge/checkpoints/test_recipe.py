@@ -18,6 +18,7 @@ from saten_edge.checkpoints.checkpoint import recipe_of
 from saten_edge.checkpoints.compress import compress
 from saten_edge.checkpoints.models import LoadedModel, load_model
 from saten_edge.checkpoints.selection import Selection
+from saten_edge.checkpoints.stored import Stored
 from saten_edge.decomposition.allocation import Measured
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.texts import write_lines
@@ -116,7 +117,8 @@ def test_options_of_a_selection(name: str, bert: LoadedModel) -> None:
     "name",
     sorted(
         inspect.signature(compress).parameters.keys()
-        - {"loaded", "recipe", "measured", "selection", "progress", "kept", "engine"}  # the last changes no byte
+        # `stored` is two options; an engine changes no byte
+        - {"loaded", "recipe", "measured", "selection", "stored", "progress", "kept", "engine"}
     ),
 )
 def test_options_of_compress(name: str, bert: LoadedModel) -> None:
@@ -128,6 +130,16 @@ def test_options_of_compress(name: str, bert: LoadedModel) -> None:
     assert after.options[name] == OTHER_COMPRESSING[name] != before.options[name]
     assert after.inputs["calibration"] == measured.texts
     assert after.inputs["model"]["sha256"] == bert.source["sha256"]
+
+
+def test_options_of_what_is_counted(bert: LoadedModel) -> None:
+    usual = {"selection": Selection(include=(LAYER, TABLE))}
+    before = compressed(bert, **usual)
+    after = compressed(bert, **usual, stored=Stored("int8", asked={"bits": 3.0}))
+    said = [{name: stage.options.get(name) for name in ("precision", "bits")} for stage in (before, after)]
+    assert said == [dict.fromkeys(said[0]), {"precision": "int8", "bits": 3.0}]
+    assert before.options["budget"]
+    assert after.options["budget"] is None
 
 
 @pytest.fixture(scope="module")
