@@ -93,6 +93,43 @@ def test_a_cluster_that_is_started_here_shows_nothing(tmp_path: Path, monkeypatc
     assert (told["where"], told["include_dashboard"], told["reports"]) == ((), False, "0")
 
 
+def test_a_request_of_a_lost_node_is_asked_once_more_and_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost with a second node, it ends the run."""
+    asked: list[str] = []
+    lost = {"b": 1}
+
+    class RayError(Exception):
+        pass
+
+    def get(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request["do"])
+        if lost.get(request["do"], 0):
+            lost[request["do"]] -= 1
+            raise RayError("the node died")
+        return {"ok": {"did": request["do"]}}
+
+    fake = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda *where, **how: None,
+        remote=lambda **how: lambda function: SimpleNamespace(remote=lambda request: request),
+        get=get,
+        shutdown=lambda: None,
+        exceptions=SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setattr("saten_edge.engines.ray.imported", lambda *names: fake)
+    counted: list[int] = []
+    with ENGINES["ray"](tmp_path, 1, 1, None) as engine:
+        found = engine.run([{"do": name} for name in "abc"], counted.append)
+        assert [each["did"] for each in found] == ["a", "b", "c"]
+        assert (asked, counted) == (["a", "b", "b", "c"], [1, 2, 3])
+        lost["d"] = 2
+        with pytest.raises(DeviceError, match=r"^a worker of Ray was lost \(the node died\)$"):
+            engine.run([{"do": "d"}], counted.append)
+    assert counted == [1, 2, 3]
+
+
 class Here(Pool):
     """An engine without workers; `lost`: the number of the request whose worker is lost, always."""
 
