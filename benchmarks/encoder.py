@@ -37,7 +37,7 @@ MODELS = (
     ("saten-grouped", "0.25", "int8"),
     ("saten-2:4", "0.25", "int8"),
     ("saten-u", "0.25", "int8"),
-    ("saten-u", "0.25", "int4"),
+    ("saten-1:8", "0.40", "int8"),
     ("saten-1:8", "0.25", "int8"),
     ("saten-1:8", "0.25", "int4"),
 )
