@@ -5,6 +5,9 @@ FOLDER holds `sst2`, `stsb` and `rte`, each with `train.jsonl` and `validation.j
 row's teacher and the 100 %. Each row is made from it, then trained as long as the dense model was, towards it, with the
 bits that its bundle will store, and judged with those bits. Training splits train, validation splits only judge.
 
+With `--most-steps`, rows train for fewer steps, towards the same dense model. They are cells of their own, and the
+front compares rows that trained equally long.
+
 Bytes are those of the weights in the bundle: codes, scales, indices, tables and what stays in float32. A cell is a
 row's model on one task, size, precision and seed, made by `saten-edge` commands in processes of their own. Its result
 is one JSON file; a cell that has one is not run again, so the benchmark can be stopped and started at any time, and
@@ -79,18 +82,23 @@ SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
 
 @dataclass(frozen=True)
 class Cell:
-    """One trained model. budget: share of the compressed matrices' dense fp32 bytes; 1 where none is compressed."""
+    """One trained model. budget: share of the compressed matrices' dense fp32 bytes; 1 where none is compressed.
+
+    most_steps: of its training, where that is shorter than the task's epochs.
+    """
 
     task: str
     method: str
     budget: float
     precision: str
     seed: int
+    most_steps: int | None = None
 
     @property
     def name(self) -> str:
         """A file name."""
-        return f"{self.task}-{self.method.replace(':', '')}-{self.precision}-{self.budget:.2f}-{self.seed}"
+        short = "" if self.most_steps is None else f"-{self.most_steps}"
+        return f"{self.task}-{self.method.replace(':', '')}-{self.precision}-{self.budget:.2f}-{self.seed}{short}"
 
     @property
     def source(self) -> str:
@@ -103,11 +111,11 @@ class Cell:
         return Cell(self.task, DENSE, 1.0, "fp32", self.seed)
 
 
-def cells() -> tuple[list[Cell], list[Cell]]:
-    """Dense cells, and those that need them: first seeds first, tasks in their order."""
+def cells(most_steps: int | None = None) -> tuple[list[Cell], list[Cell]]:
+    """Dense cells, which always train to the end, and those that need them: first seeds first, tasks in their order."""
     dense = [Cell(name, DENSE, 1.0, "fp32", seed) for name, task in TASKS.items() for seed in task.seeds]
     others = [
-        Cell(name, method, budget, precision, seed)
+        Cell(name, method, budget, precision, seed, most_steps)
         for name, task in TASKS.items()
         for seed in task.seeds
         for precision in PRECISIONS
@@ -120,9 +128,8 @@ def cells() -> tuple[list[Cell], list[Cell]]:
 class Bench:
     """Runs cells into `work` (checkpoints) and `results` (one JSON file each)."""
 
-    def __init__(self, data: Path, model: str, work: Path, results: Path, threads: int, most_steps: int | None) -> None:
+    def __init__(self, data: Path, model: str, work: Path, results: Path, threads: int) -> None:
         self.data, self.model, self.work, self.results = data, model, work, results
-        self.most_steps = most_steps
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.threads = threads
 
@@ -172,7 +179,7 @@ class Bench:
         task = TASKS[cell.task]
         folder = self.data / cell.task
         options = ("--data", folder / "train.jsonl", "--judge", folder / "validation.jsonl", "--seed", cell.seed)
-        length = ("--epochs", task.epochs) if self.most_steps is None else ("--steps", self.most_steps)
+        length = ("--epochs", task.epochs) if cell.most_steps is None else ("--steps", cell.most_steps)
         size = ("--max-length", task.max_length, "--batch-size", task.batch_size, "--save-every", 100_000)
         out = ("-o", self.checkpoint(cell), "--precision", cell.precision)
         saten_edge("finetune", model, *out, *options, *length, *size, *more, threads=self.threads)
@@ -262,39 +269,45 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows_of(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One object per method on a task at a budget and precision, with the scores of its seeds."""
+    """One object per method on a task at a budget and precision, trained equally long, with the scores of its seeds."""
     found = []
     for key in dict.fromkeys(map(_row_key, sorted(results, key=_order))):
         cells = [row for row in results if _row_key(row) == key]
         sizes = [cell["compressed"] for cell in cells if cell["compressed"]]
-        dense = [row["bytes"] for row in results if _row_key(row) == (key[0], DENSE, 1.0, "int8")]
+        dense = [row["bytes"] for row in results if _row_key(row)[:4] == (key[0], DENSE, 1.0, "int8")]
         size = fmean(cell["bytes"] for cell in cells)
         found.append(
             {
-                **dict(zip(("task", "method", "budget", "precision"), key, strict=True)),
+                **dict(zip(("task", "method", "budget", "precision", "steps"), key, strict=True)),
                 "metric": cells[0]["metric"],
                 "bytes": size,
                 "of_dense_int8": size / fmean(dense) if dense else None,
                 "error": fmean(one["error"] for one in sizes) if sizes else 0.0,
                 "before": [cell["before"] for cell in cells],
                 "after": [cell["after"] for cell in cells],
-                "steps": cells[0]["steps"],
             }
         )
     return found
 
 
 def front_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The best Saten row and the best rival of each task within each share of the dense int8 bytes."""
+    """The best Saten row and the best rival within each share of the dense int8 bytes, of a task and as many steps."""
     found = []
-    for task in dict.fromkeys(row["task"] for row in rows):
-        own = [row for row in rows if row["task"] == task and row["of_dense_int8"] is not None]
+    sized = [row for row in rows if row["of_dense_int8"] is not None]
+    for task, steps in sorted({(row["task"], row["steps"]) for row in sized}, key=lambda key: _place(*key)):
+        own = [row for row in sized if (row["task"], row["steps"]) == (task, steps)]
         for share in SHARES:
             within = [row for row in own if row["of_dense_int8"] <= share]
             saten, rivals = ([row for row in within if _is_saten(row) == side] for side in (True, False))
             best = [max(side, key=lambda row: fmean(row["after"]), default=None) for side in (saten, rivals)]
-            found.append({"task": task, "share": share, "saten": best[0], "rival": best[1]})
+            if within:
+                found.append({"task": task, "steps": steps, "share": share, "saten": best[0], "rival": best[1]})
     return found
+
+
+def _place(task: str, steps: int) -> tuple[int, int]:
+    """In a table: tasks in their order, the longest training first."""
+    return list(TASKS).index(task), -steps
 
 
 def _is_saten(row: dict[str, Any]) -> bool:
@@ -307,6 +320,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     front = [
         (
             row["task"],
+            str(row["steps"]),
             f"1/{1 / row['share']:.0f}",
             *_contender(row["saten"]),
             *_contender(row["rival"]),
@@ -314,7 +328,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in front_of(rows)
     ]
-    head = ("task", "of dense int8", "best Saten row", "MB", "score", "best rival", "MB", "score", "dense fp32")
+    head = (
+        "task",
+        "steps",
+        "of dense int8",
+        "best Saten row",
+        "MB",
+        "score",
+        "best rival",
+        "MB",
+        "score",
+        "dense fp32",
+    )
     every = (
         "task",
         "method",
@@ -344,7 +369,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return f"{markdown(head, front, texts=2)}\n{markdown(every, lines, texts=3)}"
+    return f"{markdown(head, front, texts=3)}\n{markdown(every, lines, texts=3)}"
 
 
 def _contender(row: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -368,22 +393,25 @@ def picture(rows: Sequence[dict[str, Any]]) -> str | None:
         if len(own) == 1:  # a teacher alone says nothing
             continue
         lines = []
+        longest = max(row["steps"] for row in own)
         for method, color in zip((*RIVALS, *METHODS), COLORS.values(), strict=False):
-            points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in own if row["method"] == method)
-            if points:
-                lines.append(Line(method, [size for size, _ in points], [score for _, score in points], color))
+            for steps in sorted({row["steps"] for row in own if row["method"] == method}, reverse=True):
+                same = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
+                points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in same)
+                name = method if steps == longest else f"{method}, {steps} steps"
+                lines.append(Line(name, [size for size, _ in points], [score for _, score in points], color))
         if lines:
             drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
     return panels("Accuracy over bytes", drawings) if drawings else None
 
 
-def _row_key(row: dict[str, Any]) -> tuple[str, str, float, str]:
-    return row["task"], row["method"], row["budget"], row["precision"]
+def _row_key(row: dict[str, Any]) -> tuple[str, str, float, str, int]:
+    return row["task"], row["method"], row["budget"], row["precision"], row["steps"]
 
 
-def _order(row: dict[str, Any]) -> tuple[int, str, float, int]:
+def _order(row: dict[str, Any]) -> tuple[int, int, str, float, int]:
     methods = [*RIVALS, *METHODS]
-    return list(TASKS).index(row["task"]), row["precision"], -row["budget"], methods.index(row["method"])
+    return *_place(row["task"], row["steps"]), row["precision"], -row["budget"], methods.index(row["method"])
 
 
 def options() -> argparse.Namespace:
@@ -395,7 +423,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS / "accuracy", help="one JSON file per finished cell")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--only", default="", help="run cells whose name this regular expression finds")
-    parser.add_argument("--most-steps", type=int, help="steps of every row's training, instead of whole passes")
+    parser.add_argument("--most-steps", type=int, help="steps of a row's training, not the dense model's")
     return parser.parse_args()
 
 
@@ -406,7 +434,7 @@ def packaged_model() -> str:
     return str(MODEL_DIR)
 
 
-def run_missing(bench: Bench, only: str, jobs: int) -> None:
+def run_missing(bench: Bench, only: str, jobs: int, most_steps: int | None) -> None:
     """Every cell that has no result yet, and the dense models that these need; a cell that fails is told and left."""
 
     def run(cell: Cell) -> None:
@@ -415,7 +443,7 @@ def run_missing(bench: Bench, only: str, jobs: int) -> None:
         except (RuntimeError, OSError, SatenError) as failure:
             print(f"{cell.name}: {failure}", file=sys.stderr, flush=True)
 
-    dense, others = ([cell for cell in part if re.search(only, cell.name)] for part in cells())
+    dense, others = ([cell for cell in part if re.search(only, cell.name)] for part in cells(most_steps))
     missing = [cell for cell in others if not bench.result(cell).is_file()]
     teachers = [cell.teacher for cell in missing if not bench.checkpoint(cell.teacher).is_dir()]
     needed = list(dict.fromkeys([*(cell for cell in dense if not bench.result(cell).is_file()), *teachers]))
@@ -432,8 +460,8 @@ def main() -> None:
     arguments = options()
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     model = arguments.model or packaged_model()
-    bench = Bench(arguments.data, model, arguments.work, arguments.results, threads, arguments.most_steps)
-    run_missing(bench, arguments.only, arguments.jobs)
+    bench = Bench(arguments.data, model, arguments.work, arguments.results, threads)
+    run_missing(bench, arguments.only, arguments.jobs, arguments.most_steps)
     rows = rows_of(read_results(arguments.results))
     output = arguments.results.parent / f"{arguments.results.name}.json"
     publish(output, rows, table(rows), picture(rows))

@@ -72,7 +72,7 @@ TABLES = (
         "precision.py",
         (
             "{models}/sst2-dense-fp32-1.00-0/finetuned",
-            "{models}/sst2-saten-grouped-0.25-0/finetuned",
+            "{models}/sst2-saten-grouped-int8-0.25-0/finetuned",
             *("--names", "dense,saten", "--data", "{data}/sst2/validation.jsonl"),
         ),
         needs=("models", "data"),
@@ -175,7 +175,8 @@ def machine(facts: dict[str, Any]) -> str:
     """Where a table's numbers come from, in a line."""
     about = facts["environment"]
     versions = f"ONNX Runtime {about['packages']['onnxruntime']}; kernels: {facts['kernels']}"
-    return f"{about['cpu']}, {about['cores']} cores; {versions}"
+    flags = f" ({', '.join(about['cpu_flags'])})" if about.get("cpu_flags") else ""  # not in tables of long ago
+    return f"{about['cpu']}{flags}, {about['cores']} cores; {versions}"
 
 
 if __name__ == "__main__":
