@@ -78,6 +78,8 @@ METHODS = {
 RIVALS = (DENSE, "layers")
 # Of the dense int8 bundle's bytes: the sizes that the front is read at.
 SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
+# Columns of both tables.
+OF_DENSE, SCORED = "of dense int8", ("MB", "score")
 
 
 @dataclass(frozen=True)
@@ -328,31 +330,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         )
         for row in front_of(rows)
     ]
-    head = (
-        "task",
-        "steps",
-        "of dense int8",
-        "best Saten row",
-        "MB",
-        "score",
-        "best rival",
-        "MB",
-        "score",
-        "dense fp32",
-    )
-    every = (
-        "task",
-        "method",
-        "precision",
-        "budget",
-        "MB",
-        "of dense int8",
-        "error",
-        "metric",
-        "before",
-        "after",
-        "steps",
-    )
+    head = ("task", "steps", OF_DENSE, "best Saten row", *SCORED, "best rival", *SCORED, "dense fp32")
+    every = ("task", "method", "precision", "budget", "MB", OF_DENSE, "error", "metric", "before", "after", "steps")
     lines = [
         (
             row["task"],

@@ -56,6 +56,7 @@ ROOMS = {
     "saten_edge": (
         *(
             "console",
+            "units",
             "corpus",
             "texts",
             "images",

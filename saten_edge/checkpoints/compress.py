@@ -164,9 +164,8 @@ def compress(
     stored: how bytes are counted. progress: called with a layer's name, the layers done, and their number. kept: where
     the parts of each layer go, and come from if they are there. Layers are taken one at a time, each widened to float32
     and on a GPU where there is one; what stays dense is widened at the end. Of a model that is mapped from its files,
-    and with a folder to keep
-    layers in, no more than one layer is in memory. engine: decomposes the layers in this process's place, the largest
-    first, but for moments that come in the order of the blocks; `kept` needs a folder then.
+    and with a folder to keep layers in, no more than one layer is in memory. engine: decomposes the layers in this
+    process's place, the largest first, but for moments that come in the order of the blocks; `kept` needs a folder.
 
     Raises:
         UsageError: a budget outside 0 … 1, or an unknown pattern.
@@ -179,15 +178,13 @@ def compress(
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
     refuse_odd_numbers(loaded.model)
     known = measured.moments if measured else {}
-    found, budgets = matrices(layers), dict[str, int | None].fromkeys(layers)
-    if budget is not None:
-        shares = _shares(tables, layers)
-        budgets.update(_allocated(allocation, found, budget, measured, shares, _ranks(layers, stored.precision)))
-        budgets.update(stored.fitted({name: size for name, size in budgets.items() if size is not None}))
+    found = matrices(layers)
+    fixed = (_shares(tables, layers), _ranks(layers, stored.precision))
+    sizes = {} if budget is None else stored.fitted(_allocated(allocation, found, budget, measured, *fixed))
+    budgets = {name: sizes.get(name) for name in layers}
     tasks = _tasks(layers, budgets, pattern, group, recipe, stored.precision)
     if engine is not None:
-        _run_by(engine, tasks, found, known, kept, progress)
-        known = {}
+        known = _run_by(engine, tasks, found, known, kept, progress)
     for done, task in enumerate(tasks):
         progress(task.name, done, len(tasks))
         module, matrix = layers.pop(task.name), found.pop(task.name)  # the weight is freed with its layer
@@ -198,9 +195,9 @@ def compress(
     progress("", len(budgets), len(budgets))
     share_heads(loaded.model, {name: table for name, table in head.items() if table in budgets})
     _widen(loaded.model, kept)
-    named_options = {"pattern": pattern, "group": group, "allocation": allocation, "tables": tables}
-    options = options_of(recipe, selection, **stored.options(budget), **named_options)
-    attach_config(loaded.model, loaded.source, _stage(loaded, {**options, "train": recipe.method}, measured))
+    told = {"pattern": pattern, "group": group, "allocation": allocation, "tables": tables, "train": recipe.method}
+    options = options_of(recipe, selection, **stored.options(budget)) | options_of(**told)
+    attach_config(loaded.model, loaded.source, _stage(loaded, options, measured))
     return rows
 
 
@@ -252,11 +249,12 @@ def _run_by(
     known: Mapping[str, Tensor],
     kept: Kept,
     progress: Callable[[str, int, int], None],
-) -> None:
-    """The largest first, as far as moments do not come in an order of their own."""
+) -> dict[str, Tensor]:
+    """The largest first, as far as moments do not come in an order of their own. No moments are asked for later."""
     by_size = sorted(tasks, key=lambda task: -matrices[task.name].numel())
     ordered = tasks if isinstance(known, BlockMoments) else by_size
     run_tasks(engine, ordered, matrices, known.get, kept, progress)
+    return {}
 
 
 def _widen(model: nn.Module, kept: Kept) -> None:
