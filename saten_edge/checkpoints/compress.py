@@ -177,8 +177,7 @@ def compress(
     check_options(budget, pattern, group, allocation, recipe, calibrated=measured is not None, tables=tables)
     layers, head = compressible_layers(loaded.model, selection), tied_head(loaded.model)
     refuse_odd_numbers(loaded.model)
-    known = measured.moments if measured else {}
-    found = matrices(layers)
+    known, found = measured.moments if measured else {}, matrices(layers)
     fixed = (_shares(tables, layers), _ranks(layers, stored.precision))
     sizes = {} if budget is None else stored.fitted(_allocated(allocation, found, budget, measured, *fixed))
     budgets = {name: sizes.get(name) for name in layers}
@@ -188,8 +187,8 @@ def compress(
     for done, task in enumerate(tasks):
         progress(task.name, done, len(tasks))
         module, matrix = layers.pop(task.name), found.pop(task.name)  # the weight is freed with its layer
-        moments = known.get(task.name)  # of layers that are kept, too: after this the model is no longer what it was
-        parts = kept.layer(task.name, partial(decompose_layer, task, matrix, moments))
+        # Moments of layers that are kept, too: after this the model is no longer what it was.
+        parts = kept.layer(task.name, partial(decompose_layer, task, matrix, known.get(task.name)))
         release(matrix)
         rows.append(replace_layer(loaded.model, task.name, module, parts, task.pattern, task.group))
     progress("", len(budgets), len(budgets))
