@@ -48,9 +48,10 @@ class Operation:
 
 def compress(state: State) -> None:
     """The writing of a compressed model; `import` ends in the same."""
+    from saten_edge.options import CompressOptions
     from saten_edge.stages import _save_compressed
 
-    _save_compressed(state.loaded, [], state.out, overwrite=True)
+    _save_compressed(state.loaded, [], state.out, CompressOptions(), overwrite=True)
 
 
 def check_checkpoint(state: State) -> None:

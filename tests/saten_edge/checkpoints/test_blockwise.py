@@ -103,7 +103,7 @@ def test_a_compression_is_the_same_as_in_memory(
         patch.setattr(
             saten,
             "calibrate_by_blocks",
-            lambda loaded, layers, items, *_: calibrate(loaded, layers, items, None, None).moments,
+            lambda loaded, layers, items, *_, bf16: calibrate(loaded, layers, items, None, None, bf16=bf16).moments,
         )
         patch.setattr(saten, "whole", lambda *_: False)
         patch.setattr(stages, "load_model", lambda model, dtype: load_model(model))

@@ -164,6 +164,7 @@ class TestShares:
 
 class TestAngles:
     def test_they_are_those_of_the_mean_cosine_without_padding(self):
+        torch.manual_seed(0)
         block, still = torch.nn.Linear(6, 6).double(), torch.nn.Identity()
         model = torch.nn.Sequential(block, still)
         x, mask = normal(3, 5, 6), torch.tensor([[1] * 5, [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])

@@ -174,7 +174,7 @@ def test_a_failed_cell_is_named_with_its_reason(bundles, bench):
     words = " ".join(Page(html_page(build_report(bundles, bench))).words)
     assert "saten-fp32 failed at 128 tokens, 1 thread, batch 1, memory mode fast: killed: out of memory" in words
     assert "failed: killed: out of memory" in words
-    assert "saten-fp32 takes 26.6 % of dense-fp32’s bytes and fails at 128 tokens." in words
+    assert "saten-fp32 takes 26.6\N{NO-BREAK SPACE}% of dense-fp32’s bytes and fails at 128 tokens." in words
 
 
 def test_parts_may_be_missing(bundles, bench, evaluation):

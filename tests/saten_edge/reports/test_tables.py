@@ -96,13 +96,13 @@ def test_csv_cells_are_no_formulas(bundles, bundle):
 
 def test_headline_states_the_trade(report):
     assert headline(report) == (
-        "saten-int8 takes 8.6 % of dense-fp32’s bytes, runs 128 tokens in 0.43× its time, "
+        "saten-int8 takes 8.6\N{NO-BREAK SPACE}% of dense-fp32’s bytes, runs 128 tokens in 0.43× its time, "
         "and reaches recall@1 0.566 against 0.612."
     )
     assert comparisons(report) == (
-        "saten-int8 takes 31.7 % of dense-int8’s bytes, runs 128 tokens in 0.93× its time, "
+        "saten-int8 takes 31.7\N{NO-BREAK SPACE}% of dense-int8’s bytes, runs 128 tokens in 0.93× its time, "
         "and reaches recall@1 0.566 against 0.609.",
-        "saten-fp32 takes 26.6 % of dense-fp32’s bytes, runs 128 tokens in 0.53× its time, "
+        "saten-fp32 takes 26.6\N{NO-BREAK SPACE}% of dense-fp32’s bytes, runs 128 tokens in 0.53× its time, "
         "and reaches recall@1 0.571 against 0.612.",
     )
 
