@@ -84,8 +84,12 @@ def trained(arguments: argparse.Namespace) -> tuple[str, Sequence[Row], Maker, E
     """MiniLM, fine-tuned on sst2."""
 
     def checkpoint(model: str) -> Path:
-        made = sorted(arguments.models.glob(f"{cell_of(model)}*/finetuned"), key=lambda path: len(str(path)))
-        return Path(made[0]) if made else arguments.models / cell_of(model) / "finetuned"  # the longest training first
+        made: list[Path] = sorted(
+            arguments.models.glob(f"{cell_of(model)}*/finetuned"), key=lambda path: len(str(path))
+        )
+        return (
+            made[0] if made else arguments.models / cell_of(model) / "finetuned"
+        )  # the whole training, if it is there
 
     def calibration() -> list[Input]:
         return inputs_of(arguments.data / "sst2" / "train.jsonl", checkpoint("dense"), CALIBRATION_TEXTS)[0]

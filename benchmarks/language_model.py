@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_python import python_corpus
-from decoder import MODULES, random_llama
+from decoder import MODULES, TINY, random_llama
 from peers.artifacts import Row, missing, once, python, smollm2, stored_bytes, target
 from peers.commands import saten_edge
 from peers.decoder_worker import NEW_TOKENS
@@ -96,15 +96,6 @@ ROWS = {
     )
 }
 QUICK = (REFERENCE, "ORT dense int8", FILE, "svd 0.50 int8")
-# A Llama that is made where everything is for moments; heads of 16, and a context that a window fits in.
-TINY = {
-    "vocab_size": 1024,
-    "hidden_size": 64,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
 
 
 class Maker:

@@ -15,9 +15,9 @@ __all__ = ["fast_attention", "multiplies_bf16"]
 SHORT = 256
 
 
-def multiplies_bf16() -> bool:
-    """Whether this machine has bfloat16 products; emulating them is slower than float32."""
-    if torch.cuda.is_available():
+def multiplies_bf16(*, gpu: bool) -> bool:
+    """Whether the processor, or the GPU, has bfloat16 products; emulating them is slower than float32."""
+    if gpu:
         return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "neon_bf16"))

@@ -43,7 +43,8 @@ class Job:
         By default a text generator does, where the processor has it: they are the models that take minutes.
         """
         asked = self.options.bf16
-        return multiplies_bf16() and self.loaded.task == TEXT_GENERATION.hub if asked is None else asked
+        usual = self.loaded.task == TEXT_GENERATION.hub and multiplies_bf16(gpu=False)  # calibration runs on the CPU
+        return usual if asked is None else asked
 
     def then(self, rows: Sequence[CompressedLayer]) -> Job:
         """The job of the next method; of a layer that several changed, the last row counts, beside its first bytes."""

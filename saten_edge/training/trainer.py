@@ -103,7 +103,7 @@ class SatenTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self._objective, self._batches, self._held_out, self._schedule = objective, batches, held_out, schedule
         self.report, self.done = report, 0.0
-        self._bf16 = multiplies_bf16() if schedule.bf16 is None else schedule.bf16
+        self._bf16 = multiplies_bf16(gpu=torch.cuda.is_available()) if schedule.bf16 is None else schedule.bf16
         super().__init__(
             model=student.model,
             args=arguments,

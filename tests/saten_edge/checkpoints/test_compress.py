@@ -367,11 +367,11 @@ def test_a_text_generator_is_calibrated_in_bfloat16_where_the_processor_multipli
         return tmp_path / name
 
     llama, bert = make_tiny("llama", "text-generation"), make_tiny("bert", "feature-extraction")
-    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda: True)
+    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda *, gpu: not gpu)
     assert products(compressed("usual", llama)) == products(compressed("asked", bert, bf16=True)) == "bf16"
     assert products(compressed("encoder", bert)) is None
     assert products(compressed("exact", llama, bf16=False)) is None
-    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda: False)
+    monkeypatch.setattr("saten_edge.methods.method.multiplies_bf16", lambda *, gpu: gpu)
     assert products(compressed("without", llama)) is None
     with pytest.raises(UsageError, match="--bf16: says how calibration multiplies; add --calibration"):
         saten_edge.compress(llama, tmp_path / "blind", saten_edge.CompressOptions(bf16=True))
