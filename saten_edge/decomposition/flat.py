@@ -23,14 +23,16 @@ def narrow_values(outputs: Sequence[Tensor], moments: Sequence[Tensor], width: i
     """A (head, width) and one B (width, out) for each query head, such that y W ≈ (y A) B.
 
     outputs: W (head, out) of the query heads that read one value head. moments: S (head, head) of each. With S̄ = Σ S,
-    U the leading left singular vectors of S̄^½ [W_1 …] and A = S̄^-½ U, B = (Aᵀ S A)⁻¹ Aᵀ S W is the best for each head.
+    U the leading left singular vectors of S̄^½ [W_1 …] and A a basis of S̄^-½ U, B = (Aᵀ S A)⁻¹ Aᵀ S W is the best for
+    each head. A's columns are orthonormal: those of S̄^-½ U itself would blow up what the texts hardly show, and with it
+    the steps of an 8-bit value.
     With one head the squared error ‖S^½ (W − A B)‖² is the sum of the dropped σ², and no A, B of that width have less.
     """
     damped: list[Tensor] = [_damped(each.double(), VALUE_DAMPING) for each in moments]
     values, vectors = torch.linalg.eigh(torch.stack(damped).sum(0))
     root, inverse = ((vectors * values**power) @ vectors.T for power in (0.5, -0.5))
     left = torch.linalg.svd(root @ torch.cat([each.double() for each in outputs], 1), full_matrices=False)[0]
-    a = inverse @ left[:, :width]
+    a = torch.linalg.qr(inverse @ left[:, :width])[0]
     return a, [torch.linalg.solve(a.T @ s @ a, a.T @ s @ w.double()) for s, w in zip(damped, outputs, strict=True)]
 
 

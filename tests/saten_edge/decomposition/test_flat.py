@@ -30,6 +30,12 @@ def squared(moments: torch.Tensor, rest: torch.Tensor) -> float:
     return Metric.from_moments(moments).norm(rest) ** 2
 
 
+def eight_bits(matrix: torch.Tensor) -> torch.Tensor:
+    """Rounded to 255 steps, as one scale for all of it has them."""
+    step = matrix.abs().max() / 127
+    return (matrix / step).round() * step
+
+
 def root(moments: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(moments)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
@@ -69,6 +75,19 @@ class TestNarrowValues:
             assert float(wrong.abs().max()) < DAMPED * float((a.T @ each @ output).abs().max())
             assert float((a.T @ each @ (output - 1.01 * a @ b)).abs().max()) > 1e-3  # the twin
             assert squared(each, output - a @ b) < squared(each, output)
+
+    def test_values_that_texts_hardly_show_do_not_blow_up_the_matrix_in_front_of_them(self):
+        output, fades = normal(HEAD, OUT, seed=1), torch.logspace(0, -5, HEAD, dtype=torch.float64)
+        moments = fades[:, None] * moments_of(HEAD) * fades
+        a, (b,) = narrow_values([output], [moments], HEAD - 1)
+        assert torch.allclose(a.T @ a, torch.eye(HEAD - 1, dtype=torch.float64), atol=1e-12)
+        # the twin: a basis of unit moments spans the same, and rounding it to 8 bits loses far more
+        white = torch.linalg.cholesky(torch.linalg.inv(a.T @ moments @ a))
+        lost = [
+            squared(moments, (eight_bits(each) - each) @ torch.linalg.solve(each.T @ each, each.T @ a @ b))
+            for each in (a, a @ white)
+        ]
+        assert lost[1] > 100 * lost[0]
 
     def test_one_token_leaves_numbers_and_the_weights_decide(self):
         token, output = normal(1, HEAD), normal(HEAD, OUT, seed=1)
