@@ -64,7 +64,8 @@ TASKS = {
 DENSE_RATE = 5e-5
 CALIBRATION_TEXTS = 256
 BUDGETS = (0.40, 0.25, 0.15, 0.10)
-PRECISIONS = ("int8", "int4")
+PRECISION_BITS = {"int8": 8, "int4": 4}
+PRECISIONS = tuple(PRECISION_BITS)
 
 # row → options of `saten-edge compress`; the split between train and residual is measured per layer
 METHODS = {
@@ -73,7 +74,10 @@ METHODS = {
     "saten-2:4": ("--pattern", "2:4"),
     "saten-1:8": ("--pattern", "1:8"),
     "saten-grouped": ("--pattern", "grouped", "--group", "16"),
+    "saten-fast": ("--pattern", "grouped", "--group", "16", "--prefer", "speed", "--target", "x86-64+kernels"),
 }
+# Rows whose bytes and times are those of a bundle at the cell's precision; the others share one model among precisions.
+PRICED = frozenset({"saten-fast"})
 # Rivals that need no decomposition: the dense model itself, and one without every second layer.
 RIVALS = (DENSE, "layers")
 # Of the dense int8 bundle's bytes: the sizes that the front is read at.
@@ -104,8 +108,9 @@ class Cell:
 
     @property
     def source(self) -> str:
-        """The name of the folder that the cell's model is compressed into; its precisions share it."""
-        return f"{self.task}-{self.method.replace(':', '')}-{self.budget:.2f}-{self.seed}"
+        """The name of the folder that the cell's model is compressed into; its precisions share it where they can."""
+        priced = f"-{self.precision}" * (self.method in PRICED)
+        return f"{self.task}-{self.method.replace(':', '')}{priced}-{self.budget:.2f}-{self.seed}"
 
     @property
     def teacher(self) -> Cell:
@@ -174,7 +179,10 @@ class Bench:
 
     def _compress(self, teacher: Path, cell: Cell, out: Path) -> None:
         texts = self.data / cell.task / "train.jsonl"
-        options = ("--budget", cell.budget, "--calibration", texts, "--texts", CALIBRATION_TEXTS)
+        priced: tuple[object, ...] = ("--budget", cell.budget)
+        if cell.method in PRICED:
+            priced = ("--precision", cell.precision, "--budget", cell.budget * PRECISION_BITS[cell.precision] / 32)
+        options = (*priced, "--calibration", texts, "--texts", CALIBRATION_TEXTS)
         saten_edge("compress", teacher, "-o", out, *options, *METHODS[cell.method], threads=self.threads)
 
     def _finetune(self, model: str | Path, cell: Cell, *more: object) -> None:

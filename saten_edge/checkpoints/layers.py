@@ -14,7 +14,7 @@ from torch import Tensor
 from saten_edge.checkpoints.kept import Kept, write_parts
 from saten_edge.checkpoints.mapped import map_file, release, write_tensors
 from saten_edge.decomposition.decompose import Decomposition, decompose
-from saten_edge.decomposition.prices import prices_of
+from saten_edge.decomposition.prices import prices_of, time_of
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import pattern_named
 from saten_edge.engines import Pool
@@ -54,9 +54,10 @@ def decompose_layer(task: LayerTask, weight: Tensor, moments: Tensor | None) -> 
     matrix = weight.to(device, torch.float32).contiguous()
     chosen = pattern_named(task.pattern, task.kind, group=task.group, width=matrix.shape[1])
     known = None if moments is None else moments.to(device)
-    prices = prices_of(task.kind, (matrix.shape[0], matrix.shape[1]), chosen, task.precision)
+    about = (task.kind, (matrix.shape[0], matrix.shape[1]), chosen, task.precision)
     with named(task.name):
-        return decompose(matrix, task.budget_bytes, chosen, task.recipe, known, prices)
+        time = time_of(*about, task.recipe.timed_on)
+        return decompose(matrix, task.budget_bytes, chosen, task.recipe, known, prices_of(*about), time)
 
 
 def run_tasks(

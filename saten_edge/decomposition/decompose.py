@@ -5,8 +5,9 @@ the second moments of the layer's input: L is the best train for M − S; S keep
 gain most and gives them the values that fit best together. Where those moments are a full matrix, an ADMM goes on from
 there (see `saten_edge.decomposition.admm`). The split of the bytes between the two is
 measured, not guessed: several are tried, all to the train and all to the residual among them, and the one with
-the least error wins. The pure cases are the same code with one part absent: an SVD is a train of order 2 without
-residual, a pruned matrix a residual without train.
+the least error wins; where time counts, too, the one with the least product of time and squared error. The pure cases
+are the same code with one part absent: an SVD is a train of order 2 without residual, a pruned matrix a residual
+without train.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.prices import Prices, checkpoint_prices
+from saten_edge.decomposition.prices import Prices, Time, check_target, checkpoint_prices
 from saten_edge.decomposition.problem import Decomposition, Problem
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual
@@ -42,12 +43,14 @@ def decompose(
     recipe: Recipe,
     moments: Tensor | None = None,
     prices: Prices | None = None,
+    time: Time | None = None,
 ) -> Decomposition:
     """The best train + residual for `matrix` (in, out) within `budget_bytes`, indices included.
 
     budget_bytes: None only where eps and density fix every size. moments: E[xᵀx] of the layer's input, (in, in) or
-    its diagonal (in,), or None. prices: what bytes are counted by; by default those of a checkpoint. Computes on the
-    GPU if there is one; the parts come back in the dtype and to the device of the matrix.
+    its diagonal (in,), or None. prices: what bytes are counted by; by default those of a checkpoint. time: what parts
+    take, where it counts beside the error. Computes on the GPU if there is one; the parts come back in the dtype and to
+    the device of the matrix.
 
     Raises:
         BudgetError: the budget pays for nothing.
@@ -59,7 +62,7 @@ def decompose(
         bad = int((~torch.isfinite(matrix)).sum())
         raise CheckpointError(f"a weight of shape {tuple(matrix.shape)} holds {bad} values that are NaN or infinite")
     check_sizes(budget_bytes, pattern, recipe)
-    problem = _problem(matrix, budget_bytes, pattern, recipe, moments, prices)
+    problem = replace(_problem(matrix, budget_bytes, pattern, recipe, moments, prices), time=time)
     best = SOLVERS[recipe.solver](problem)
     split = recipe.method == "bond" and best.train.bond
     train = tensor_train(*best.train.factors(), problem.dims) if split else best.train
@@ -68,15 +71,19 @@ def decompose(
 
 
 def check_sizes(budget: float | None, pattern: Pattern, recipe: Recipe) -> None:
-    """Refuse what says no size of a part, or the size of one that there is not.
+    """Refuse what says no size of a part, the size of one that there is not, or a preference without a choice.
 
     Raises:
-        UsageError: no budget where one is needed, or a density without a pattern.
+        UsageError: no budget where one is needed, a density or a preference without a pattern, or no such target.
     """
     if budget is None and not recipe.sized:
         raise UsageError("without --budget both --eps and --density are needed")
     if recipe.density and isinstance(pattern, NoResidual):
         raise UsageError(f"--density {recipe.density:g} needs a residual, but --pattern is none")
+    if recipe.prefer == "speed" and isinstance(pattern, NoResidual):
+        raise UsageError("--prefer speed splits bytes between a train and a residual, but --pattern is none")
+    if recipe.timed_on is not None:
+        check_target(recipe.timed_on)
 
 
 def check_paid(

@@ -14,10 +14,25 @@ import numpy as np
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern
 from saten_edge.decomposition.shapes import Dims, full_train_numel
 from saten_exporters.exportable import LayerParts
+from saten_runtime.errors import UsageError
 
-__all__ = ["Prices", "blank_parts", "bundle_prices", "checkpoint_prices", "prices_of", "rank_bytes"]
+__all__ = [
+    "Prices",
+    "Time",
+    "blank_parts",
+    "bundle_prices",
+    "check_target",
+    "checkpoint_prices",
+    "prices_of",
+    "rank_bytes",
+    "time_of",
+]
 
 Shape = tuple[int, int]
+# Bond of a train, entries of a residual → predicted microseconds.
+Time = Callable[[int, int], float]
+# A lookup takes some hundredths of the time of a model, whatever it is made of.
+TIMED = "linear"
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,36 @@ def bundle_prices(kind: str, shape: Shape, pattern: Pattern, precision: str) -> 
 def prices_of(kind: str, shape: Shape, pattern: Pattern, precision: str | None) -> Prices | None:
     """Those of a bundle, or None, which counts as a checkpoint does."""
     return None if precision is None else bundle_prices(kind, shape, pattern, precision)
+
+
+def time_of(kind: str, shape: Shape, pattern: Pattern, precision: str | None, target: str | None) -> Time | None:
+    """What the parts of M (in, out) take in a bundle, in its fastest form that keeps them; None where time is nothing.
+
+    precision: of the bundle; None is fp32. target: a row of `TARGETS`; None where time does not count.
+    """
+    if target is None or kind != TIMED:
+        return None
+    from saten_exporters.choice.cost import fastest_us  # imports onnx
+    from saten_exporters.choice.settings import ExportSettings
+
+    settings = ExportSettings(precision or "fp32", target)
+
+    def time(bond: int, count: int) -> float:
+        return fastest_us(blank_parts(kind, shape, bond, pattern, count), settings) if bond or count else 0.0
+
+    return time
+
+
+def check_target(target: str) -> None:
+    """Refuse a target whose times nobody knows.
+
+    Raises:
+        UsageError: there is no such one.
+    """
+    from saten_exporters.choice.targets import TARGETS  # imports onnx
+
+    if target not in TARGETS:
+        raise UsageError(f"--target {target}: there are {', '.join(TARGETS)}")
 
 
 def rank_bytes(kind: str, shape: Shape, precision: str | None) -> float:

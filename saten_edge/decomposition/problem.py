@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saten_edge.decomposition.metric import Metric
-from saten_edge.decomposition.prices import Prices
+from saten_edge.decomposition.prices import Prices, Time
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, Pattern, Residual, scatter
 from saten_edge.decomposition.shapes import Dims, Sides
 from saten_edge.decomposition.trains import TRAINS, Trains
@@ -48,7 +48,7 @@ class Problem:
     """A matrix (in, out) in the dtype and on the device it is worked on, with all that stays the same.
 
     budget_bytes: infinite where eps and density say every size. prices: what bytes are counted by. method, rounds,
-    share, density, eps: as in `Recipe`.
+    share, density, eps: as in `Recipe`. time: what parts take where their time counts, too.
     """
 
     matrix: Tensor
@@ -63,6 +63,7 @@ class Problem:
     share: float | None
     density: float | None
     eps: float | None
+    time: Time | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,10 +84,18 @@ class Problem:
         shares = self._shares()
         trains = self._trains(self.matrix) if shares != (0,) else None
         trials = (self._round(trains, share) for share in shares)
-        best = min((trial for trial in trials if trial), key=lambda trial: trial.error, default=None)
+        best = min((trial for trial in trials if trial), key=self.cost, default=None)
         if best is None:
             raise self._too_small()
         return best
+
+    def cost(self, parts: Decomposition) -> float:
+        """What makes parts worse than others of the same bytes."""
+        return self.weighed(parts.error, parts.train.bond, parts.residual.nnz)
+
+    def weighed(self, error: float, bond: int, count: int) -> float:
+        """The error; or, where time counts, its square times the time: a per cent of either is worth as much."""
+        return error if self.time is None else error**2 * self.time(bond, count)
 
     def next_round(self, parts: Decomposition) -> Decomposition | None:
         """The train for M − S of `parts`, then the residual for the rest; None where the bytes do not pay for them."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saten_edge.decomposition.shapes import Sides, balanced_sides, mode_dims, searched_sides
+from saten_exporters.choice.settings import DEFAULT_TARGET
 from saten_runtime.errors import UsageError
 from saten_runtime.options import check_ranges, option
 
-__all__ = ["SHAPES", "SOLVERS", "TRAINS", "Recipe"]
+__all__ = ["PREFERENCES", "SHAPES", "SOLVERS", "TRAINS", "Recipe"]
 
 # The rows of `saten_edge.decomposition.trains.TRAINS` and of `saten_edge.decomposition.solvers.SOLVERS`.
 TRAINS = ("bond", "tt-svd")
 SOLVERS = ("alternate", "admm")
 SHAPES = ("balanced", "search")
+PREFERENCES = ("accuracy", "speed")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Recipe:
     eps: the train is the TT-SVD of this relative error; the residual has the rest of the bytes.
     train: a row of `TRAINS`; None is "tt-svd" with eps, else "bond". shapes: "balanced" dims, or a "search" of many.
     solver: a row of `SOLVERS`; "admm" is "alternate" where there are no full second moments or nothing to divide.
+    prefer: by what a split of the bytes is chosen: "accuracy", the error; "speed", of linear layers the squared error
+    times the time that the cost model predicts. target: whose time, a row of `saten_exporters.choice.targets.TARGETS`;
+    None is `DEFAULT_TARGET`.
 
     Raises:
         UsageError: a number out of its range, or options that contradict each other.
@@ -52,6 +57,12 @@ class Recipe:
     solver: str = option(
         "admm", "How train and residual are found: alternate, or admm, which goes further with --calibration"
     )
+    prefer: str = option(
+        "accuracy", "What a layer's bytes are split for: accuracy, or speed, which weighs the predicted time, too"
+    )
+    target: str | None = option(
+        None, "Kind of device whose time --prefer speed weighs, one of those of export; x86-64 by default"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -65,11 +76,30 @@ class Recipe:
             raise UsageError(f"no solver {self.solver!r}; there are: {', '.join(SOLVERS)}")
         if self.shapes not in SHAPES:
             raise UsageError(f"no shapes {self.shapes!r}; there are: {', '.join(SHAPES)}")
+        self._refuse_preference()
+
+    def _refuse_preference(self) -> None:
+        """Refuse a preference where there is nothing to prefer."""
+        if self.prefer not in PREFERENCES:
+            raise UsageError(f"--prefer {self.prefer}: there are {', '.join(PREFERENCES)}")
+        if self.target is not None and self.prefer != "speed":
+            raise UsageError(f"--target {self.target}: says whose time counts; add --prefer speed, or leave it out")
+        fixed = [f"--{name}" for name in ("share", "density", "eps") if getattr(self, name) is not None]
+        if self.prefer == "speed" and (fixed or self.method != "bond"):
+            raise UsageError(
+                f"--prefer speed chooses how bytes are split, and {' and '.join(fixed) or '--train tt-svd'} leaves no "
+                "choice; leave one of them out"
+            )
 
     @property
     def method(self) -> str:
         """The row of `TRAINS`."""
         return self.train or ("bond" if self.eps is None else "tt-svd")
+
+    @property
+    def timed_on(self) -> str | None:
+        """The target whose time counts; None where time does not."""
+        return (self.target or DEFAULT_TARGET) if self.prefer == "speed" else None
 
     @property
     def sized(self) -> bool:

@@ -50,14 +50,14 @@ def admm(problem: Problem) -> Decomposition:
     if not sizes:
         return best
     found = _found(problem, sizes)
-    return found if found.error < best.error else best
+    return found if problem.cost(found) < problem.cost(best) else best
 
 
 # --solver → what finds the parts
 SOLVERS: dict[str, Callable[[Problem], Decomposition]] = {"alternate": alternate, "admm": admm}
 
 _Sizes = tuple[float | None, int, int]  # share, bond, entries
-_Trial = tuple[float, _Sizes]  # its error, the split
+_Trial = tuple[float, _Sizes]  # its cost, the split
 
 
 def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
@@ -75,7 +75,7 @@ def _splits(problem: Problem, best: Decomposition) -> list[_Sizes]:
 
 
 def _valley(trials: Iterator[_Trial]) -> _Trial:
-    """The trial before the first that is worse than it: along the shares the error has one valley.
+    """The trial before the first that is worse than it: along the shares the cost has one valley.
 
     Splits come with the largest train first.
     """
@@ -96,7 +96,7 @@ def _found(problem: Problem, splits: Sequence[_Sizes]) -> Decomposition:
         _, bond, count = split
         iterate = solver.start(bond, count, TRIAL_PENALTY)
         solver.run(iterate, count, TRIAL_ITERATIONS)
-        return solver.error(iterate), split
+        return problem.weighed(solver.error(iterate) / problem.norm, bond, count), split
 
     _, (share, bond, count) = _valley(map(trial, reversed(splits))) if len(splits) > 1 else (0.0, splits[0])
     best = solver.start(bond, count)

@@ -18,7 +18,7 @@ from saten_exporters.forms import LOWERINGS, Form, Lowering, Weights, head_of
 from saten_exporters.quantize import storing
 from saten_runtime.errors import ExportError
 
-__all__ = ["Candidate", "choose", "predicted_us"]
+__all__ = ["Candidate", "choose", "fastest_us", "predicted_us"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,17 @@ def choose(
         )
     chosen = candidates[asked] if asked else _cheapest(list(candidates.values()))
     return chosen, [each for each in candidates.values() if each is not chosen]
+
+
+def fastest_us(parts: LayerParts, settings: ExportSettings, prices: Prices | None = None) -> float:
+    """Of the ways to keep a layer in parts, the asked one where it is among them.
+
+    Raises:
+        ExportError: it has neither a train nor a residual.
+    """
+    names = [name for name, row in LOWERINGS.items() if name != "dense" and not row.refusal(parts)]
+    asked = [settings.lowering] if settings.lowering in names else names
+    return min(_candidate(LOWERINGS[name], parts, settings, False, prices).predicted_us for name in asked)
 
 
 def predicted_us(form: Form, parts: LayerParts, rows: int, target: str, prices: Prices | None = None) -> float:
