@@ -87,8 +87,8 @@ class Recipe:
         fixed = [f"--{name}" for name in ("share", "density", "eps") if getattr(self, name) is not None]
         if self.prefer == "speed" and (fixed or self.method != "bond"):
             raise UsageError(
-                f"--prefer speed chooses how bytes are split, and {' and '.join(fixed) or '--train tt-svd'} leaves no "
-                "choice; leave one of them out"
+                f"--prefer speed chooses how bytes are split; with {' and '.join(fixed) or '--train tt-svd'} there is "
+                "nothing to choose, so leave the one or the other out"
             )
 
     @property
