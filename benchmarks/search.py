@@ -4,9 +4,9 @@
     python benchmarks/search.py --work FOLDER --quick
 
 Three ways to spend the minutes on a dense model of accuracy.py, each with two seeds: the search of `saten-edge
-optimize`; candidates of its space drawn at random (Optuna's RandomSampler), each fine-tuned fully; and the rows of the
-encoder table, fine-tuned as long, which take what they take. All have the same stages, judge and dense models, and all
-of them measure what they fine-tuned fully.
+optimize`; candidates of its space drawn at random (Optuna's RandomSampler), each fine-tuned fully; and the kinds of
+rows of the encoder table, fine-tuned as long, which take what they take. All have the same stages, judge and dense
+models, and all of them measure what they fine-tuned fully.
 
 A way is worth the volume that its bundles and the dense ones dominate (Zitzler & Thiele, PPSN V, 1998; computed by
 moocore), of points lost on the part of the judge that confirms × median time × bytes. The reference point is 10 points
@@ -55,7 +55,7 @@ TASKS, SEEDS = ("sst2", "stsb"), (0, 1)
 # Points lost where the volume begins; time and bytes begin at dense float32's.
 MOST_LOST = 10.0
 REFERENCE = (1.0, 1.0, 1.0)
-# The rows of the encoder table.
+# The kinds of rows of the encoder table, their bytes counted as the search does.
 BY_HAND = tuple(
     Candidate(family, precision, 0.25, pattern, 16)
     for family, pattern, precision in (

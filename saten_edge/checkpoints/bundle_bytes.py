@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,12 +14,16 @@ from saten_edge.checkpoints.compress import CompressedLayer, kind_of, matrices
 from saten_edge.checkpoints.models import LoadedModel
 from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.checkpoints.stored import gap_bytes
+from saten_edge.decomposition.fitting import fitted
 from saten_edge.decomposition.prices import blank_parts, bundle_prices
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual
 from saten_exporters.quantize import SMALLEST_WEIGHT
 from saten_runtime.bundle.recipe import Option
 
-__all__ = ["bytes_beside", "dense_layers", "least_bytes", "reached", "whole_bytes"]
+if TYPE_CHECKING:
+    from saten_exporters.forms import Form
+
+__all__ = ["bytes_beside", "dense_layers", "least_bytes", "reached", "whole_bytes", "whole_form"]
 
 # Of the constants that a traced graph holds beside the parameters and the ids of positions: numbers of axes and shapes.
 # The families of `ARCHITECTURES` have 100 to 400 bytes of them.
@@ -37,13 +41,18 @@ def dense_layers(model: nn.Module, precision: str | None = None) -> dict[str, in
     }
 
 
-def whole_bytes(layer: nn.Module, precision: str) -> int:
-    """Of the weight of a layer, or of a table, that stays dense."""
+def whole_form(kind: str, shape: tuple[int, int], precision: str) -> Form:
+    """How the weight of a layer (in, out), or a table, that stays dense is stored."""
     from saten_exporters.forms import DENSE_FORMS  # imports onnx
 
+    return DENSE_FORMS[kind, "fp32" if math.prod(shape) < SMALLEST_WEIGHT else precision]
+
+
+def whole_bytes(layer: nn.Module, precision: str) -> int:
+    """Of the weight of a layer, or of a table, that stays dense."""
     (matrix,), kind = matrices({"": layer}).values(), kind_of(layer)
-    form = DENSE_FORMS[kind, "fp32" if matrix.numel() < SMALLEST_WEIGHT else precision]
-    return form.stored_bytes(blank_parts(kind, (matrix.shape[0], matrix.shape[1]), 0, NoResidual(), 0))
+    shape = (matrix.shape[0], matrix.shape[1])
+    return whole_form(kind, shape, precision).stored_bytes(blank_parts(kind, shape, 0, NoResidual(), 0))
 
 
 def bytes_beside(loaded: LoadedModel, layers: Iterable[str], precision: str) -> int:
@@ -59,14 +68,30 @@ def bytes_beside(loaded: LoadedModel, layers: Iterable[str], precision: str) -> 
     return sum((*dense, *ids, *steps)) + gap_bytes(dense) + CONSTANT_BYTES
 
 
-def least_bytes(layers: Mapping[str, nn.Module], precision: str) -> int:
-    """Of layers that share bytes by their sizes, so that each has a train of bond 1 at least."""
+def least_bytes(layers: Mapping[str, nn.Module], precision: str, pattern: str, group: int, share: float | None) -> int:
+    """Of layers that share bytes by their sizes, so that each has the least that it can be stored as.
+
+    pattern, group: of the residual. share: of the train, as in `Recipe`.
+    """
     found = {name: (matrix.shape[0], matrix.shape[1]) for name, matrix in matrices(layers).items()}
     each = (
-        bundle_prices(kind_of(layers[name]), shape, NoResidual(), precision).train(1) / math.prod(shape)
+        _least_parts(kind_of(layers[name]), shape, precision, pattern, group, share) / math.prod(shape)
         for name, shape in found.items()
     )
     return math.ceil(max(each) * sum(map(math.prod, found.values())))
+
+
+def _least_parts(
+    kind: str, shape: tuple[int, int], precision: str, pattern: str, group: int, share: float | None
+) -> float:
+    """Bytes of a train of bond 1, or of the fewest entries of a residual where it may stand alone."""
+    chosen = fitted(pattern, kind, group=group, width=shape[1])
+    prices = bundle_prices(kind, shape, chosen, precision)
+    train = prices.train(1) / (share or 1.0)
+    if share or isinstance(chosen, NoResidual):
+        return train
+    residual = prices.residual(chosen.steps(shape)[0])
+    return residual if share == 0 else min(train, residual)
 
 
 def reached(

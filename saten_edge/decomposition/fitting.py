@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["described", "fitting"]
+from saten_edge.decomposition.residual import Pattern, pattern_named
+
+__all__ = ["described", "fitted", "fitting"]
 
 _SMALLEST_BLOCK = 4  # the 4 bytes of its place are one for each value, as a single entry's are
 
@@ -17,6 +19,12 @@ def fitting(name: str, kind: str, *, group: int, width: int) -> tuple[str, int]:
         return name, group
     size = max(size for size in range(1, group + 1) if width % size == 0)
     return (name, size) if size >= _SMALLEST_BLOCK else ("unstructured", group)
+
+
+def fitted(name: str, kind: str, *, group: int, width: int) -> Pattern:
+    """That pattern."""
+    found, block = fitting(name, kind, group=group, width=width)
+    return pattern_named(found, kind, group=block, width=width)
 
 
 def described(name: str, kind: str, group: int) -> str:

@@ -110,7 +110,7 @@ def _bytes_of(job: Job, layers: Mapping[str, nn.Module]) -> tuple[float | None, 
     """The budget, a share of what the matrices take in float32, and how bytes are counted.
 
     Raises:
-        BudgetError: the layers have less room than any train takes.
+        BudgetError: the layers have less room than any parts take.
         UsageError: they have as much as they take dense, or `_budget` refuses it.
     """
     options = job.options
@@ -130,12 +130,13 @@ def _bytes_of(job: Job, layers: Mapping[str, nn.Module]) -> tuple[float | None, 
 
 
 def _refuse_room(options: CompressOptions, room: int, size: int | None, layers: Mapping[str, nn.Module]) -> None:
-    """Refuse bytes for the layers that are too few for the smallest trains, or as many as the dense layers take."""
+    """Refuse bytes for the layers that are too few for the smallest parts, or as many as the dense layers take."""
     precision = options.counted or ""
     named = _named(options)
     beside = 0 if size is None else size - room
     words = f", and {megabytes(beside)} are beside them" if beside else ""
-    least, most = least_bytes(layers, precision), sum(whole_bytes(layer, precision) for layer in layers.values())
+    least = least_bytes(layers, precision, options.pattern, options.group, options.recipe.share)
+    most = sum(whole_bytes(layer, precision) for layer in layers.values())
     if room < least:
         raise BudgetError(
             f"{named}: the layers take {megabytes(least)} at least at {precision}{words}; the smallest that can be "

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from saten_edge.checkpoints.bundle_bytes import whole_form
 from saten_edge.checkpoints.compress import compressible_layers
 from saten_edge.checkpoints.models import load_model
 from saten_edge.checkpoints.selection import EVERYTHING
-from saten_edge.decomposition.fitting import fitting
-from saten_edge.decomposition.prices import blank_parts
-from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual, pattern_named
+from saten_edge.decomposition.fitting import fitted
+from saten_edge.decomposition.prices import blank_parts, bundle_prices
+from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual
 from saten_edge.optimize.space import Candidate
 from saten_edge.options import CompressOptions
 from saten_exporters.choice.cost import predicted_us
 from saten_exporters.choice.prices import Prices
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import DENSE_FORMS, LOWERINGS, form_of
-from saten_runtime.errors import ExportError
+from saten_exporters.forms import LOWERINGS, form_of
 
 __all__ = ["Estimate", "Layers", "estimate", "layers_of"]
 
@@ -46,10 +46,15 @@ class Layers:
 
 @dataclass(frozen=True)
 class Estimate:
-    """bytes: of the weights. us: microseconds of the matrices for one text, one thread."""
+    """bytes: of the weights. us: microseconds of the matrices for one text, one thread.
+
+    unpaid: the first layer whose bytes pay for none of its parts, so that compression refuses the budget; it counts
+    with the smallest train.
+    """
 
     bytes: int
     us: float
+    unpaid: str = ""
 
 
 def layers_of(model: Path) -> Layers:
@@ -67,18 +72,21 @@ def layers_of(model: Path) -> Layers:
 
 def estimate(candidate: Candidate, layers: Layers, target: str, rows: int, prices: Prices | None = None) -> Estimate:
     """What a candidate is predicted to take; prices: those that ship for the target by default."""
-    size, us, options = layers.others * VALUE_BYTES, 0.0, candidate.compress
+    size, us, unpaid = layers.others * VALUE_BYTES, 0.0, ""
+    options, precision = candidate.compress, candidate.precision
     for name, (kind, inputs, outputs) in layers.matrices.items():
         shape = (inputs, outputs)
         if options is not None and options.selection.takes(name, torch.empty(shape, device="meta")):
-            parts = _parts(name, kind, shape, options)
+            found = _parts(name, kind, shape, precision, options)
+            unpaid = unpaid or ("" if found or options.then else name)  # what FLAT leaves is smaller
+            parts = found or blank_parts(kind, shape, 1, NoResidual(), 0, name)
             us += _fastest_us(parts, candidate, rows, target, prices)
-            size += _stored_bytes(parts, candidate.precision)
+            size += form_of(parts, precision).stored_bytes(parts)
         else:
-            dense, form = _whole(name, kind, shape), DENSE_FORMS[kind, candidate.precision]
+            dense, form = blank_parts(kind, shape, 0, NoResidual(), 0, name), whole_form(kind, shape, precision)
             us += predicted_us(form, dense, rows, target, prices)
             size += form.stored_bytes(dense)
-    return Estimate(size, us)
+    return Estimate(size, us, unpaid)
 
 
 def _described(module: Any) -> tuple[str, int, int]:
@@ -88,38 +96,23 @@ def _described(module: Any) -> tuple[str, int, int]:
     return ("linear", columns, rows) if isinstance(module, nn.Linear) else ("linear", rows, columns)
 
 
-def _parts(name: str, kind: str, shape: tuple[int, int], options: CompressOptions) -> LayerParts:
-    """Parts of the right shapes; their numbers are nothing."""
-    pattern_name, group = fitting(options.pattern, kind, group=options.group, width=shape[1])
-    pattern = pattern_named(pattern_name, kind, group=group, width=shape[1])
-    size = prod(shape) * VALUE_BYTES * (options.share or 1.0)
-    share = options.recipe.share
-    if share is None:
-        share = 1.0 if pattern.layout == "none" else USUAL_SHARE
-    rank = max(1, int(size * share / (VALUE_BYTES * sum(shape)))) if share else 0
-    return blank_parts(kind, shape, rank, pattern, pattern.affordable(shape, int(size * (1 - share))), name)
-
-
-def _whole(name: str, kind: str, shape: tuple[int, int]) -> LayerParts:
-    return blank_parts(kind, shape, 0, NoResidual(), 0, name)
+def _parts(name: str, kind: str, shape: tuple[int, int], precision: str, options: CompressOptions) -> LayerParts | None:
+    """Parts of the right shapes, whose numbers are nothing; None where an equal share of the bytes pays for none."""
+    pattern = fitted(options.pattern, kind, group=options.group, width=shape[1])
+    counted, asked = bundle_prices(kind, shape, pattern, precision), options.recipe.share
+    size = int(prod(shape) * VALUE_BYTES * (options.share or 1.0))
+    share = asked if asked is not None else 1.0 if isinstance(pattern, NoResidual) else USUAL_SHARE
+    bond = counted.bond(int(size * share))
+    left = 0 if share == 1 else size - counted.train(bond)
+    entries = pattern.affordable(shape, left, counted.residual)
+    if not bond and (asked or not entries):
+        return None
+    return blank_parts(kind, shape, bond, pattern, entries, name)
 
 
 def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str, prices: Prices | None) -> float:
     """Of the ways to keep a layer in parts, the asked one where it is among them."""
     fitting_names = [name for name, row in LOWERINGS.items() if name != "dense" and not row.refusal(parts)]
     names = [candidate.lowering] if candidate.lowering in fitting_names else fitting_names
-    times = []
-    for name in names:
-        try:
-            form = LOWERINGS[name].form(parts, candidate.precision)
-            times.append(predicted_us(form, parts, rows, target, prices))
-        except ExportError:  # neither a train nor a residual: too small a budget, as compression will say
-            times.append(0.0)
-    return min(times, default=0.0)
-
-
-def _stored_bytes(parts: LayerParts, precision: str) -> int:
-    """Of a layer in parts, as factors; nothing of one that has neither train nor residual."""
-    if not parts.a.shape[1] and not parts.values.size:
-        return 0
-    return form_of(parts, precision).stored_bytes(parts)
+    forms = (LOWERINGS[name].form(parts, candidate.precision) for name in names)
+    return min(predicted_us(form, parts, rows, target, prices) for form in forms)

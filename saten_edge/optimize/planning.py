@@ -14,8 +14,9 @@ from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
 from saten_edge.optimize.pricing import planned_words
 from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival
-from saten_edge.optimize.space import FAMILIES, RIVALS, Candidate
+from saten_edge.optimize.space import BUDGETS, FAMILIES, RIVALS, Candidate
 from saten_edge.options import OptimizeOptions
+from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import UsageError
 
 __all__ = ["Planned", "planned", "refuse_impossible"]
@@ -24,7 +25,10 @@ USUAL_TOKENS = 32  # of an example, where nobody says more
 STARTING_S = 15.0  # of a stage: reading the model, tracing, verifying
 COMPRESSING = 60.0  # products as large as a matrix that a decomposition takes, for each of its smaller side
 MEASURED_PRODUCT = 512
-SMALLEST_BUDGET = 0.08
+# Candidates, one of which is the smallest of the space.
+SMALLEST = tuple(
+    Candidate(family, precision, BUDGETS[0], "grouped") for precision in PRECISIONS for family in ("svd", "sparse")
+)
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,8 @@ def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | N
     """
     if options.max_mb is None:
         return
-    least = min(
-        (Candidate("svd", "int4", SMALLEST_BUDGET), Candidate("sparse", "int4", SMALLEST_BUDGET, "grouped")),
-        key=lambda one: estimate(one, layers, options.target, 1).bytes,
-    )
     beside = max(0, first.bytes - first.predicted.bytes) if first is not None else 0
-    size = estimate(least, layers, options.target, 1).bytes + beside
+    size = min(estimate(one, layers, options.target, 1).bytes for one in SMALLEST) + beside
     if options.max_mb * 1e6 < size:
         raise UsageError(
             f"--max-mb {options.max_mb:g}: the smallest bundle that is tried takes about {size / 1e6:.2g} MB, "

@@ -155,7 +155,8 @@ class Search:
         found, first = self.predicted(candidate), rivals[0]
         size = max(0, first.bytes - first.predicted.bytes) + found.bytes  # with the graph, the tokenizer …
         trial = Trial(number, batch, candidate, size, found.us)
-        return replace(trial, why=self._hopeless(trial, rivals))
+        unpaid = f"predicted: {found.unpaid} has too few bytes for any part at {candidate.precision}"
+        return replace(trial, why=unpaid if found.unpaid else self._hopeless(trial, rivals))
 
     def _hopeless(self, trial: Trial, rivals: Sequence[Rival]) -> str:
         """Why a prediction is enough to drop a trial; empty where it is not."""

@@ -12,7 +12,7 @@ from saten_edge.decomposition.recipe import Recipe
 from saten_edge.options import CompressOptions
 from saten_exporters.quantize import PRECISIONS
 
-__all__ = ["FAMILIES", "KEPT", "RIVALS", "STARTS", "Candidate", "Family", "drawn"]
+__all__ = ["BUDGETS", "FAMILIES", "KEPT", "RIVALS", "STARTS", "Candidate", "Family", "drawn"]
 
 # Kinds of layers that may stay dense → shell patterns of their names, in every family of models.
 KEPT: Mapping[str, tuple[str, ...]] = {
@@ -21,13 +21,16 @@ KEPT: Mapping[str, tuple[str, ...]] = {
     "attention": ("*attention*", "*attn*"),
 }
 MEASURED = "measured"
+# The least and the most.
+BUDGETS = (0.08, 0.6)
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One point of the space; a knob that its family does not have keeps its default and changes nothing.
 
-    budget: share of the dense bytes. split: the train's share of them, "measured" for each layer. lowering: "auto"
+    budget: share of the bits that the matrices take dense at the precision, scales aside, which the bundle's bytes of
+    all their parts fit into. split: the train's share of them, "measured" for each layer. lowering: "auto"
     leaves it to the cost model. keep: a row of `KEPT`.
     """
 
@@ -57,8 +60,8 @@ class Candidate:
         recipe = replace(family.options.recipe, share=self._share(family.options.recipe))
         selection = Selection(exclude=KEPT[self.keep])
         pattern = self.pattern if "pattern" in family.knobs else family.options.pattern
-        same = replace(family.options, budget=self.budget, pattern=pattern, group=self.group)
-        return replace(same, recipe=recipe, selection=selection)
+        same = replace(family.options, precision=self.precision, pattern=pattern, group=self.group)
+        return replace(same, budget=self.budget / same.narrower, recipe=recipe, selection=selection)
 
     @property
     def export(self) -> dict[str, Any]:
@@ -111,7 +114,7 @@ FAMILIES = {
 Draw = Callable[[Any], Any]
 KNOBS: Mapping[str, Draw] = {
     "precision": lambda trial: trial.suggest_categorical("precision", list(PRECISIONS)),
-    "budget": lambda trial: round(trial.suggest_float("budget", 0.08, 0.6, log=True), 3),
+    "budget": lambda trial: round(trial.suggest_float("budget", *BUDGETS, log=True), 3),
     "pattern": lambda trial: trial.suggest_categorical("pattern", ["grouped", "unstructured", "2:4"]),
     "group": lambda trial: trial.suggest_categorical("group", [8, 16, 32, 64]),
     "split": lambda trial: trial.suggest_categorical("split", [MEASURED, "0.25", "0.5", "0.75"]),

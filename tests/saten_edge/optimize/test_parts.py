@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from saten_edge.checkpoints.compress import check_options
+import saten_edge
+from saten_edge.decomposition.recipe import Recipe
 from saten_edge.engines import ENGINES
-from saten_edge.optimize.estimate import estimate, layers_of
+from saten_edge.methods import METHODS
+from saten_edge.optimize.estimate import Layers, estimate, layers_of
 from saten_edge.optimize.goal import Row, answer, meets, missed
 from saten_edge.optimize.judging import SCALES, Scale, needs_head, read_judge, scale_of
 from saten_edge.optimize.output import claim
 from saten_edge.optimize.planning import refuse_impossible
-from saten_edge.optimize.space import FAMILIES, KNOBS, RIVALS, STARTS, Candidate, distributions, drawn
+from saten_edge.optimize.space import (
+    BUDGETS,
+    FAMILIES,
+    KEPT,
+    KNOBS,
+    RIVALS,
+    STARTS,
+    Candidate,
+    distributions,
+    drawn,
+)
 from saten_edge.options import ENGINES as NAMED_ENGINES
-from saten_edge.options import OptimizeOptions
-from saten_edge.recipes import recorded
+from saten_edge.options import ExportOptions, OptimizeOptions
+from saten_edge.recipes import given_by, recorded
 from saten_edge.texts import write_lines
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.accuracy.measures import MEASURES
@@ -41,11 +56,38 @@ def test_names_of_candidates_differ_and_their_options_are_sound():
     assert len({each.label for each in tried}) == len(tried)
     for each in tried:
         if (options := each.compress) is not None:
-            check_options(options.share, options.pattern, options.group, "uniform", options.recipe, calibrated=False)
+            METHODS[options.methods[-1]].check(options, True)
     assert STARTS[0].label == "saten-int8-0.285-grouped-g32"
     flat = tried[-1].compress
-    assert (flat.methods, flat.budget, flat.kept, flat.group) == (("flat", "saten"), 0.2, 0.5, 16)
+    assert (flat.methods, flat.budget, flat.kept, flat.group) == (("flat", "saten"), 0.2 / 4, 0.5, 16)
     assert STARTS[0].compress.methods == ("saten",)
+
+
+def walk() -> Iterator[Candidate]:
+    """Every family at every precision, with values of each of its knobs, at the least and the largest budget."""
+    values = {"pattern": ("grouped", "unstructured", "2:4"), "split": ("measured", "0.25", "0.75"), "keep": tuple(KEPT)}
+    for family in FAMILIES.values():
+        knobs = [name for name in values if name in family.knobs]
+        for precision, budget in itertools.product(PRECISIONS, BUDGETS):
+            for chosen in itertools.product(*(values[name] for name in knobs)):
+                yield Candidate(family.name, precision, budget, **dict(zip(knobs, chosen, strict=True)))
+
+
+def test_every_candidate_of_the_space_can_be_asked_for():
+    count = 0
+    for candidate in walk():
+        if (options := candidate.compress) is None:
+            continue
+        for method in options.methods:
+            METHODS[method].check(options, True)
+        assert given_by("compress", recorded("compress", options)) == options
+        assert options.counted == candidate.precision
+        assert options.share * options.narrower == pytest.approx(candidate.budget)
+        count += 1
+    assert count > 300
+    cut = dataclasses.replace(STARTS[0].compress, recipe=Recipe(train="tt-svd"))  # what no family has
+    with pytest.raises(UsageError, match="--precision int8 counts a train as the two factors"):
+        METHODS["saten"].check(cut, True)
 
 
 def test_what_a_family_does_not_have_changes_nothing():
@@ -85,6 +127,12 @@ def test_a_search_goes_on_wherever_it_runs(tmp_path: Path):
         claim(out, OptimizeOptions(seed=5), {"model": "a"}, [], resume=True, overwrite=False)
 
 
+@pytest.fixture(scope="module")
+def wide_bert(make_bert: Callable[..., Path]) -> Path:
+    """Wide enough that scales and places weigh as in models that people use."""
+    return make_bert(width=256, layers=1)
+
+
 # --- predictions -------------------------------------------------------------------------------------------------
 
 
@@ -99,6 +147,61 @@ def test_predicted_bytes_are_those_of_the_export(tiny_bert: Path, tiny_bundle):
     for each, size in zip((predicted[0], predicted[list(PRECISIONS).index("int8")]), stored, strict=True):
         assert each.bytes == pytest.approx(size, rel=0.15)
     assert predicted[0].bytes > 3 * predicted[2].bytes  # and so the tolerance tells them apart
+
+
+SOME = (
+    Candidate("svd", "int8", 0.4),
+    Candidate("sparse", "fp16", 0.25, "2:4"),
+    Candidate("sparse", "int4", 0.5, "unstructured"),
+    Candidate("saten", "int4", 0.4, "grouped", 8),
+    Candidate("saten", "int8", 0.3, "unstructured", split="0.75"),
+)
+# Of the bytes: what entries and ranks leave over, which are bought whole, in a model of narrow layers.
+NEAR = 0.06
+
+
+@pytest.mark.parametrize("candidate", SOME, ids=lambda each: each.label)
+def test_predicted_bytes_are_those_that_compression_counts(candidate: Candidate, tiny_bert: Path, tmp_path: Path):
+    layers = layers_of(tiny_bert)
+    table = saten_edge.compress(tiny_bert, tmp_path / "out", candidate.compress)
+    assert len(table["layers"]) == len(layers.matrices)
+    stored = sum(row["bytes"] for row in table["layers"])
+
+    def predicted(some: Candidate) -> int:
+        return estimate(some, layers, "x86-64", 32).bytes - 4 * layers.others
+
+    assert predicted(candidate) == pytest.approx(stored, rel=NEAR)
+    other = dataclasses.replace(candidate, budget=candidate.budget * 1.25)
+    assert predicted(other) != pytest.approx(stored, rel=NEAR)
+
+
+@pytest.mark.slow  # makes three bundles
+def test_predicted_bytes_are_those_of_the_bundle(wide_bert: Path, tmp_path: Path):
+    """Those of one whose parts were chosen by their bytes in float32 are not."""
+    layers, some = layers_of(wide_bert), Candidate("saten", "int8", 0.3, "unstructured")
+    other = Candidate("saten", "int4", 0.6, "grouped")
+    in_float32 = dataclasses.replace(some.compress, precision=None, budget=some.budget)
+    for name, candidate, how, near in (
+        ("first", some, some.compress, True),
+        ("second", other, other.compress, True),
+        ("float32", some, in_float32, False),
+    ):
+        saten_edge.compress(wide_bert, tmp_path / name, how)
+        told = ExportOptions(max_loss=math.inf, **candidate.export)
+        bundle = saten_edge.export(tmp_path / name, tmp_path / f"{name}-bundle", told).path
+        stored = (bundle / "model.onnx.data").stat().st_size
+        assert (stored == pytest.approx(estimate(candidate, layers, "x86-64", 32).bytes, rel=0.03)) is near
+
+
+def test_a_budget_that_pays_for_no_part_is_seen_before_anything_is_computed():
+    """A train of bond 1 takes 0.21 of what a matrix of MiniLM takes at int2, in blocks of 64."""
+    layers = Layers({"layer.0.dense": ("linear", 384, 384)}, 1000)
+    for family, unpaid in (("svd", True), ("sparse", False), ("saten", False), ("flat-saten", False)):
+        found = estimate(Candidate(family, "int2", 0.15, "grouped", 32), layers, "x86-64", 32)
+        assert bool(found.unpaid) is unpaid
+        assert found.bytes > 4 * layers.others
+    assert estimate(Candidate("saten", "int2", 0.15, "grouped", 32, "0.5"), layers, "x86-64", 32).unpaid
+    assert not estimate(Candidate("svd", "int2", 0.25), layers, "x86-64", 32).unpaid
 
 
 def test_a_smaller_budget_is_predicted_to_take_less(tiny_bert: Path):
