@@ -10,6 +10,7 @@
     ├── DataError                   a text or label file that cannot be read
     ├── RuntimeMismatch             an ONNX Runtime, opset or IR version that does not fit
     ├── DeviceError                 a machine that cannot be reached or has too little left
+    ├── DefectError                 exit 1: a defect, ours or a library's, that left nothing to go on with
     ├── ParityError                 exit 3: two computations of one thing disagree
     ├── GoalMissed                  exit 3: a search whose goal nothing met
     └── InvalidRun                  exit 4: a measurement that must not be believed
@@ -25,6 +26,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DataError",
+    "DefectError",
     "DeviceError",
     "ExportError",
     "GoalMissed",
@@ -78,6 +80,12 @@ class RuntimeMismatch(SatenError):
 
 class DeviceError(SatenError):
     """A machine that cannot be reached, or has too little left to run on."""
+
+
+class DefectError(SatenError):
+    """An exception that nobody expected, ours or a library's, where others than the first it met would meet it, too."""
+
+    exit_code = 1
 
 
 class ParityError(SatenError):

@@ -83,10 +83,12 @@ def _replay(
 
 
 def _text(found: Found) -> str:
-    """Every bundle that was measured, and the answer."""
+    """Every bundle that was measured, the answer, and what failed as nobody expected."""
     from saten_edge.optimize.showing import table_rows
 
-    return f"{align(table_rows(found.rows))}\n\n{found.answer}\n\nreport: {found.out / 'report.html'}"
+    defects = [f"failed by a defect, please report it: {each}" for each in found.defects]
+    parts = [align(table_rows(found.rows)), found.answer, *defects, f"report: {found.out / 'report.html'}"]
+    return "\n\n".join(parts)
 
 
 def _plan_text(plan: dict[str, Any]) -> str:

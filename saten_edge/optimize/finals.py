@@ -11,7 +11,7 @@ import saten_edge
 from saten_edge.devices.device import Device
 from saten_edge.optimize.goal import Row
 from saten_edge.optimize.measuring import Times, measure
-from saten_edge.optimize.search import REFUSED, Rival, Search
+from saten_edge.optimize.search import Rival, Search
 from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.study import LEVELS, Trial
 from saten_edge.optimize.tasks import Task, made, outcome_of
@@ -74,8 +74,8 @@ class Finals:
         return self._measure(finalists, _replaced(trials, trained))
 
     def _trained(self, trial: Trial, found: dict[str, Any]) -> Trial:
-        if "refused" in found:
-            return replace(trial, level=LEVELS[3], why=f"{REFUSED}{found['refused']}")
+        if why := self.search.failure(trial.candidate, found):
+            return replace(trial, level=LEVELS[3], why=why)
         search = self.search
         drop = search.scale.drop(self.rivals[0].metric, search.value(found))
         size = search.bytes_of(search.chains.bundle(trial.candidate, search.options.steps))

@@ -33,14 +33,13 @@ from saten_edge.optimize.output import (
 from saten_edge.optimize.planning import Planned, planned, refuse_impossible
 from saten_edge.optimize.pricing import Pricing, prices_in, pricing_of
 from saten_edge.optimize.replay import recipe_of
-from saten_edge.optimize.search import REFUSED, Search
-from saten_edge.optimize.showing import sentence, trials_of, write_report
-from saten_edge.optimize.study import LEVELS, Study, Trial, optuna_here
+from saten_edge.optimize.search import Search, refuse_failures
+from saten_edge.optimize.showing import defects_of, sentence, trials_of, write_report
+from saten_edge.optimize.study import Study, optuna_here
 from saten_edge.optimize.tasks import Source
 from saten_edge.options import OptimizeOptions
 from saten_edge.recipes import write_recipe
 from saten_runtime.bundle.folder import Bundle
-from saten_runtime.errors import ExportError
 from saten_runtime.machine.lock import output_lock
 from saten_runtime.records.files import sha256_file, write_json
 
@@ -52,7 +51,8 @@ class Found:
     """What a search came to.
 
     answer: in one sentence. best: the chosen bundle's row; None where nothing met the goal, and then `missed` says what
-    would have to give. rows: all that was measured. invalid: why the times must not be believed, or nothing.
+    would have to give. rows: all that was measured. invalid: why the times must not be believed, or nothing. defects:
+    what failed as nobody expected, which says nothing of how good it is, each in a line.
     """
 
     out: Path
@@ -61,6 +61,7 @@ class Found:
     missed: list[str]
     rows: list[Row]
     invalid: list[str]
+    defects: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -73,6 +74,7 @@ class Found:
             "missed": self.missed,
             "rows": rows,
             "invalid": self.invalid,
+            "defects": self.defects,
         }
 
 
@@ -96,6 +98,7 @@ def optimize(
         UsageError: the options or inputs do not fit together, or `out` is taken.
         DataError, CheckpointError, ExportError: an input cannot be read or expressed.
         DeviceError: a worker died twice on the same task, or a device cannot be used.
+        DefectError: the dense model or the first trials failed by one.
     """
     began, options, out = time.monotonic(), options or OptimizeOptions(), Path(out)
     optuna_here()
@@ -110,7 +113,7 @@ def optimize(
             rivals = search.rivals()
             refuse_impossible(given.layers, options, rivals[0])
             trials = search.run(rivals)
-            _refuse_refusals(trials)
+            refuse_failures(trials)
             measured = Finals(search, rivals, devices).run(trials, _finalists(search))
             return _conclude(search, given, measured, out)
 
@@ -150,17 +153,6 @@ def searching(
         yield Search(chains, given.layers, options, work, *decides, engine, study, progress, began, pricing)
 
 
-def _refuse_refusals(trials: list[Trial]) -> None:
-    """Say so where no compression was possible at all; the answer would be a dense model, for the wrong reason.
-
-    Raises:
-        ExportError: with the first reason.
-    """
-    looked = [trial for trial in trials if trial.level != LEVELS[0]]
-    if looked and all(trial.why.startswith(REFUSED) for trial in looked):
-        raise ExportError(f"every compression was refused; {looked[0].candidate.label}: {looked[0].why}")
-
-
 def _finalists(search: Search) -> int:
     """As many as were asked for, or as the minutes that are left allow; one at least."""
     left = search.options.minutes - (time.monotonic() - search.began) / 60
@@ -176,7 +168,7 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
     said = sentence(best, rows, options, given.metric, ways)
     timed = options.max_ms is not None or options.objective == "time"
     invalid = measured.times.reasons if timed else []
-    found = Found(out, said, best, ways, rows, invalid)
+    found = Found(out, said, best, ways, rows, invalid, defects_of(search, measured.trials))
     shown = best or min(rows, key=lambda row: row.drop)
     _write_bundles(out, rows, measured, best)
     bundle = Bundle.open(measured.bundles[shown.name])

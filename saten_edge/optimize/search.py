@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,26 @@ from saten_edge.engines import Pool
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.estimate import Estimate, Layers, estimate
 from saten_edge.optimize.judging import Scale
+from saten_edge.optimize.outcomes import failure, is_defect
 from saten_edge.optimize.pricing import Pricing
 from saten_edge.optimize.space import RIVALS, Candidate
 from saten_edge.optimize.study import LEVELS, Study, Trial
 from saten_edge.optimize.tasks import Input, Task, folder_of, forget, outcome_of
 from saten_edge.options import OptimizeOptions
-from saten_runtime.errors import DataError, ExportError
+from saten_runtime.errors import DataError, DefectError, ExportError
 
-__all__ = ["REFUSED", "Rival", "Search"]
+__all__ = ["Rival", "Search", "refuse_failures"]
 
 # Trials that are asked for together and told together, whatever the number of workers, so that the set is the same.
 BATCH = 4
 # Candidates that a batch may pass over for nothing.
 MOST_ASKED = 32
+# So many first trials that all fail by a defect say that every other one would.
+FIRST = 4
 # A prediction has to be so far above a limit before it costs a candidate its place.
 MARGIN = 1.15
 # Of the minutes, what the search takes; the finalists have the rest.
 SEARCH_SHARE = 0.6
-# What a reason begins with where a stage would not do it.
-REFUSED = "refused: "
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Rival:
 class Search:
     """One search. work: folder of the tasks. metric, scale: what decides. began: of the minutes, monotonic seconds.
 
-    pricing: by which times are predicted and forms chosen.
+    pricing: by which times are predicted and forms chosen. defects: what failed as nobody expected, and how, by label.
     """
 
     chains: Chains
@@ -64,18 +65,22 @@ class Search:
     progress: Progress | None
     began: float
     pricing: Pricing
+    defects: dict[str, str] = field(default_factory=dict)
 
     def rivals(self) -> list[Rival]:
-        """The dense bundles, float32 first; without those that the export refuses.
+        """The dense bundles, float32 first; without those that a stage refuses or fails with.
 
         Raises:
-            ExportError, DataError: not even float32 can be exported and judged.
+            ExportError, DataError, DefectError: not even float32 can be exported and judged.
         """
         if isinstance(self.chains.dense, Task):  # once, for all that follows waits for it
             self.outcomes("fine-tune the dense model on the labels", [self.chains.dense])
         tasks = [self.chains.judged(each, "steer") for each in RIVALS]
         outcomes = self.outcomes("export and judge the dense model", tasks)
-        if "refused" in outcomes[0]:
+        reasons = [self.failure(*pair) for pair in zip(RIVALS, outcomes, strict=True)]
+        if is_defect(reasons[0]):
+            raise DefectError(f"the dense model: {reasons[0]}")
+        if reasons[0]:
             raise ExportError(f"the dense model: {outcomes[0]['refused']}")
         first = self.value(outcomes[0])
         if first is None:
@@ -88,12 +93,16 @@ class Search:
                 self.scale.drop(first, self.value(found)),
                 self.predicted(candidate),
             )
-            for candidate, found in zip(RIVALS, outcomes, strict=True)
-            if "refused" not in found
+            for candidate, found, why in zip(RIVALS, outcomes, reasons, strict=True)
+            if not why
         ]
 
     def run(self, rivals: Sequence[Rival]) -> list[Trial]:
-        """Ask, judge and tell until trials or minutes are at their end; all trials that there are then."""
+        """Ask, judge and tell until trials or minutes are at their end; all trials that there are then.
+
+        Raises:
+            DefectError: the first trials all failed by one. Their batch is not told, so that a sound version tries it.
+        """
         while self._goes_on():
             told_before = self.study.told
             batch = self._next_batch(told_before)
@@ -102,9 +111,16 @@ class Search:
             new = [trial for trial in self._judge_batch(trials, rivals) if trial.number not in known]
             if not new:
                 break  # nothing is told, so that the same would be asked for again
+            self._refuse_defects([*told_before, *new])
             for trial in new:
                 self.study.tell(trial)
         return self.study.told
+
+    def _refuse_defects(self, trials: Sequence[Trial]) -> None:
+        enough = int(min(FIRST, self.options.most_trials))
+        first = _looked_at(trials)[:enough]
+        if len(first) == enough and all(is_defect(trial.why) for trial in first):
+            refuse_failures(trials)
 
     def predicted(self, candidate: Candidate) -> Estimate:
         """Bytes of the weights and time of the layers, by the cost model."""
@@ -117,7 +133,16 @@ class Search:
 
     def looked_at(self, trials: Sequence[Trial]) -> int:
         """How many trials were worth more than a prediction."""
-        return sum(trial.level != LEVELS[0] for trial in trials)
+        return len(_looked_at(trials))
+
+    def failure(self, candidate: Candidate, outcome: Mapping[str, Any]) -> str:
+        """Why a candidate came to nothing; empty where it did not. A defect is said at once."""
+        why = failure(outcome)
+        if is_defect(why) and candidate.label not in self.defects:
+            self.defects[candidate.label] = why
+            with told(self.progress, f"{candidate.label}: {why}"):
+                pass
+        return why
 
     def _goes_on(self) -> bool:
         """Whether there are trials and minutes left, and the last batch had something that was worth computing."""
@@ -191,8 +216,8 @@ class Search:
         outcomes = self.outcomes(self._title(trials, level), tasks)
         judged = []
         for trial, found in zip(trials, outcomes, strict=True):
-            if "refused" in found:
-                judged.append(replace(trial, level=level, why=f"{REFUSED}{found['refused']}"))
+            if why := self.failure(trial.candidate, found):
+                judged.append(replace(trial, level=level, drop=None, why=why))
             else:
                 drop = self.scale.drop(dense, self.value(found))
                 size = self.bytes_of(self.chains.bundle(trial.candidate, steps))
@@ -265,6 +290,24 @@ SORTED_BY: Mapping[str, Callable[[Trial], tuple[float, int]]] = {
     "time": lambda trial: (trial.objectives[1], trial.number),
     "bytes": lambda trial: (trial.objectives[2], trial.number),
 }
+
+
+def refuse_failures(trials: Sequence[Trial]) -> None:
+    """Say so where no compression was possible at all; the answer would be a dense model, for the wrong reason.
+
+    Raises:
+        ExportError, DefectError: with the first reason.
+    """
+    looked = _looked_at(trials)
+    if not looked or not all(trial.failed for trial in looked):
+        return
+    first = next((trial for trial in looked if is_defect(trial.why)), looked[0])
+    words = f"every compression failed; {first.candidate.label}: {first.why}"
+    raise (DefectError if is_defect(first.why) else ExportError)(words)
+
+
+def _looked_at(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.level != LEVELS[0]]
 
 
 def _last_batch(trials: Sequence[Trial]) -> list[Trial]:

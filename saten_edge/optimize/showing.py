@@ -9,6 +9,7 @@ from typing import Any
 from saten_edge.optimize.finals import Measured
 from saten_edge.optimize.goal import Row
 from saten_edge.optimize.judging import Judge
+from saten_edge.optimize.outcomes import is_defect
 from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import STARTS
 from saten_edge.optimize.study import Trial
@@ -18,7 +19,7 @@ from saten_edge.reports.model import Point
 from saten_edge.reports.text import metric_title, plural
 from saten_runtime.bundle.folder import Bundle
 
-__all__ = ["goal_words", "sentence", "table_rows", "trials_of", "write_report"]
+__all__ = ["defects_of", "goal_words", "sentence", "table_rows", "trials_of", "write_report"]
 
 
 def sentence(best: Row | None, rows: Sequence[Row], options: OptimizeOptions, metric: str, ways: Sequence[str]) -> str:
@@ -67,6 +68,12 @@ def trials_of(trials: Sequence[Trial]) -> dict[str, Any]:
     return {"trials": [trial.to_json() for trial in trials]}
 
 
+def defects_of(search: Search, trials: Sequence[Trial]) -> list[str]:
+    """What failed by a defect, dense models and trials of earlier runs included."""
+    known = {trial.candidate.label: trial.why for trial in trials if is_defect(trial.why)} | search.defects
+    return [f"{label}: {why}" for label, why in known.items()]
+
+
 def write_report(path: Path, search: Search, judge: Judge, measured: Measured, best: Row | None, said: str) -> None:
     """The page: the answer, what was measured, and every trial a point with what it was made of."""
     bundles = [Bundle.open(measured.bundles[row.name]) for row in measured.rows]
@@ -113,6 +120,11 @@ def _notes(search: Search, judge: Judge, measured: Measured) -> str:
         paragraphs.append(
             f"{judge.overlap} of {judge.data.count} examples of the judge are in the training data, too; accuracy is "
             "better here than on new examples."
+        )
+    if defects := defects_of(search, measured.trials):
+        paragraphs.append(
+            f"{plural(len(defects), 'candidate')} failed by a defect of saten-edge or of a library, which says nothing "
+            f"of how good they are: {'; '.join(defects)}."
         )
     return "\n\n".join(paragraphs)
 

@@ -51,6 +51,11 @@ class Trial:
         """As Optuna is told; what was not worth computing lost all there is to lose."""
         return (NOTHING_LEFT if self.drop is None else self.drop, self.us, float(self.bytes))
 
+    @property
+    def failed(self) -> bool:
+        """Whether a stage refused it or failed by a defect."""
+        return self.level != LEVELS[0] and self.drop is None
+
     def beats(self, other: Trial) -> bool:
         """Whether it is at least as good in all three, and better in one."""
         pairs = list(zip(self.objectives, other.objectives, strict=True))

@@ -10,33 +10,24 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import saten_edge
+from saten_edge.optimize.outcomes import ENDINGS, REFUSALS, defect_words, failure, of_machine
 from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
 from saten_edge.recipes import given_by
 from saten_edge.texts import read_items
 from saten_runtime.bundle.recipe import versions_here
-from saten_runtime.errors import (
-    BudgetError,
-    CheckpointError,
-    DataError,
-    ExportError,
-    ParityError,
-    SatenError,
-    ShapeError,
-    UsageError,
-)
+from saten_runtime.errors import CheckpointError, DefectError, ExportError, SatenError, UsageError
 from saten_runtime.records.files import aside_of, key_of, read_json, remove, write_json
 
 __all__ = ["Source", "Task", "folder_of", "forget", "made", "outcome_of", "perform"]
 
-OUTCOME = "outcome.json"
-# What the same input would meet again; anything else, such as a full disk, ends the search, which can be resumed.
-REFUSALS = (BudgetError, CheckpointError, DataError, ExportError, ParityError, ShapeError, UsageError)
+OUTCOME, TRACEBACK = "outcome.json", "traceback.txt"
 
 
 @dataclass(frozen=True)
@@ -86,7 +77,7 @@ def folder_of(task: Task, work: Path) -> Path:
 
 
 def outcome_of(task: Task, work: Path) -> dict[str, Any]:
-    """What a task found, done now where it was not done before; "refused" says why it cannot be done.
+    """What a task found, done now where it was not done before; or one of `ENDINGS`, and why.
 
     Raises:
         SatenError: the machine, and not the task, stood in the way.
@@ -100,6 +91,7 @@ def made(task: Input, work: Path) -> Path:
 
     Raises:
         UsageError: the task cannot be done.
+        DefectError: it failed by one.
     """
     if isinstance(task, Source):
         return Path(task.path)
@@ -110,6 +102,8 @@ def made(task: Input, work: Path) -> Path:
             found = _make(task, work)
         if "refused" in found:
             raise UsageError(found["refused"])
+        if why := failure(found):
+            raise DefectError(why)
     return path
 
 
@@ -125,24 +119,42 @@ def _made_name(task: Task) -> str:
 
 def _make(task: Task, work: Path) -> dict[str, Any]:
     folder, started = folder_of(task, work), time.monotonic()
+    if lost := _lost_input(task, work):
+        return lost
     work.mkdir(parents=True, exist_ok=True)
     aside = aside_of(folder)
     try:
         inputs = {role: made(each, work) for role, each in task.inputs.items()}
         aside.mkdir()
-        try:
-            found = KINDS[task.do](aside / _made_name(task), dict(task.options), inputs)
-        except REFUSALS as cause:
-            remove(aside / _made_name(task))
-            found = {"refused": str(cause)}
-        result = {**found, "seconds": round(time.monotonic() - started, 3)}
+        result = {**_done(task, aside, inputs), "seconds": round(time.monotonic() - started, 3)}
         write_json(aside / OUTCOME, result)
         _put(aside, folder, _made_name(task))
-    except REFUSALS as cause:  # of an input
-        return {"refused": str(cause)}
     finally:
         remove(aside)
     return result
+
+
+def _lost_input(task: Task, work: Path) -> dict[str, Any]:
+    """Why an input came to nothing; empty where none did."""
+    outcomes = (outcome_of(each, work) for each in task.inputs.values() if isinstance(each, Task))
+    lost = next(filter(failure, outcomes), {})
+    return {name: lost[name] for name in ENDINGS if name in lost}
+
+
+def _done(task: Task, aside: Path, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """What a stage finds, or why it comes to nothing; of a defect the traceback stays."""
+    out = aside / _made_name(task)
+    try:
+        return KINDS[task.do](out, dict(task.options), inputs)
+    except REFUSALS as cause:
+        found = {"refused": str(cause)}
+    except Exception as cause:
+        if of_machine(cause):
+            raise
+        (aside / TRACEBACK).write_text(traceback.format_exc(), encoding="utf-8")
+        found = {"defect": f"{defect_words(cause)} ({folder_of(task, Path(aside.parent.name)) / TRACEBACK})"}
+    remove(out)
+    return found
 
 
 def _put(aside: Path, folder: Path, name: str) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,113 +14,18 @@ import pytest
 
 pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
 
-from saten_edge.engines.pool import Request
+from pretended_stages import OPTIONS, Killed, Stages, search_in, searched
+
 from saten_edge.optimize import tasks
-from saten_edge.optimize.chains import Chains
-from saten_edge.optimize.estimate import Layers
 from saten_edge.optimize.finals import chosen
-from saten_edge.optimize.judging import Scale
-from saten_edge.optimize.pricing import pricing_of
 from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import RIVALS, STARTS
-from saten_edge.optimize.study import LEVELS, Study, Trial
+from saten_edge.optimize.study import LEVELS, Trial
 from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
 from saten_edge.options import OptimizeOptions
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 from saten_runtime.records.files import write_json
-
-LAYERS = Layers({f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}, 1000)
-BESIDE = 50_000  # bytes of graph and tokenizer
-OPTIONS = OptimizeOptions(trials=6)
-
-
-class Killed(BaseException):
-    """As a kill -9 of the driver: nothing is tidied up."""
-
-
-class Stages:
-    """Stages that write what they were told, and count how often they were done; the `dies`-th ends with `fault`."""
-
-    def __init__(self, dies: int = -1, refused: str = "", fault: BaseException | None = None) -> None:
-        self.done: Counter[str] = Counter()
-        self.dies, self.refused, self.fault = dies, refused, fault or Killed()
-
-    def kinds(self) -> dict[str, Callable[..., dict[str, Any]]]:
-        return {"compress": self.compress, "finetune": self.finetune, "export": self.export, "judge": self.judge}
-
-    def compress(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-        dense_bits = PRECISIONS[options["precision"]].bits
-        return self._write(out, "compress", {"budget": options["budget"] * 32 / dense_bits, "steps": 0})
-
-    def finetune(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-        return self._write(out, "finetune", {**json.loads(inputs["model"].read_text()), "steps": options["steps"]})
-
-    def export(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-        if options["precision"] == self.refused:
-            raise ExportError("too much is lost")
-        model = {"budget": 1.0, "steps": 1000}
-        if inputs["model"].suffix != ".dense":
-            model = json.loads(inputs["model"].read_text())
-        self._write(out, f"export {options['name']}", model)
-        bits = PRECISIONS[options["precision"]].bits
-        return {"bytes": int(model["budget"] * LAYERS.values * bits / 8) + BESIDE, "task": "toy"}
-
-    def judge(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-        model = json.loads(inputs["bundle"].read_text())
-        self._write(out, "judge", model)
-        return {"metrics": {"accuracy": 0.9 - 0.3 * (1 - model["budget"]) / (1 + model["steps"])}}
-
-    def _write(self, out: Path, what: str, content: dict[str, Any]) -> dict[str, Any]:
-        if sum(self.done.values()) == self.dies:
-            out.write_text("half")
-            raise self.fault
-        self.done[what] += 1
-        write_json(out, content)
-        return {}
-
-
-class InThisProcess:
-    """An engine without processes."""
-
-    threads = 1
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-
-    def __enter__(self) -> InThisProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def run(self, some: Iterable[Request], done: Callable[[int], None]) -> list[dict[str, Any]]:
-        found = []
-        for request in some:
-            found.append(tasks.perform(self.work, json.loads(json.dumps(request["task"]))))
-            done(len(found))
-        return found
-
-
-def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> Search:
-    """A search in a folder, or what a killed one left of it."""
-    monkeypatch.setattr(tasks, "KINDS", stages.kinds())
-    work = folder / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    sources = {name: Source(str(folder / name), name * 8) for name in ("data", "steer", "confirm")}
-    model = Source(str(folder / "model.dense"), "m" * 8)
-    chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
-    study, scale = Study(folder / "study.journal", options.seed), Scale()
-    engine = InThisProcess(work)
-    began, pricing = time.monotonic(), pricing_of(options, ())
-    return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, began, pricing)
-
-
-def searched(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> list[Trial]:
-    """The trials that there are in the end."""
-    search = search_in(folder, stages, monkeypatch, options)
-    return search.run(search.rivals())
-
 
 # --- what is dropped ---------------------------------------------------------------------------------------------
 
@@ -175,6 +78,9 @@ def test_what_a_stage_refuses_is_a_reason_and_not_an_end(tmp_path: Path, monkeyp
     assert all(trial.candidate.precision == "int8" for trial in refused)
     with pytest.raises(ExportError, match="the dense model: too much is lost"):
         searched(tmp_path / "other", Stages(refused="fp32"), monkeypatch)
+
+
+# --- what is asked, and in which order ---------------------------------------------------------------------------
 
 
 def test_labels_are_learned_once_before_anything_waits_for_them(tmp_path: Path, monkeypatch):
