@@ -33,7 +33,7 @@ def load(path: Path) -> ModuleType:
 
 # The layers, graphs and bundles that the exporter's tests make.
 _exporters = load(TESTS / "exporters" / "conftest.py")
-make_parts, one_form = _exporters.make_parts, _exporters.one_form
+make_parts, one_form, parse_model = _exporters.make_parts, _exporters.one_form, _exporters.parse_model
 loaded_tiny, traced, bundle_of = _exporters.loaded_tiny, _exporters.traced, _exporters.bundle_of
 
 
@@ -47,6 +47,12 @@ def forms() -> ModuleType:
 def heads() -> ModuleType:
     """The float64 oracle and the bounds of `tests/exporters/forms/test_head.py`."""
     return load(TESTS / "exporters" / "forms" / "test_head.py")
+
+
+@pytest.fixture(scope="session")
+def attentions() -> ModuleType:
+    """The graph, the float64 oracle and the bounds of `tests/exporters/passes/test_native_attention.py`."""
+    return load(TESTS / "exporters" / "passes" / "test_native_attention.py")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ under the function's name instead. Data flows x → y; every other input is a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "Weights",
     "Work",
     "followed_by",
+    "function",
     "product",
     "sum_of",
 ]
@@ -63,6 +64,17 @@ def product(shape: tuple[int, ...], times: int = 1, family: str = "product") -> 
     inputs, outputs = shape
     size = inputs * outputs
     return Work(family, macs=times * size, weights=size, moved=times * (inputs + outputs))
+
+
+def function(name: str, inputs: Sequence[str], body: str, opset: int, *, attributes: Sequence[str] = ()) -> ir.Function:
+    """A function of the domain `saten` from the ONNX text of its body, which makes y of the inputs and attributes."""
+    imports = f'"" : {opset}, "com.microsoft" : 1, "{DOMAIN}" : {DOMAIN_VERSION}'
+    taken = f"<{', '.join(attributes)}> " if attributes else ""
+    text = f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n{name} {taken}({", ".join(inputs)}) => (y) {{\n{body}\n}}'
+    made = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+    for domain in set(made.opset_imports) - {node.domain for node in made}:
+        del made.opset_imports[domain]
+    return made
 
 
 def _no_sizes(parts: LayerParts, floats: bool) -> Mapping[str, int]:
@@ -112,17 +124,8 @@ class Form:
 
     def functions(self, opset: int) -> list[ir.Function]:
         """The function of this form and of every form its body calls."""
-        imports = f'"" : {opset}, "com.microsoft" : 1, "{DOMAIN}" : {DOMAIN_VERSION}'
-        attributes = f"<{', '.join(self.attributes)}> " if self.attributes else ""
-        text = (
-            f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n'
-            f"{self.op_type} {attributes}({', '.join(('x', *self.inputs))}) => (y) {{\n{self.body}\n}}"
-        )
-        own = ir.serde.deserialize_function(onnx.parser.parse_function(text))
-        used = {node.domain for node in own}
-        for domain in set(own.opset_imports) - used:
-            del own.opset_imports[domain]
-        return [own, *(function for part in self.parts for function in part.functions(opset))]
+        own = function(self.op_type, ("x", *self.inputs), self.body, opset, attributes=self.attributes)
+        return [own, *(each for part in self.parts for each in part.functions(opset))]
 
     def call(self, y: str) -> str:
         """Text of a call of this form's function: y = form(x, its weights), its attributes handed on."""

@@ -7,6 +7,7 @@ from onnx_ir.passes import common
 
 from saten_exporters.choice.prices import Prices
 from saten_exporters.choice.settings import ExportSettings
+from saten_exporters.choice.targets import TARGETS
 from saten_exporters.exportable import LayerParts
 from saten_exporters.passes.cancel_layouts import CancelLayoutsPass
 from saten_exporters.passes.expand_attention import ExpandAttentionPass
@@ -16,6 +17,7 @@ from saten_exporters.passes.keep_axes import KeepAxesPass
 from saten_exporters.passes.last_logits import LastLogitsPass
 from saten_exporters.passes.lower import LowerPass
 from saten_exporters.passes.merge_weights import MergeWeightsPass
+from saten_exporters.passes.native_attention import NativeAttentionPass
 from saten_exporters.passes.quantize_dense import QuantizeDensePass
 from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
@@ -33,6 +35,7 @@ __all__ = [
     "LastLogitsPass",
     "LowerPass",
     "MergeWeightsPass",
+    "NativeAttentionPass",
     "QuantizeDensePass",
     "SplitGemmPass",
     "SplitSkipNormPass",
@@ -58,6 +61,7 @@ def run_passes(
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
+        *((NativeAttentionPass(),) if TARGETS[settings.target].kernels else ()),
         ExpandAttentionPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),

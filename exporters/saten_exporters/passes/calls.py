@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -15,9 +15,9 @@ __all__ = ["add_functions", "call", "expand_dense"]
 _DENSE = {form.op_type for form in DENSE_FORMS.values()}
 
 
-def add_functions(model: ir.Model, form: Form) -> None:
-    """Give `model` the functions of `form`, and the operator sets they use."""
-    for function in form.functions(model.opset_imports[""]):
+def add_functions(model: ir.Model, functions: Iterable[ir.Function]) -> None:
+    """Give `model` functions, and the operator sets they use."""
+    for function in functions:
         model.functions[function.identifier()] = function
         model.opset_imports.update({k: v for k, v in function.opset_imports.items() if k})
     model.opset_imports[DOMAIN] = DOMAIN_VERSION

@@ -86,7 +86,7 @@ class LowerPass(ir.passes.InPlacePass):
         after = epilogue_of(model, node, split=TARGETS[self.settings.target].kernels) if _takes_epilogue(form) else None
         inputs = [node.inputs[0], *weights, *([after.bias] if after else [])]
         whole = followed_by(form, after.name) if after else form
-        add_functions(model, whole)
+        add_functions(model, whole.functions(model.opset_imports[""]))
         call(model, after.node if after else node, whole, inputs, form.sizes(parts, self.floats), name)
         if after:
             model.graph.remove(node, safe=True)

@@ -61,7 +61,7 @@ class QuantizeDensePass(ir.passes.InPlacePass):
         ]
         shape = dense.shape[::-1] if kind == "head" else dense.shape
         sizes = storage.sizes({form.inputs[0]: shape}, self.floats, table=kind == "head") if form.attributes else {}
-        add_functions(model, form)
+        add_functions(model, form.functions(model.opset_imports[""]))
         call(model, node, form, [x, *stored], sizes, node.name)
         return True
 

@@ -50,6 +50,8 @@ def placeholders(model: Any, *, cached: bool) -> Iterator[None]:
 def mask(cached: bool, **how: Any) -> torch.Tensor | None:
     """What a placeholder adds where a token sees all, or all up to its own if cached, but padding; else torch's mask.
 
+    Nothing where a token sees all and there is no padding, as in pictures: torch's mask hides none of them.
+
     With a cache, keys behind a window are hidden as padding is.
     how: as transformers' `AttentionMaskInterface` says; attention_mask (batch, past + new) is False at padding;
     local_size is that of a window, and use_vmap stands for masks of the model's own.
@@ -57,8 +59,11 @@ def mask(cached: bool, **how: Any) -> torch.Tensor | None:
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     seen = how["attention_mask"]
-    if seen is not None and how["mask_function"] is (causal_mask_function if cached else bidirectional_mask_function):
-        return _added(seen)[:, None, None].expand(-1, -1, how["q_length"], -1)
+    if how["mask_function"] is (causal_mask_function if cached else bidirectional_mask_function):
+        if seen is not None:
+            return _added(seen)[:, None, None].expand(-1, -1, how["q_length"], -1)
+        if not cached:
+            return None
     allowed: torch.Tensor | None
     if cached and seen is not None and how.get("local_size") and not how.get("use_vmap"):
         allowed = sdpa_mask(**{**how, "allow_is_causal_skip": False})

@@ -20,9 +20,9 @@ class Weights {
   std::vector<Tensor> tensors_;
 };
 
-using Layer = std::variant<Linear, Embedding>;
+using Layer = std::variant<Linear, Embedding, Attention>;
 
-// Throws Refusal: weights of a wrong type or size, or with an index out of range.
+// Of any form but an attention. Throws Refusal: weights of a wrong type or size, or with an index out of range.
 Layer build(const Form& form, const Weights& weights);
 
 }  // namespace saten

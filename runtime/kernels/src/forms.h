@@ -24,8 +24,9 @@ inline constexpr Part kNOfM{"NOfM", {"outputs", "codes", "stored", "sizes"}, {"o
 inline constexpr Part kRows{"Rows", {"slots", "rows"}, {"slots", "codes", "scale"}};
 inline constexpr Part kSparse{"Sparse", {"columns", "entries", "width"}, {"columns", "codes", "scale", "width"}};
 
-// What a node does with its weights. A head multiplies by the transpose of a table that an embedding looks up.
-enum class Kind { linear, embedding, head };
+// What a node does with its weights. A head multiplies by the transpose of a table that an embedding looks up. An
+// attention has no weights.
+enum class Kind { linear, embedding, head, attention };
 
 struct NamedKind {
   Kind kind;
@@ -40,12 +41,15 @@ struct NamedEpilogue {
   Activation activation;
 };
 
-// One operator: its name, and its inputs, x first.
+// One operator: its name, and its inputs, those that are no weights first.
 struct Form {
   Form(const NamedKind& kind, const Part& train, const Part& residual, bool quantized, const NamedEpilogue& epilogue);
+  // An attention, with or without numbers that are added to its scores.
+  explicit Form(bool masked);
 
   bool has_train() const { return train == &kLowRank; }
   bool has(const Part& part) const { return residual == &part; }
+  size_t given() const { return kind == Kind::attention ? input_count : 1; }  // inputs that are no weights
 
   Kind kind;
   const Part* train;

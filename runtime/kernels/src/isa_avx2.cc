@@ -22,6 +22,11 @@ struct Avx2 {
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F smaller(F a, F b) { return _mm256_min_ps(b, a); }  // the first where b is NaN
   static F larger(F a, F b) { return _mm256_max_ps(b, a); }
+  static F at_least(F f, F g) { return _mm256_max_ps(g, f); }
+  static F times_power(F f, F n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(f, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  }
   static float least(F f) {
     __m128 h = _mm_min_ps(_mm256_castps256_ps128(f), _mm256_extractf128_ps(f, 1));
     h = _mm_min_ps(h, _mm_movehl_ps(h, h));

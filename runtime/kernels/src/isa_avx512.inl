@@ -21,6 +21,8 @@ struct Avx512 {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F smaller(F a, F b) { return _mm512_min_ps(b, a); }  // the first where b is NaN
   static F larger(F a, F b) { return _mm512_max_ps(b, a); }
+  static F at_least(F f, F g) { return _mm512_max_ps(g, f); }
+  static F times_power(F f, F n) { return _mm512_scalef_ps(f, n); }
   static float least(F f) { return _mm512_reduce_min_ps(f); }
   static float most(F f) { return _mm512_reduce_max_ps(f); }
 

@@ -21,6 +21,11 @@ struct Neon {
   static F div(F a, F b) { return vdivq_f32(a, b); }
   static F smaller(F a, F b) { return vminnmq_f32(a, b); }  // the other where one is NaN
   static F larger(F a, F b) { return vmaxnmq_f32(a, b); }
+  static F at_least(F f, F g) { return vmaxq_f32(f, g); }
+  static F times_power(F f, F n) {
+    const int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(f, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+  }
   static float least(F f) { return vminnmvq_f32(f); }
   static float most(F f) { return vmaxnmvq_f32(f); }
 

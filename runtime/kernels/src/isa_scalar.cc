@@ -19,6 +19,13 @@ struct Scalar {
   static F div(F a, F b) { return a / b; }
   static F smaller(F a, F b) { return b < a ? b : a; }
   static F larger(F a, F b) { return b > a ? b : a; }
+  static F at_least(F f, F g) { return f < g ? g : f; }
+  static F times_power(F f, F n) {
+    const uint32_t bits = n == n ? static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23 : 0;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return f * power;
+  }
   static float least(F f) { return f; }
   static float most(F f) { return f; }
   template <size_t R>

@@ -75,6 +75,18 @@ struct QuantizedCall {
   const int32_t* sums;     // (panels · 16), of the weights of each output
 };
 
+// Weights of an attention, one column for each query: scores → e^(scale · score + mask − the largest of its column).
+struct SoftmaxCall {
+  float* scores;           // (keys, stride)
+  size_t stride;           // a multiple of kPanel
+  size_t keys, columns;    // columns: up to the stride, a multiple of kPanel
+  float scale;
+  const float* mask;       // null, or that of key k at mask[k * mask_stride]
+  size_t mask_stride;
+  bool mask_of_each;       // whether as many columns follow there, or one number stands for all
+  float* sums;             // (columns), of the weights
+};
+
 using BlockKernel = void (*)(const BlockCall&);
 
 // What is done to x (A B + S) + bias; gelu is the exact one, by erf.
@@ -94,6 +106,7 @@ struct Kernels {
   void (*quantize)(const float* x, size_t columns, uint8_t* codes, float* scale, int32_t* zero);
   void (*floats)(const FloatCall&);
   void (*quantized)(const QuantizedCall&);
+  void (*softmax)(const SoftmaxCall&);
   // y (rows, columns) = activation(y + bias)
   void (*finish)(float* y, size_t y_stride, size_t rows, size_t columns, const float* bias, Activation activation);
 };

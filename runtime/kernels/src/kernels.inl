@@ -4,6 +4,7 @@
 #include "blocks.inl"
 #include "dense.inl"
 #include "rows.inl"
+#include "softmax.inl"
 
 namespace saten {
 namespace {
@@ -30,6 +31,7 @@ constexpr Kernels make_kernels(const char* isa, bool (*supported)(), void (*quan
   made.quantize = &quantize_row<S>;
   made.floats = &dense<S>;
   made.quantized = quantized;
+  made.softmax = &softmax<S>;
   made.finish = &finish<S>;
   return made;
 }

@@ -111,4 +111,42 @@ class Embedding {
   std::vector<uint32_t> slots_, columns_;
 };
 
+// What an attention of several heads reads; the sizes are those of one head.
+class Attended {
+ public:
+  // queries (batch, queries, heads · size), keys (batch, keys, heads · size), values (batch, keys, heads · value size);
+  // mask: null, or what is spread to (batch, heads, queries, keys) as operators do. All float.
+  // Throws Refusal: sizes that do not meet.
+  Attended(const class Attention& attention, const Tensor& queries, const Tensor& keys, const Tensor& values,
+           const Tensor* mask);
+
+  std::vector<int64_t> shape() const;  // of y: (batch, queries, heads · value size)
+
+  size_t batch, heads, queries, keys, size, value_size;
+  const float *query, *key, *value, *mask = nullptr;
+  size_t mask_strides[4] = {};  // of (batch, heads, queries, keys); 0 where it is spread
+
+ private:
+  void take_mask(const Tensor& tensor);
+};
+
+// y = softmax(scale · q kᵀ + mask) v for each head.
+class Attention {
+ public:
+  // Throws Refusal: heads is not positive.
+  Attention(int64_t heads, float scale);
+
+  size_t heads() const { return heads_; }
+
+  // y: of the shape that `attended` says.
+  void run(const Kernels& kernels, const Attended& attended, float* y, const Scratch& scratch,
+           const ParallelFor& parallel) const;
+
+ private:
+  class Call;
+
+  size_t heads_;
+  float scale_;
+};
+
 }  // namespace saten

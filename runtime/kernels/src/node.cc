@@ -41,7 +41,7 @@ Tensor tensor_of(const Api& ort, const char* name, const OrtValue* value) {
 
 Weights weights_of(const Form& form, const Api& ort, const OrtKernelInfo* info) {
   Weights weights;
-  for (size_t k = 1; k < form.input_count; ++k) {
+  for (size_t k = form.given(); k < form.input_count; ++k) {
     int constant = 0;
     const OrtValue* value = nullptr;
     ort.check(ort.api.KernelInfoGetConstantInput_tensor(info, k, &constant, &value));
@@ -49,6 +49,15 @@ Weights weights_of(const Form& form, const Api& ort, const OrtKernelInfo* info) 
     weights.add(tensor_of(ort, form.inputs[k], value));
   }
   return weights;
+}
+
+Layer layer_of(const Form& form, const Api& ort, const OrtKernelInfo* info) {
+  if (form.kind != Kind::attention) return build(form, weights_of(form, ort, info));
+  int64_t heads = 0;
+  float scale = 0;
+  ort.check(ort.api.KernelInfoGetAttribute_int64(info, "heads", &heads));
+  ort.check(ort.api.KernelInfoGetAttribute_float(info, "scale", &scale));
+  return Attention(heads, scale);
 }
 
 // Memory for one call: what a row or two need lies on the stack, as asking the allocator costs as much as a small layer.
@@ -129,7 +138,7 @@ class Context {
 }  // namespace
 
 Node::Node(const Form& form, const OrtApi* api, const OrtKernelInfo* info)
-    : form(form), ort(api), kernels_(kernels()), layer_(build(form, weights_of(form, ort, info))) {
+    : form(form), ort(api), kernels_(kernels()), layer_(layer_of(form, ort, info)) {
   ort.check(ort.api.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator_));
 }
 
@@ -143,7 +152,15 @@ void Node::compute(OrtKernelContext* c_context) const {
   const Scratch scratch = [&](size_t bytes) { return memory.take(bytes); };
   const ParallelFor parallel = [&](size_t count, const std::function<void(size_t)>& task) { context.parallel(count, task); };
 
-  Tensor x = tensor_of(ort, "x", context.input(0));
+  const auto input = [&](size_t k) { return tensor_of(ort, form.inputs[k], context.input(k)); };
+  if (const Attention* attention = std::get_if<Attention>(&layer_)) {
+    std::vector<Tensor> given;
+    for (size_t k = 0; k < form.given(); ++k) given.push_back(input(k));
+    const Attended attended(*attention, given[0], given[1], given[2], given.size() > 3 ? &given[3] : nullptr);
+    attention->run(kernels_, attended, context.output(attended.shape()), scratch, parallel);
+    return;
+  }
+  Tensor x = input(0);
   const size_t size = x.size();
   std::vector<int64_t> shape = std::move(x.shape);
   if (const Linear* linear = std::get_if<Linear>(&layer_)) {

@@ -25,9 +25,9 @@ Op::Op(Form of) : OrtCustomOp{}, form(std::move(of)) {
   GetInputTypeCount = [](const OrtCustomOp* op) { return static_cast<const Op*>(op)->form.input_count; };
   // Weights may come in several types; the kernel checks them when it is made.
   GetInputType = [](const OrtCustomOp* op, size_t index) {
-    if (index > 0) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    const bool ids = static_cast<const Op*>(op)->form.kind == Kind::embedding;
-    return ids ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    const Form& form = static_cast<const Op*>(op)->form;
+    if (index >= form.given()) return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    return form.kind == Kind::embedding ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
   GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };

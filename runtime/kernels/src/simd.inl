@@ -12,6 +12,8 @@
 //   unmix<R>(f)         lanes from (output, row) order to (row, output) order
 //   expand<G>(x, i)     x[i[0]]×G x[i[1]]×G …        inputs of one row
 //   write<R, add>(f, …) R rows of f, in (row, output) order, added to those of an addend, to y, y + stride …
+//   at_least(f, g)      the larger of each; NaN where f is NaN
+//   times_power(f, n)   f · 2ⁿ, n whole and from -126 to 127
 //   zero, load, store, fma, mul, add, transpose, smaller, larger, least, most, codes
 #pragma once
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "attention.h"
 #include "cases.h"
 #include "processor.h"
 
@@ -512,6 +513,7 @@ int sweep(size_t cases, const char* only) {
     for (Value value : {Value::f32, Value::f16, Value::s8}) check_linear(isa, value, 1, cases / 10 + 1, true);
     check_quantized_linear(isa, cases);
     check_embedding(isa, cases / 10 + 1);
+    check_attention(isa, cases / 4 + 1);
   }
   std::printf(failures ? "%zu FAILURES\n" : "all agree\n", failures);
   return failures ? 1 : 0;

@@ -119,8 +119,9 @@ def test_padding_is_what_is_added(cached: bool) -> None:
     assert set(added.unique().tolist()) == {0, torch.finfo(torch.float32).min}
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("change", ["mask_function", "attention_mask"])
+@pytest.mark.parametrize(
+    ("cached", "change"), [(True, "mask_function"), (False, "mask_function"), (True, "attention_mask")]
+)
 def test_other_masks_are_as_torch_has_them(cached: bool, change: str) -> None:
     others = {"mask_function": (MASKS[not cached], sliding_window_causal_mask_function(3)), "attention_mask": (None,)}
     for other in others[change]:
@@ -129,6 +130,14 @@ def test_other_masks_are_as_torch_has_them(cached: bool, change: str) -> None:
         assert got is not None
         assert torch.equal(got, sdpa_mask(**asked))
         assert not torch.equal(got, sdpa_mask(**how(cached)))
+
+
+def test_without_padding_a_token_that_sees_all_needs_no_mask() -> None:
+    """As in pictures. torch's mask hides nothing, and would be added to every score."""
+    asked = how(False, attention_mask=None)
+    assert mask(False, **asked) is None
+    assert sdpa_mask(**asked).all()
+    assert mask(False, **how(False, attention_mask=None, mask_function=MASKS[True])) is not None
 
 
 def test_keys_behind_a_window_are_hidden_as_padding_is() -> None:
