@@ -188,8 +188,6 @@ def share(model: Path, *, tables: bool = False) -> float:
     dense = sum(
         size for name, size in table["dense"].items() if name.endswith("weight") and (tables or "embed" not in name)
     )
-    changed = {f"{row['name']}.weight" for row in table["layers"]}
-    dense -= sum(table["dense"].get(name, 0) for name in changed)  # of a method that leaves dense layers
     stored, before = (sum(row[key] for row in table["layers"]) for key in ("bytes", "dense_bytes"))
     return float((stored + dense) / (before + dense))
 

@@ -419,10 +419,9 @@ def _save_compressed(
     loaded: LoadedModel, rows: list[CompressedLayer], out: Path, options: CompressOptions, *, overwrite: bool
 ) -> dict[str, Any]:
     precision = options.counted
-    table: dict[str, Any] = {
-        "layers": [dataclasses.asdict(row) for row in rows],
-        "dense": dense_layers(loaded.model, precision),
-    }
+    changed = {f"{row.name}.weight" for row in rows}  # of a method that makes smaller dense layers, they are there yet
+    dense = {name: size for name, size in dense_layers(loaded.model, precision).items() if name not in changed}
+    table: dict[str, Any] = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense}
     if precision is not None:
         table["stored"] = reached(loaded, rows, precision, options.asked)
     save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)

@@ -142,6 +142,8 @@ def test_every_family_becomes_smaller_and_its_checkpoint_is_read_again(family, j
         assert layer.weight.numel() * 4 == row["bytes"] < row["dense_bytes"]
         assert tuple(matrices({"": layer})[""].shape) == tuple(row["shape"])
         assert 0 <= row["error"] < 1
+    changed = {f"{row['name']}.weight" for row in table["layers"]}
+    assert set(table["dense"]) == {name for name, _ in small.model.named_parameters()} - changed  # counted once
     (stage,) = small.recipe.stages
     assert stage.stage == "flat"
     assert stage.options["keep"] == keep
