@@ -1,8 +1,9 @@
-"""How time and memory grow, as `python benchmarks/scaling.py --work artifacts [-o FILE.json]`.
+"""How time and memory grow, as `python benchmarks/scaling.py --work artifacts [--prices FILE] [-o FILE.json]`.
 
 A whole model of MiniLM's shape, with random weights, dense and compressed, against tokens, batch and threads; and one
 layer against rank, density, size of blocks and width, in each lowering, beside what the cost model predicts. Sessions
-take turns as in the other tables. The last table counts where each lowering is the fastest.
+take turns as in the other tables. The first table counts where each lowering is the fastest. Predictions are by the prices
+that ship, or by those of this machine, a file that `saten-edge devices calibrate local` wrote.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from peers.results import RESULTS, markdown, publish, short
 from peers.synthetic import check, idle_ns, matrix_of, samples_ns, session
 
 from saten_exporters.choice.cost import predicted_us
+from saten_exporters.choice.prices import prices_for
 from saten_exporters.choice.random_layers import random_layer
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import LOWERINGS, Form
@@ -71,6 +73,9 @@ AXES: dict[str, Sequence[Any]] = {
     "rows": (1, 8, 32, 128, 512),
 }
 FORMS = ("dense", "low-rank", "tt-chain")
+PARTS = ("models", "layers")
+# A choice may take so much longer than the best form, and has to keep to it at so many of all points.
+MOST_LOST, WANTED = 0.05, 0.95
 
 
 def main() -> int:
@@ -78,10 +83,16 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for the artifacts; kept for the next run")
     parser.add_argument("--quick", action="store_true", help="two rounds, few points, a smaller model")
     parser.add_argument("--rounds", type=int, help="default: 4, or 2 if --quick")
+    parser.add_argument("--only", choices=PARTS, help="one of the two parts")
+    parser.add_argument("--prices", type=Path, help="predict by these of this machine; default: by those that ship")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "scaling.json")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (2 if arguments.quick else 4)
-    rows = [*models(arguments.work, rounds, arguments.quick), *layers(rounds, arguments.quick)]
+    rows: list[dict[str, Any]] = []
+    if arguments.only != "layers":
+        rows += models(arguments.work, rounds, arguments.quick)
+    if arguments.only != "models":
+        rows += layers(rounds, arguments.prices, quick=arguments.quick)
     publish(arguments.output, rows, table_text(rows), picture(rows))
     return 0
 
@@ -155,9 +166,13 @@ def subjects(axes: Mapping[str, Sequence[Any]]) -> Iterator[Subject]:
                         yield subject
 
 
-def layers(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
-    """One object per axis, place on it and lowering; the shortest of all runs, less an empty graph's."""
+def layers(rounds: int, file: Path | None, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """One object per axis, place on it and lowering; the shortest of all runs, less an empty graph's.
+
+    file: of the prices that predict.
+    """
     say("layers")
+    prices = {native: prices_for(target(native), file) for native in (False, True)}
     everything = list(subjects({axis: values[::3] if quick else values for axis, values in AXES.items()}))
     idle, shortest = idle_ns(rounds), [math.inf] * len(everything)
     chance = np.random.default_rng(1)
@@ -166,7 +181,8 @@ def layers(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
         for k, (subject, x) in enumerate(zip(everything, inputs, strict=True)):
             shortest[k] = min(shortest[k], *samples_ns(subject.run, x, TURN_S))
     for subject, ns in zip(everything, shortest, strict=True):
-        packed = subject.form.pack(subject.parts)
+        packed, native = subject.form.pack(subject.parts), subject.kernels
+        rates, rows = prices[native], subject.point.rows
         yield {
             "of": "layer",
             "form": subject.name,
@@ -176,23 +192,33 @@ def layers(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
             "axis": subject.axis,
             "at": getattr(subject.point, subject.axis),
             "ms": max(ns - idle, 1.0) / 1e6,
-            "predicted_ms": predicted_us(subject.form, subject.parts, subject.point.rows, target(subject.kernels))
-            / 1e3,
+            "predicted_ms": predicted_us(subject.form, subject.parts, rows, target(native), rates) / 1e3,
             "bytes": sum(packed[name].nbytes for name in subject.form.inputs),
         }
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
     """Where which lowering wins, then the models, then all layers."""
-    return (
-        f"{winners(rows)}\n### Models\n\n{_table(rows, 'model', 'peak_anon_bytes', 'ms; peak anonymous, MB')}"
-        f"\n### Layers\n\n{_table(rows, 'layer', 'predicted_ms', 'ms; predicted, ms')}"
+    there = {row["of"] for row in rows}
+    models = _table(rows, "model", "peak_anon_bytes", "ms; peak anonymous, MB")
+    layers = _table(rows, "layer", "predicted_ms", "ms; predicted, ms")
+    return "\n".join(
+        text
+        for of, text in (
+            ("layer", winners(rows)),
+            ("model", f"### Models\n\n{models}"),
+            ("layer", f"### Layers\n\n{layers}"),
+        )
+        if of in there
     )
 
 
-def winners(rows: Sequence[dict[str, Any]]) -> str:
-    """Where the prediction's favourite was the fastest, by axis and precision, with and without kernels."""
-    lines = []
+# axis, precision, with kernels → place, the fastest lowering, the one predicted to be, and what that takes longer
+Choices = Mapping[tuple[str, str, bool], Sequence[tuple[Any, str, str, float]]]
+
+
+def choices(rows: Sequence[dict[str, Any]]) -> Choices:
+    """What the prediction chooses at every point, and what it loses by that."""
     cells: dict[tuple[str, str, bool], list[tuple[Any, str, str, float]]] = {}
     of_layers = [row for row in rows if row["of"] == "layer"]
     for kernels in sorted({row["kernels"] for row in of_layers}):
@@ -203,6 +229,12 @@ def winners(rows: Sequence[dict[str, Any]]) -> str:
             best, picked = min(own, key=lambda row: row["ms"]), min(own, key=lambda row: row["predicted_ms"])
             lost = picked["ms"] / best["ms"] - 1
             cells.setdefault((axis, precision, kernels), []).append((at, best["lowering"], picked["lowering"], lost))
+    return cells
+
+
+def winners(rows: Sequence[dict[str, Any]]) -> str:
+    """Where the prediction's favourite was the fastest, by axis and precision, with and without kernels."""
+    lines, cells = [], choices(rows)
     for (axis, precision, kernels), found in cells.items():
         wins = Counter(best for _, best, _, _ in found)
         places = {name: [f"{at:g}" for at, best, _, _ in found if best == name] for name in FORMS}
@@ -211,7 +243,15 @@ def winners(rows: Sequence[dict[str, Any]]) -> str:
         worst = max(lost for *_, lost in found)
         lines.append([axis, precision, "yes" if kernels else "no", *said, f"{right} of {wins.total()}", f"{worst:.0%}"])
     head = ["axis", "precision", "kernels", *(f"{name} is fastest at" for name in FORMS)]
-    return markdown([*head, "predicted fastest is", "lost at most"], lines, texts=6)
+    return f"{markdown([*head, 'predicted fastest is', 'lost at most'], lines, texts=6)}\n{verdict(cells)}\n"
+
+
+def verdict(cells: Choices) -> str:
+    """How often a choice loses little."""
+    lost = [each for found in cells.values() for *_, each in found]
+    good = sum(each <= MOST_LOST for each in lost)
+    met = "met " if good >= WANTED * len(lost) else "MISS"
+    return f"- {met} the choice loses at most {MOST_LOST:.0%}: at {good} of {len(lost)} points (wanted {WANTED:.0%})"
 
 
 def _table(rows: Sequence[dict[str, Any]], of: str, also: str, unit: str) -> str:
