@@ -2,8 +2,8 @@
 
 A whole model of MiniLM's shape, with random weights, dense and compressed, against tokens, batch and threads; and one
 layer against rank, density, size of blocks and width, in each lowering, beside what the cost model predicts. Sessions
-take turns as in the other tables. The first table counts where each lowering is the fastest. Predictions are by the prices
-that ship, or by those of this machine, a file that `saten-edge devices calibrate local` wrote.
+take turns as in the other tables. The first table counts where each lowering is the fastest. Predictions are by the
+prices that ship, or by those of this machine, a file that `saten-edge devices calibrate local` wrote.
 """
 
 from __future__ import annotations
@@ -172,8 +172,8 @@ def layers(rounds: int, file: Path | None, *, quick: bool) -> Iterator[dict[str,
     file: of the prices that predict.
     """
     say("layers")
-    prices = {native: prices_for(target(native), file) for native in (False, True)}
     everything = list(subjects({axis: values[::3] if quick else values for axis, values in AXES.items()}))
+    prices = {native: prices_for(target(native), file) for native in {subject.kernels for subject in everything}}
     idle, shortest = idle_ns(rounds), [math.inf] * len(everything)
     chance = np.random.default_rng(1)
     inputs = [chance.standard_normal((each.point.rows, each.point.width), np.float32) for each in everything]
@@ -200,17 +200,12 @@ def layers(rounds: int, file: Path | None, *, quick: bool) -> Iterator[dict[str,
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
     """Where which lowering wins, then the models, then all layers."""
     there = {row["of"] for row in rows}
-    models = _table(rows, "model", "peak_anon_bytes", "ms; peak anonymous, MB")
-    layers = _table(rows, "layer", "predicted_ms", "ms; predicted, ms")
-    return "\n".join(
-        text
-        for of, text in (
-            ("layer", winners(rows)),
-            ("model", f"### Models\n\n{models}"),
-            ("layer", f"### Layers\n\n{layers}"),
-        )
-        if of in there
+    parts = (
+        ("layer", winners(rows)),
+        ("model", f"### Models\n\n{_table(rows, 'model', 'peak_anon_bytes', 'ms; peak anonymous, MB')}"),
+        ("layer", f"### Layers\n\n{_table(rows, 'layer', 'predicted_ms', 'ms; predicted, ms')}"),
     )
+    return "\n".join(text for of, text in parts if of in there)
 
 
 # axis, precision, with kernels → place, the fastest lowering, the one predicted to be, and what that takes longer
