@@ -34,6 +34,7 @@ BOTH, WITHOUT = (False, True), (False,)
 MODELS = (
     ("svd", "0.25", "int8"),
     ("svd", "0.25", "int4"),
+    ("saten-fast", "0.25", "int8"),
     ("saten-grouped", "0.25", "int8"),
     ("saten-2:4", "0.25", "int8"),
     ("saten-u", "0.25", "int8"),
@@ -107,7 +108,7 @@ def cell_of(model: str) -> str:
 
 
 def trained_rows(method: str, budget: str, trained_for: str) -> list[Row]:
-    """The bundles of one of `MODELS`, with the native kernels, too, where there is a residual."""
+    """The bundles of one of `MODELS`, without and with the native kernels."""
     return [
         Row(
             f"{method} {budget} {precision}{' + kernels' * kernels}",
@@ -117,7 +118,7 @@ def trained_rows(method: str, budget: str, trained_for: str) -> list[Row]:
             kernels,
         )
         for precision in SHOWN[trained_for]
-        for kernels in (WITHOUT if method == "svd" else BOTH)
+        for kernels in BOTH
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections import defaultdict
@@ -108,6 +109,7 @@ def compare(
             "model": row.model,
             "precision": row.precision,
             "kernels": row.kernels,
+            "steps": steps_of(maker.checkpoint(row.model)),
             "accuracy": scores[row],
             "bytes": contender.bytes,
             **_timings(measured[row.name], dense, plan, timed),
@@ -121,6 +123,12 @@ def compare(
     facts = {"title": title, "rounds": plan.rounds, "left_out": left_out}
     publish(output, table, text, picture(title, table, timed), **facts)
     return int(bool(wrong))
+
+
+def steps_of(checkpoint: Path) -> int | None:
+    """How many steps a model was trained for; None where its folder does not say."""
+    path = checkpoint / "metrics.json"
+    return int(json.loads(path.read_text("utf-8"))["steps"]) if path.is_file() else None
 
 
 def judged(
@@ -235,7 +243,8 @@ def table_text(table: Sequence[dict[str, Any]], plan: Turns, timed: Timed) -> st
     names = list(table[0]["p50_ms"]) if table else []
     columns = list(dict.fromkeys((timed.column, timed.also)))
     cell = f"{timed.column}, {timed.threads} thread"
-    head = ["row", "accuracy", "MB", "load, ms", *(f"{name}, ms" for name in names)]
+    trained = any(row["steps"] for row in table)
+    head = ["row", *(["steps"] if trained else []), "accuracy", "MB", "load, ms", *(f"{name}, ms" for name in names)]
     head += [*(f"× fastest dense, {column}" for column in columns), f"× floor, {cell}", "peak anonymous, MB"]
     largest = plan.columns[-1].name
     lines = []
@@ -246,6 +255,7 @@ def table_text(table: Sequence[dict[str, Any]], plan: Turns, timed: Timed) -> st
         lines.append(
             [
                 row["row"],
+                *([short(row["steps"], "{:.0f}")] if trained else []),
                 short(row["accuracy"] and 100 * row["accuracy"], "{:.1f}"),
                 f"{row['bytes'] / 1e6:.1f}",
                 short(row["load_ms"], "{:.0f}"),
