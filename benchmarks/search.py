@@ -40,6 +40,7 @@ from saten_edge.optimize.estimate import Layers, estimate, layers_of
 from saten_edge.optimize.finals import Finals
 from saten_edge.optimize.goal import Row
 from saten_edge.optimize.inputs import read_inputs
+from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.output import RESULT_FILE, WORK, claim
 from saten_edge.optimize.pricing import pricing_of
 from saten_edge.optimize.run import searching
@@ -167,13 +168,13 @@ def fully(cell: Cell, out: Path, candidates: Iterator[Candidate], minutes: float
     with searching(given, out, options, pricing_of(options, ()), None, began) as found:
         rivals = found.rivals()
         trials = list(tried_fully(found, rivals[0].metric, candidates, minutes))
-        measured = Finals(found, rivals).run(trials, max(1, len(trials)))
+        measured = Finals(found, rivals, Training(max(1, len(trials)), options.usual_steps)).run(trials)
     return measured.rows, len(trials), measured.times.reasons
 
 
 def tried_fully(found: Search, dense: float, candidates: Iterator[Candidate], minutes: float) -> Iterator[Trial]:
     """What became of candidates; what is under way when the minutes are over is finished. dense: the metric."""
-    steps, number = found.options.steps, itertools.count()
+    steps, number = found.options.usual_steps, itertools.count()
     while (time.monotonic() - found.began) / 60 < minutes:
         batch = list(itertools.islice(candidates, found.engine.workers))
         if not batch:

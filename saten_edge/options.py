@@ -360,6 +360,7 @@ def _refuse_engine(engine: str | None, address: str | None) -> None:
 
 OBJECTIVES = ("bytes", "time", "accuracy")
 DEFAULT_TRIALS = 16
+DEFAULT_STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -367,13 +368,13 @@ class OptimizeOptions:
     """A goal, how long it may be searched for, and what every trial has in common.
 
     max_drop: hundredths of the metric, or per cent of one that should be low, against the dense model. max_mb: 10⁶
-    bytes of the whole bundle. max_ms: median at `tokens` tokens, one thread. objective: of `OBJECTIVES`; what is made
-    best among the bundles that meet the goal. trials: compressions that are looked at; None is `DEFAULT_TRIALS`, or,
-    where minutes end the search, no limit. steps, short_steps: of the fine-tuning of a finalist, and of one that only
-    ranks. confirm: share of the judge that no choice sees before the last. device: URLs of the devices on which the
-    finalists are timed, ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them.
-    prices: a file of `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an
-    emulator's.
+    bytes of the whole bundle. max_ms: median at `tokens` tokens, one thread. objective: of `OBJECTIVES`; what is
+    made best among the bundles that meet the goal. trials: compressions that are looked at; None is
+    `DEFAULT_TRIALS`, or, where minutes end the search, no limit. steps: of the fine-tuning of a finalist; None is
+    `DEFAULT_STEPS`, or, with minutes, what they pay for. short_steps: of one that only ranks. confirm: share of the
+    judge that no choice sees before the last. device: URLs of the devices on which the finalists are timed,
+    ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them. prices: a file of
+    `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an emulator's.
 
     Raises:
         UsageError: a number out of its range, or no such objective or engine.
@@ -389,7 +390,9 @@ class OptimizeOptions:
     minutes: float = option(math.inf, "Minutes at most; what is under way is finished", low=0.01)
     trials: int | None = option(None, "Compressions to look at; 16 by default, or as many as fit into --minutes", low=1)
     finalists: int = option(3, "Trials that are fine-tuned fully and measured", low=1)
-    steps: int = option(400, "Steps of a full fine-tuning", low=1)
+    steps: int | None = option(
+        None, "Steps of a full fine-tuning; 400 by default, or with --minutes as many as the minutes pay for", low=1
+    )
     short_steps: int = option(60, "Steps of the short fine-tuning that ranks trials", low=1)
     batch_size: int = option(32, "Examples per step of a fine-tuning", low=1)
     max_length: int | None = option(None, "Tokens per text at most, in fine-tuning", low=2)
@@ -415,6 +418,11 @@ class OptimizeOptions:
         if self.objective not in OBJECTIVES:
             raise UsageError(f"--objective {self.objective}: there are {', '.join(OBJECTIVES)}")
         _refuse_engine(self.engine, self.address)
+
+    @property
+    def usual_steps(self) -> int:
+        """Of a full fine-tuning where no minutes say it."""
+        return self.steps or DEFAULT_STEPS
 
     @property
     def most_trials(self) -> float:

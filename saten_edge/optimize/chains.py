@@ -34,7 +34,9 @@ class Chains:
         """The dense model that is compressed, learned from, and compared with."""
         if not self.headless:
             return self.model
-        return Task("finetune", self._finetuned(self.options.steps, "fp32"), {"model": self.model, "data": self.data})
+        return Task(
+            "finetune", self._finetuned(self.options.usual_steps, "fp32"), {"model": self.model, "data": self.data}
+        )
 
     def bundle(self, candidate: Candidate, steps: int = 0) -> Task:
         """The bundle of a candidate after so many steps of fine-tuning."""

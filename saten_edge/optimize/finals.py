@@ -10,6 +10,7 @@ from typing import Any
 import saten_edge
 from saten_edge.devices.device import Device
 from saten_edge.optimize.goal import Row
+from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.measuring import Times, measure
 from saten_edge.optimize.search import Rival, Search
 from saten_edge.optimize.space import Candidate
@@ -30,13 +31,17 @@ HOPED_POINTS = 3.0
 
 @dataclass(frozen=True)
 class Measured:
-    """Every bundle that was measured. bundles: their folders by name; evaluation: as the report reads it."""
+    """Every bundle that was measured. bundles: their folders by name; evaluation: as the report reads it.
+
+    steps: that finalists were trained for.
+    """
 
     rows: list[Row]
     bundles: Mapping[str, Path]
     times: Times
     evaluation: dict[str, Any]
     trials: list[Trial]
+    steps: int
 
 
 def chosen(trials: Sequence[Trial], options: OptimizeOptions, count: int) -> list[Trial]:
@@ -60,14 +65,15 @@ class Finals:
 
     search: Search
     rivals: Sequence[Rival]
+    training: Training
     devices: Sequence[Device] = ()
 
-    def run(self, trials: Sequence[Trial], count: int) -> Measured:
-        """Train, measure and confirm up to `count` finalists, and all rivals."""
-        options = self.search.options
-        picked = chosen(trials, options, count)
-        tasks = [self.search.chains.judged(trial.candidate, "steer", options.steps) for trial in picked]
-        title = f"fine-tune {plural(len(picked), 'finalist')}, {plural(options.steps, 'step')} each"
+    def run(self, trials: Sequence[Trial]) -> Measured:
+        """Train, measure and confirm the finalists, and all rivals."""
+        steps = self.training.steps
+        picked = chosen(trials, self.search.options, self.training.finalists)
+        tasks = [self.search.chains.judged(trial.candidate, "steer", steps) for trial in picked]
+        title = f"fine-tune {plural(len(picked), 'finalist')}, {plural(steps, 'step')} each"
         outcomes = self.search.outcomes(title, tasks) if tasks else []
         trained = [self._trained(*pair) for pair in zip(picked, outcomes, strict=True)]
         finalists = [trial for trial in trained if not trial.why]
@@ -78,14 +84,14 @@ class Finals:
             return replace(trial, level=LEVELS[3], why=why)
         search = self.search
         drop = search.scale.drop(self.rivals[0].metric, search.value(found))
-        size = search.bytes_of(search.chains.bundle(trial.candidate, search.options.steps))
+        size = search.bytes_of(search.chains.bundle(trial.candidate, self.training.steps))
         return replace(trial, level=LEVELS[3], drop=drop, bytes=size)
 
     def _measure(self, finalists: Sequence[Trial], trials: list[Trial]) -> Measured:
-        search, options = self.search, self.search.options
+        search, trained = self.search, self.training.steps
         steps = {
             **{rival.candidate: 0 for rival in self.rivals},
-            **{each.candidate: options.steps for each in finalists},
+            **{each.candidate: trained for each in finalists},
         }
         bundles = {c.label: made(search.chains.bundle(c, count), search.work) for c, count in steps.items()}
         times = self._times({c.label: search.chains.bundle(c, count) for c, count in steps.items()}, bundles)
@@ -98,9 +104,9 @@ class Finals:
         values = {row["bundle"]: search.value(row) for row in confirmed["rows"]}
         rows = [self._row(rival.candidate, None, rival.metric, values, times, rival.bytes) for rival in self.rivals]
         for trial in finalists:
-            steered = outcome_of(search.chains.judged(trial.candidate, "steer", options.steps), search.work)
+            steered = outcome_of(search.chains.judged(trial.candidate, "steer", trained), search.work)
             rows.append(self._row(trial.candidate, trial.number, search.value(steered), values, times, trial.bytes))
-        return Measured(rows, bundles, times, confirmed, trials)
+        return Measured(rows, bundles, times, confirmed, trials, trained)
 
     def _row(
         self,

@@ -12,6 +12,7 @@ from saten_edge.devices.transports import parse_devices
 from saten_edge.engines import default_workers
 from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
+from saten_edge.optimize.lengths import measuring_minutes
 from saten_edge.optimize.pricing import planned_words
 from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival
 from saten_edge.optimize.space import BUDGETS, FAMILIES, RIVALS, Candidate
@@ -61,7 +62,7 @@ def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless:
     smaller = sum(i * o * min(i, o) for _, i, o in layers.matrices.values())
     compressed_s = COMPRESSING * smaller / rate + STARTING_S
     short_s = options.short_steps * step_s + 2 * STARTING_S + judged_s
-    full_s = options.steps * step_s + 2 * STARTING_S + judged_s
+    full_s = options.usual_steps * step_s + 2 * STARTING_S + judged_s
     search_s = (compressed_s + judged_s + STARTING_S) + short_s / 2
     count = options.most_trials
     by_trials = count * search_s / workers / 60
@@ -71,18 +72,24 @@ def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless:
         *([("fine-tune the dense model on the labels", full_s / 60)] if headless else []),
         (f"export and judge the dense model at {len(RIVALS)} precisions", len(RIVALS) * judged_s / workers / 60),
         (f"{trials} in batches of {BATCH}: {', '.join(name for name in FAMILIES if name != 'dense')}", searching),
-        (
-            f"fine-tune {options.finalists} finalists, {options.steps} steps each",
-            options.finalists * full_s / workers / 60,
-        ),
+        _training(options, options.finalists * full_s / workers / 60),
         (
             "measure them and the dense models in turns, and confirm",
-            options.rounds * (len(RIVALS) + options.finalists) / 12,
+            measuring_minutes(options, options.finalists),
         ),
     ]
     whole = layers.values * 4
     disk = whole * (2 * BATCH + 2 * options.finalists + len(RIVALS) + 2 * headless)
     return Planned(steps, disk, _notes(judge, options))
+
+
+def _training(options: OptimizeOptions, minutes: float) -> tuple[str, float]:
+    """minutes: that the usual steps take."""
+    what = f"fine-tune {options.finalists} finalists"
+    if options.steps is None and options.minutes < float("inf"):
+        left = (1 - SEARCH_SHARE) * options.minutes - measuring_minutes(options, options.finalists)
+        return f"{what} for as many steps as the minutes that are left pay for", max(left, 0.0)
+    return f"{what}, {options.usual_steps} steps each", minutes
 
 
 def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | None = None) -> None:

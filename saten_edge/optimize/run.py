@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.finals import Finals, Measured
 from saten_edge.optimize.goal import Row, answer, missed
 from saten_edge.optimize.inputs import Given, read_inputs
+from saten_edge.optimize.lengths import training_of
 from saten_edge.optimize.measuring import reach
 from saten_edge.optimize.output import (
     BASELINES,
@@ -114,7 +114,7 @@ def optimize(
             refuse_impossible(given.layers, options, rivals[0])
             trials = search.run(rivals)
             refuse_failures(trials)
-            measured = Finals(search, rivals, devices).run(trials, _finalists(search))
+            measured = Finals(search, rivals, training_of(search), devices).run(trials)
             return _conclude(search, given, measured, out)
 
 
@@ -151,14 +151,6 @@ def searching(
     with ENGINES[options.engine](work, options.workers, 0, options.address) as engine:
         decides = given.metric, given.scale
         yield Search(chains, given.layers, options, work, *decides, engine, study, progress, began, pricing)
-
-
-def _finalists(search: Search) -> int:
-    """As many as were asked for, or as the minutes that are left allow; one at least."""
-    left = search.options.minutes - (time.monotonic() - search.began) / 60
-    each = search.minutes_of_a_finalist()
-    fitting = left / each if each else math.inf
-    return max(1, int(min(search.options.finalists, fitting)))
 
 
 def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Found:

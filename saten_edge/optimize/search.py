@@ -33,7 +33,7 @@ FIRST = 4
 # A prediction has to be so far above a limit before it costs a candidate its place.
 MARGIN = 1.15
 # Of the minutes, what the search takes; the finalists have the rest.
-SEARCH_SHARE = 0.6
+SEARCH_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -246,16 +246,6 @@ class Search:
         by_trials = spent / done * (self.options.most_trials - done) if done else float("inf")
         left = min(by_trials, SEARCH_SHARE * self.options.minutes - spent)
         return max(0.0, left) if left < float("inf") else None
-
-    def minutes_of_a_finalist(self) -> float:
-        """By the short fine-tunings that were done; 0 where there were none."""
-        tasks = [
-            self.chains.checkpoint(trial.candidate, self.options.short_steps)
-            for trial in self.study.told
-            if trial.level == LEVELS[2] and trial.drop is not None
-        ]
-        spent = [float(outcome_of(task, self.work)["seconds"]) for task in tasks if isinstance(task, Task)]
-        return max(spent, default=0.0) / 60 * self.options.steps / self.options.short_steps
 
     def outcomes(self, title: str, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """What tasks found that do not wait for each other."""

@@ -110,7 +110,7 @@ def _notes(search: Search, judge: Judge, measured: Measured) -> str:
         "are usual good ones, Optuna draws all others. The cost model dropped those that could not win by their bytes "
         "and time. The rest was compressed and judged before any training. Those that others beat were dropped, and "
         f"what was left was ranked by {plural(options.short_steps, 'step')} of fine-tuning. The most promising were "
-        f"fine-tuned for {plural(options.steps, 'step')} and measured in turns with the dense models.",
+        f"fine-tuned for {plural(measured.steps, 'step')} and measured in turns with the dense models.",
         f"{steer} examples of {judge.path.name} steered these choices; the metrics of the table are of the other "
         f"{judge.data.count - steer}, which no choice saw but the last: the best bundle by the first part that meets "
         "the goal on the second, too.",

@@ -94,8 +94,12 @@ class Study:
 
     def describe(self, name: str, value: Any) -> None:
         """Say something of the whole study, as JSON data; what is said already is not said again."""
-        if self._study.user_attrs.get(name) != value:
+        if self.said(name) != value:
             self._study.set_user_attr(name, value)
+
+    def said(self, name: str) -> Any:
+        """What was said of the whole study by this name; None if nothing."""
+        return self._study.user_attrs.get(name)
 
     @property
     def told(self) -> list[Trial]:

@@ -183,7 +183,7 @@ def _finetune(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) ->
     teacher = str(inputs["teacher"]) if "teacher" in inputs else None
     how: FinetuneOptions = replace(given_by("finetune", options), teacher=teacher)
     metrics = saten_edge.finetune(inputs["model"], out, inputs["data"], how)
-    return {"steps": metrics["steps"], "loss": metrics["history"][-1]["loss"]}
+    return {"steps": metrics["steps"], "loss": metrics["history"][-1]["loss"], "training_s": metrics["seconds"]}
 
 
 def _export(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from saten_runtime.records.files import write_json
 LAYERS = Layers({f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}, 1000)
 BESIDE = 50_000  # bytes of graph and tokenizer
 OPTIONS = OptimizeOptions(trials=6)
+STEP_S = 0.5  # what a step is said to take
 
 
 class Killed(BaseException):
@@ -57,7 +58,9 @@ class Stages:
         return self._write(out, "compress", {"budget": options["budget"] * 32 / dense_bits, "steps": 0})
 
     def finetune(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
-        return self._write(out, "finetune", {**json.loads(inputs["model"].read_text()), "steps": options["steps"]})
+        steps = options["steps"]
+        self._write(out, "finetune", {**json.loads(inputs["model"].read_text()), "steps": steps})
+        return {"training_s": steps * STEP_S}
 
     def export(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
         self._break("export", options)
@@ -91,7 +94,7 @@ class Stages:
 class InThisProcess:
     """An engine without processes."""
 
-    threads = 1
+    threads = workers = 1
 
     def __init__(self, work: Path) -> None:
         self.work = work
