@@ -82,6 +82,8 @@ PRICED = frozenset({"saten-fast"})
 RIVALS = (DENSE, "layers")
 # Of the dense int8 bundle's bytes: the sizes that the front is read at.
 SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
+# Of the lines of a picture, the longest training first.
+STYLES = ("-", ":", "-.")
 # Columns of both tables.
 OF_DENSE, SCORED = "of dense int8", ("MB", "score")
 
@@ -306,20 +308,20 @@ def score(values: Sequence[float]) -> str:
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Scores over the bytes of the bundle, a panel per task, a line per method: its best row at each size or below."""
+    """Scores over the bytes of the bundle: a panel per task, a colour per method, a style per length of training."""
     drawings = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         if len(own) == 1:  # a teacher alone says nothing
             continue
-        lines = []
-        longest = max(row["steps"] for row in own)
+        lines, lengths = [], sorted({row["steps"] for row in own}, reverse=True)
         for method, color in zip((*RIVALS, *METHODS), COLORS.values(), strict=False):
-            for steps in sorted({row["steps"] for row in own if row["method"] == method}, reverse=True):
+            for steps, style in zip(lengths, itertools.cycle(STYLES), strict=False):
                 same = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
                 points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in same)
-                name = method if steps == longest else f"{method}, {steps} steps"
-                lines.append(Line(name, [size for size, _ in points], [score for _, score in points], color))
+                name = method if steps == lengths[0] else f"{method}, {steps} steps"
+                if points:
+                    lines.append(Line(name, *map(list, zip(*points, strict=True)), color, style))
         if lines:
             drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
     return panels("Accuracy over bytes", drawings) if drawings else None

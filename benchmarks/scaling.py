@@ -22,7 +22,7 @@ from encoder import METHODS, random_checkpoints
 from peers.artifacts import Maker, Row, build, saten_rows, target
 from peers.comparison import say
 from peers.measure import Column, Turns, measure, peaks, tokens_columns
-from peers.plots import COLORS, Line, panels
+from peers.plots import COLORS, PREDICTED, Line, panels
 from peers.results import RESULTS, markdown, publish, short
 from peers.synthetic import check, idle_ns, matrix_of, samples_ns, session
 
@@ -277,7 +277,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> str:
             places = [row["at"] for row in points]
             lines.append(Line(form, places, [row["ms"] for row in points], COLORS[color]))
             if of == "layer":
-                lines.append(Line("", places, [row["predicted_ms"] for row in points], COLORS[color], dashed=True))
+                lines.append(Line("", places, [row["predicted_ms"] for row in points], COLORS[color], PREDICTED))
         drawings[f"{of}: {axis}"] = (axis, "ms", lines)
     return panels("Scaling; dashed: predicted", drawings)
 

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 
 from saten_edge.reports.colors import SERIES
 
-__all__ = ["COLORS", "Line", "bars", "panels"]
+__all__ = ["COLORS", "PREDICTED", "Line", "bars", "panels"]
 
 COLORS = {name: light for name, (light, _) in SERIES.items()}
+PREDICTED = "--"
 SETTINGS = {"svg.hashsalt": "saten", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
 TICK_SHARE = 0.11  # of an axis' length, which the name of a tick takes
 BAR_INCHES, PANEL_INCHES = 0.22, (4.2, 3.0)
@@ -23,13 +24,13 @@ BAR_INCHES, PANEL_INCHES = 0.22, (4.2, 3.0)
 
 @dataclass(frozen=True)
 class Line:
-    """One line over x; dashed: for what was not measured."""
+    """One line over x; style: as Matplotlib has it, `PREDICTED` for what was not measured."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     color: str
-    dashed: bool = False
+    style: str = "-"
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -55,10 +56,8 @@ def panels(title: str, drawings: Mapping[str, tuple[str, str, Sequence[Line]]], 
     for place, (name, (below, beside, lines)) in enumerate(drawings.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         for line in lines:
-            style = "--" if line.dashed else "-"
-            axes.plot(
-                line.x, line.y, style, color=line.color, marker=None if line.dashed else ".", label=line.label or "_"
-            )
+            marker = None if line.style == PREDICTED else "."
+            axes.plot(line.x, line.y, line.style, color=line.color, marker=marker, label=line.label or "_")
         axes.set(title=name, xlabel=below, ylabel=beside, xscale="log", yscale="log")
         _plain_ticks(axes, sorted({x for line in lines for x in line.x}))
         axes.grid(True, which="both", linewidth=0.3)
