@@ -48,9 +48,10 @@ class Chains:
 
     def checkpoint(self, candidate: Candidate, steps: int = 0) -> Input:
         """The model of a candidate after so many steps of fine-tuning; the dense one as it is."""
-        if candidate.compress is None:
+        how = candidate.compress_for(self.options.target)
+        if how is None:
             return self.dense
-        options = {**recorded("compress", candidate.compress), "texts": self.options.calibration_texts}
+        options = {**recorded("compress", how), "texts": self.options.calibration_texts}
         compressed = Task("compress", options, {"model": self.dense, "data": self.data})
         if not steps:
             return compressed

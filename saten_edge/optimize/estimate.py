@@ -20,15 +20,17 @@ from saten_edge.decomposition.prices import blank_parts, bundle_prices
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual
 from saten_edge.optimize.space import Candidate
 from saten_edge.options import CompressOptions
-from saten_exporters.choice.cost import predicted_us
+from saten_exporters.choice.cost import fastest_us, predicted_us
 from saten_exporters.choice.prices import Prices
+from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
-from saten_exporters.forms import LOWERINGS, form_of
+from saten_exporters.forms import form_of
 
 __all__ = ["Estimate", "Layers", "estimate", "layers_of"]
 
-# Of the bytes of a layer, where each layer measures the split itself.
-USUAL_SHARE = 0.5
+# Of the bytes of a layer, where each layer measures the split itself; for speed the fastest, so that no candidate is
+# dropped for a time that it need not take.
+USUAL_SHARES = {"accuracy": 0.5, "speed": 1.0}
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,14 @@ def estimate(candidate: Candidate, layers: Layers, target: str, rows: int, price
     """What a candidate is predicted to take; prices: those that ship for the target by default."""
     size, us, unpaid = layers.others * VALUE_BYTES, 0.0, ""
     options, precision = candidate.compress, candidate.precision
+    settings = ExportSettings(target=target, rows=rows, **candidate.export)
     for name, (kind, inputs, outputs) in layers.matrices.items():
         shape = (inputs, outputs)
         if options is not None and options.selection.takes(name, torch.empty(shape, device="meta")):
             found = _parts(name, kind, shape, precision, options)
             unpaid = unpaid or ("" if found or options.then else name)  # what FLAT leaves is smaller
             parts = found or blank_parts(kind, shape, 1, NoResidual(), 0, name)
-            us += _fastest_us(parts, candidate, rows, target, prices)
+            us += fastest_us(parts, settings, prices)
             size += form_of(parts, precision).stored_bytes(parts)
         else:
             dense, form = blank_parts(kind, shape, 0, NoResidual(), 0, name), whole_form(kind, shape, precision)
@@ -101,18 +104,12 @@ def _parts(name: str, kind: str, shape: tuple[int, int], precision: str, options
     pattern = fitted(options.pattern, kind, group=options.group, width=shape[1])
     counted, asked = bundle_prices(kind, shape, pattern, precision), options.recipe.share
     size = int(prod(shape) * VALUE_BYTES * (options.share or 1.0))
-    share = asked if asked is not None else 1.0 if isinstance(pattern, NoResidual) else USUAL_SHARE
+    share = (
+        asked if asked is not None else 1.0 if isinstance(pattern, NoResidual) else USUAL_SHARES[options.recipe.prefer]
+    )
     bond = counted.bond(int(size * share))
     left = 0 if share == 1 else size - counted.train(bond)
     entries = pattern.affordable(shape, left, counted.residual)
     if not bond and (asked or not entries):
         return None
     return blank_parts(kind, shape, bond, pattern, entries, name)
-
-
-def _fastest_us(parts: LayerParts, candidate: Candidate, rows: int, target: str, prices: Prices | None) -> float:
-    """Of the ways to keep a layer in parts, the asked one where it is among them."""
-    fitting_names = [name for name, row in LOWERINGS.items() if name != "dense" and not row.refusal(parts)]
-    names = [candidate.lowering] if candidate.lowering in fitting_names else fitting_names
-    forms = (LOWERINGS[name].form(parts, candidate.precision) for name in names)
-    return min(predicted_us(form, parts, rows, target, prices) for form in forms)

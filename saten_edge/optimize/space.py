@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saten_edge.checkpoints.selection import Selection
-from saten_edge.decomposition.recipe import Recipe
+from saten_edge.decomposition.recipe import PREFERENCES, Recipe
 from saten_edge.options import CompressOptions
 from saten_exporters.quantize import PRECISIONS
 
@@ -30,8 +30,8 @@ class Candidate:
     """One point of the space; a knob that its family does not have keeps its default and changes nothing.
 
     budget: share of the bits that the matrices take dense at the precision, scales aside, which the bundle's bytes of
-    all their parts fit into. split: the train's share of them, "measured" for each layer. lowering: "auto"
-    leaves it to the cost model. keep: a row of `KEPT`.
+    all their parts fit into. split: the train's share of them, "measured" for each layer. prefer: what is measured
+    then, as in `Recipe`. lowering: "auto" leaves it to the cost model. keep: a row of `KEPT`.
     """
 
     family: str
@@ -40,6 +40,7 @@ class Candidate:
     pattern: str = "none"
     group: int = 32
     split: str = MEASURED
+    prefer: str = PREFERENCES[0]
     lowering: str = "auto"
     keep: str = "nothing"
 
@@ -57,11 +58,18 @@ class Candidate:
         family = FAMILIES[self.family]
         if family.options is None:
             return None
-        recipe = replace(family.options.recipe, share=self._share(family.options.recipe))
+        recipe = replace(family.options.recipe, share=self._share(family.options.recipe), prefer=self._prefer)
         selection = Selection(exclude=KEPT[self.keep])
         pattern = self.pattern if "pattern" in family.knobs else family.options.pattern
         same = replace(family.options, precision=self.precision, pattern=pattern, group=self.group)
         return replace(same, budget=self.budget / same.narrower, recipe=recipe, selection=selection)
+
+    def compress_for(self, target: str) -> CompressOptions | None:
+        """The same, where the time that counts is that of a kind of device."""
+        options = self.compress
+        if options is None or options.recipe.timed_on is None:
+            return options
+        return replace(options, recipe=replace(options.recipe, target=target))
 
     @property
     def export(self) -> dict[str, Any]:
@@ -73,9 +81,14 @@ class Candidate:
             return recipe.share
         return None if self.split == MEASURED else float(self.split)
 
+    @property
+    def _prefer(self) -> str:
+        chosen = "prefer" in FAMILIES[self.family].knobs and matters("prefer", vars(self))
+        return self.prefer if chosen else PREFERENCES[0]
+
     def _is_usual(self, name: str) -> bool:
-        usual = {"split": MEASURED, "lowering": "auto", "keep": "nothing"}
-        return getattr(self, name) == usual.get(name) or (name == "group" and self.pattern != "grouped")
+        usual = {"split": MEASURED, "prefer": PREFERENCES[0], "lowering": "auto", "keep": "nothing"}
+        return getattr(self, name) == usual.get(name) or not matters(name, vars(self))
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,7 @@ FAMILIES = {
         ),
         Family(
             "saten",
-            ("precision", "budget", "pattern", "group", "split", "lowering", "keep"),
+            ("precision", "budget", "pattern", "group", "split", "prefer", "lowering", "keep"),
             CompressOptions(),
         ),
         Family(
@@ -118,19 +131,28 @@ KNOBS: Mapping[str, Draw] = {
     "pattern": lambda trial: trial.suggest_categorical("pattern", ["grouped", "unstructured", "2:4"]),
     "group": lambda trial: trial.suggest_categorical("group", [8, 16, 32, 64]),
     "split": lambda trial: trial.suggest_categorical("split", [MEASURED, "0.25", "0.5", "0.75"]),
+    "prefer": lambda trial: trial.suggest_categorical("prefer", list(PREFERENCES)),
     "lowering": lambda trial: trial.suggest_categorical("lowering", ["auto", "low-rank", "tt-chain"]),
     "keep": lambda trial: trial.suggest_categorical("keep", list(KEPT)),
 }
+
+# knob → the other knob, and its value, beside which alone it changes anything.
+BESIDE = {"group": ("pattern", "grouped"), "prefer": ("split", MEASURED)}
 
 # The dense models that every compression has to beat.
 RIVALS = tuple(Candidate("dense", precision) for precision in PRECISIONS)
 # Where a search begins: what won in the benchmarks of encoders and decoders.
 STARTS = (
     Candidate("saten", "int8", 0.285, "grouped", 32),
-    Candidate("saten", "int8", 0.4, "grouped", 16),
+    Candidate("saten", "int8", 0.4, "grouped", 16, prefer="speed"),
     Candidate("svd", "int8", 0.25),
     Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables"),
 )
+
+
+def matters(knob: str, values: Mapping[str, Any]) -> bool:
+    """Whether a knob changes anything beside the values of others."""
+    return knob not in BESIDE or values.get(BESIDE[knob][0]) == BESIDE[knob][1]
 
 
 def drawn(trial: Any) -> Candidate:
@@ -139,7 +161,7 @@ def drawn(trial: Any) -> Candidate:
     family = FAMILIES[trial.suggest_categorical("family", compressed)]
     values: dict[str, Any] = {}
     for knob in family.knobs:
-        if knob != "group" or values.get("pattern") == "grouped":
+        if matters(knob, values):
             values[knob] = KNOBS[knob](trial)
     return Candidate(family.name, **values)
 

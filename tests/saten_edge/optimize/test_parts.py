@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import saten_edge
-from saten_edge.decomposition.recipe import Recipe
+from saten_edge.decomposition.recipe import PREFERENCES, Recipe
 from saten_edge.engines import ENGINES
 from saten_edge.methods import METHODS
+from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.estimate import Layers, estimate, layers_of
 from saten_edge.optimize.goal import Row, answer, meets, missed
 from saten_edge.optimize.judging import SCALES, Scale, needs_head, read_judge, scale_of
@@ -31,6 +32,7 @@ from saten_edge.optimize.space import (
     distributions,
     drawn,
 )
+from saten_edge.optimize.tasks import Source
 from saten_edge.options import ENGINES as NAMED_ENGINES
 from saten_edge.options import ExportOptions, OptimizeOptions
 from saten_edge.recipes import given_by, recorded
@@ -66,6 +68,7 @@ def test_names_of_candidates_differ_and_their_options_are_sound():
 def walk() -> Iterator[Candidate]:
     """Every family at every precision, with values of each of its knobs, at the least and the largest budget."""
     values = {"pattern": ("grouped", "unstructured", "2:4"), "split": ("measured", "0.25", "0.75"), "keep": tuple(KEPT)}
+    values["prefer"] = PREFERENCES
     for family in FAMILIES.values():
         knobs = [name for name in values if name in family.knobs]
         for precision, budget in itertools.product(PRECISIONS, BUDGETS):
@@ -95,6 +98,23 @@ def test_what_a_family_does_not_have_changes_nothing():
     assert plain.label == odd.label
     assert plain.compress.recipe == odd.compress.recipe
     assert (plain.compress.recipe.order, plain.compress.pattern) == (2, "none")
+
+
+def test_speed_is_preferred_where_a_split_is_measured_for_the_target_of_the_search():
+    fast = STARTS[1]
+    assert fast.label == "saten-int8-0.4-grouped-g16-speed"
+    assert fast.compress.recipe.prefer == "speed"
+    assert fast.compress_for("arm64").recipe.timed_on == "arm64"
+    fixed, accurate = dataclasses.replace(fast, split="0.5"), dataclasses.replace(fast, prefer="accuracy")
+    for other in (fixed, accurate):
+        assert other.compress_for("arm64") == other.compress
+        assert other.compress.recipe.timed_on is None
+        assert "speed" not in other.label
+    layers = Layers({"layer.0.dense": ("linear", 384, 384)}, 1000)
+    assert estimate(fast, layers, "x86-64", 32).us < estimate(accurate, layers, "x86-64", 32).us
+    chains = Chains(Source("m", "m"), Source("d", "d"), {}, OptimizeOptions(target="arm64"), False)
+    assert chains.checkpoint(fast).options["target"] == "arm64"
+    assert chains.checkpoint(accurate).options["target"] is None
 
 
 def test_every_knob_can_be_drawn_and_drawn_again():
