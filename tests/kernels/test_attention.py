@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,18 +13,19 @@ import pytest
 
 from saten_exporters.passes import NativeAttentionPass
 
-ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm")
-SHAPES = ((1, 1, 1), (1, 7, 7), (3, 7, 7), (3, 2, 9), (2, 33, 50), (0, 3, 3))
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neoni8mm")
+SHAPES = ((1, 1, 1), (1, 7, 7), (3, 7, 7), (3, 2, 9), (2, 33, 50))
+UNIT_BF16 = 2.0**-9  # half an ulp of 1
 
 Parse = Callable[..., ir.Model]
 Session = Callable[..., onnxruntime.InferenceSession]
 
 
-def node_alone(attentions: ModuleType, parse_model: Parse, *, masked: bool = True) -> ir.Model:
+def node_alone(attentions: ModuleType, parse_model: Parse, *, masked: bool = True, narrow: bool = False) -> ir.Model:
     """The graph with a body that gives zeros of no use: only the kernel can give the right result."""
     text = attentions.TEXT if masked else attentions.TEXT.replace(", repeated)", ")")
     model = parse_model(text)
-    NativeAttentionPass()(model)
+    NativeAttentionPass(narrow=narrow)(model)
     (function,) = model.functions.values()
     nothing = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", 0.0)])
     nothing.outputs[0].name = "y"
@@ -34,38 +36,54 @@ def node_alone(attentions: ModuleType, parse_model: Parse, *, masked: bool = Tru
     return model
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("isa", ISAS)
-def test_it_computes_attention(
-    isa: str,
-    masked: bool,
-    attentions: ModuleType,
-    parse_model: Parse,
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SATEN_KERNELS_ISA", isa)
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An instruction set, which sessions use from now on; skips those that this processor has not."""
+    name: str = request.param
+    monkeypatch.setenv("SATEN_KERNELS_ISA", name)
     try:
-        run = session(node_alone(attentions, parse_model, masked=masked), threads=2)
+        onnxruntime.SessionOptions().register_custom_ops_library(str(library))
     except Exception as cause:
         if "this processor has" not in str(cause):
             raise
         pytest.skip(str(cause))
+    return name
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_it_computes_attention(
+    isa: str, masked: bool, narrow: bool, attentions: ModuleType, parse_model: Parse, session: Session
+) -> None:
+    run = session(node_alone(attentions, parse_model, masked=masked, narrow=narrow), threads=2)
+    rounded = UNIT_BF16 if narrow and isa == "avx512bf16" else 0
     for shape in SHAPES:
-        given = attentions.feeds(*shape) if shape[0] else {**attentions.feeds(1, *shape[1:])}
-        if shape[0] == 0:
-            given = {name: value[:0] if value.ndim > 1 else value for name, value in given.items()}
+        given = attentions.feeds(*shape)
+        unmasked = {**given, "mask": given["mask"] * 0}
+        expected, bound = attentions.oracle(given if masked else unmasked, rounded)
         (got,) = run.run(None, given)
-        if got.size == 0:
-            assert got.shape == (0, shape[1], attentions.HEADS * attentions.VALUE_WIDTH)
-            continue
-        expected, bound = attentions.oracle(given if masked else {**given, "mask": given["mask"] * 0})
         # A weight's exponential is off by 12 units, and so may the sum be; the bound is for an exact one.
         bound = 3 * bound
         assert (np.abs(got - expected) <= bound).all(), (shape, np.abs(got - expected).max())
         assert not (np.abs(np.roll(got, 1, axis=-1) - expected) <= bound).all()
-        other, _ = attentions.oracle({**given, "mask": given["mask"] * 0})
+        other, _ = attentions.oracle(unmasked)
         assert not masked or not given["mask"].any() or not (np.abs(got - other) <= bound).all()
+
+
+def test_no_text_gives_nothing(attentions: ModuleType, parse_model: Parse, session: Session) -> None:
+    given = {name: value[:0] if value.ndim > 1 else value for name, value in attentions.feeds(1, 3, 4).items()}
+    (got,) = session(node_alone(attentions, parse_model)).run(None, given)
+    assert got.shape == (0, 3, attentions.HEADS * attentions.VALUE_WIDTH)
+
+
+def test_only_narrow_products_are_rounded(
+    attentions: ModuleType, parse_model: Parse, session: Session, isa: str
+) -> None:
+    """The twin: on processors that multiply bfloat16 its results leave the bound of float32, and on no other."""
+    given = attentions.feeds(2, 33, 50)
+    expected, bound = attentions.oracle(given)
+    (got,) = session(node_alone(attentions, parse_model, narrow=True)).run(None, given)
+    assert (np.abs(got - expected) <= 3 * bound).all() == (isa != "avx512bf16")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_probe_says_what_is_active(site: Path, run_python: RunPython) -> None:
     assert found["fault"] == ""
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neoni8mm"])
 def test_sums_of_bytes_are_exact(isa: str, site: Path, run_python: RunPython) -> None:
     code = "from saten_runtime.run import products; print(products.exact_kernels(), products._LARGEST)"
     done = run_python(code, site, SATEN_KERNELS_ISA=isa)

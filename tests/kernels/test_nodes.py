@@ -25,7 +25,7 @@ PARTS = [row for row in (*((None, *row) for row in TRAIN_FORMS), *RESIDUAL_FORMS
 NODES = [(row, whole) for row in PARTS for whole in ((False, True) if row[0] else (False,))]
 LINEAR = [(row, whole) for row, whole in NODES if row[1] == "linear"]
 UNIT = float(np.finfo(np.float32).eps) / 2
-ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "neon", "neondot", "neoni8mm")
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "neon", "neondot", "neoni8mm")
 SHAPES = ((1, 1), (2, 7), (1, 33), (0, 3))
 
 

@@ -23,6 +23,7 @@ from saten_exporters.passes.split_gemm import SplitGemmPass
 from saten_exporters.passes.split_skip_norm import SplitSkipNormPass
 from saten_exporters.passes.tidy import TidyPass
 from saten_exporters.passes.used_opsets import UsedOpsetsPass
+from saten_exporters.quantize import STORED
 from saten_exporters.tracing.mixed import ALIKE, Mixed
 from saten_runtime.bundle.manifest import Layer
 
@@ -57,11 +58,12 @@ def run_passes(
     Returns one manifest row per compressed layer, and `LowerPass.otherwise`. mixed: layers stored at another precision
     than the settings say. prices: of a device; by default those that ship for the target.
     """
+    narrow = STORED[settings.precision].bits <= 8
     lower = LowerPass(parts, settings, mixed, prices)
     ordered = (
         TidyPass(),
         FuseAttentionPass(),
-        *((NativeAttentionPass(),) if TARGETS[settings.target].kernels else ()),
+        *((NativeAttentionPass(narrow=narrow),) if TARGETS[settings.target].kernels else ()),
         ExpandAttentionPass(),
         SplitSkipNormPass(),
         ExpandRmsNormPass(),

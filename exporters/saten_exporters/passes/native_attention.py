@@ -18,12 +18,6 @@ __all__ = ["NativeAttentionPass"]
 
 _TURNED = [0, 2, 1, 3]
 
-# The name of the node → (the text of the weights' argument, further inputs).
-_MASKED = {
-    "MultiHeadAttention": ("scores", ()),
-    "MaskedMultiHeadAttention": ("masked", ("mask",)),
-}
-
 _HEADS = """
         number = Constant <value_int: int = @heads> ()
         rest = Constant <value_ints = [-1]> ()
@@ -56,15 +50,20 @@ class _Place(NamedTuple):
 class NativeAttentionPass(ir.passes.InPlacePass):
     """Replaces a `saten::Attention` whose inputs are (batch, tokens, heads · width), turned, and whose output is, too.
 
-    Leaves others as they are. A mask that was repeated for every query is read as it was before.
+    Leaves others as they are. A mask that was repeated for every query is read as it was before. narrow: the kernel may
+    round what its products take to bfloat16, where the processor multiplies that.
     """
+
+    def __init__(self, *, narrow: bool = False) -> None:
+        super().__init__()
+        self.suffix = "Bf16" if narrow else ""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Replace all that can be in the main graph."""
         found = [node for node in model.graph if node.domain == DOMAIN and node.op_type == ATTENTION]
         places = [(node, place) for node in found if (place := _place(node)) is not None]
         for node, place in places:
-            _replace(model, node, place)
+            _replace(model, node, place, self.suffix)
         return ir.passes.PassResult(model, modified=bool(places))
 
 
@@ -122,15 +121,15 @@ def _turns(node: ir.Node) -> bool:
     return list(node.attributes.get_ints("perm", ())) == _TURNED
 
 
-def _replace(model: ir.Model, node: ir.Node, place: _Place) -> None:
+def _replace(model: ir.Model, node: ir.Node, place: _Place, suffix: str) -> None:
     masks = [_as_before(mask, _scores_shape(node)) for mask in node.inputs[3:] if mask is not None]
-    name = "MaskedMultiHeadAttention" if masks else "MultiHeadAttention"
+    name = f"{'Masked' if masks else ''}MultiHeadAttention{suffix}"
     attributes = [
         ir.AttrInt64("heads", place.heads),
         ir.AttrFloat32("scale", node.attributes.get_float("scale", 1.0)),
     ]
     new = ir.Node(DOMAIN, name, [*place.flat, *masks], attributes, name=node.name)
-    add_functions(model, [_function(name, model.opset_imports[""])])
+    add_functions(model, [_function(name, model.opset_imports[""], masked=bool(masks))])
     old = [node, *place.result]
     ir.convenience.replace_nodes_and_values(model.graph, node, old, [new], old[-1].outputs, new.outputs)
 
@@ -150,9 +149,9 @@ def _as_before(mask: ir.Value, scores: ir.Shape | None) -> ir.Value:
     return expand.inputs[0] if spread else mask
 
 
-def _function(name: str, opset: int) -> ir.Function:
-    scores, more = _MASKED[name]
+def _function(name: str, opset: int, *, masked: bool) -> ir.Function:
     inputs = ("queries", "keys", "values")
     turned = "".join(_TURN.format(name=each) for each in inputs)
-    body = _HEADS + turned + _SCORES + (_MASK if more else "") + _RESULT.format(scores=scores)
-    return function(name, (*inputs, *more), body, opset, attributes=("heads", "scale"))
+    result = _RESULT.format(scores="masked" if masked else "scores")
+    body = _HEADS + turned + _SCORES + (_MASK if masked else "") + result
+    return function(name, (*inputs, *(["mask"] if masked else [])), body, opset, attributes=("heads", "scale"))

@@ -65,7 +65,8 @@ std::vector<int64_t> Attended::shape() const {
   return {static_cast<int64_t>(batch), static_cast<int64_t>(queries), static_cast<int64_t>(heads * value_size)};
 }
 
-Attention::Attention(int64_t heads, float scale) : heads_(static_cast<size_t>(heads)), scale_(scale) {
+Attention::Attention(int64_t heads, float scale, bool narrow)
+    : heads_(static_cast<size_t>(heads)), scale_(scale), narrow_(narrow) {
   if (heads < 1) throw Refusal("heads is " + std::to_string(heads) + ", expected at least 1");
 }
 
@@ -73,12 +74,14 @@ Attention::Attention(int64_t heads, float scale) : heads_(static_cast<size_t>(he
 // queries at a time pass by, whose scores stay in the nearest cache.
 class Attention::Call {
  public:
-  Call(const Kernels& kernels, const Attended& given, float scale, float* y)
-      : kernels_(kernels), given_(given), scale_(scale), y_(y) {
+  Call(const Kernels& kernels, const Attended& given, const Attention& attention, float* y)
+      : kernels_(kernels), pairs_(attention.narrow_ ? kernels.pairs : nullptr), given_(given), scale_(attention.scale_), y_(y) {
     const size_t fitting = kScoreBytes / (given.keys * sizeof(float)) / kPanel * kPanel;
     columns_ = std::min(std::clamp(fitting, kPanel, kMostColumns), round_up(given.queries, kPanel));
     key_stride_ = round_up(given.keys, kernels.turn);
     value_panels_ = ceil_div(given.value_size, kPanel);
+    words_ = pairs_ ? ceil_div(given.size, 2) : given.size;
+    key_words_ = pairs_ ? ceil_div(given.keys, 2) : given.keys;
     place(nullptr, desk_bytes_);
   }
 
@@ -96,9 +99,10 @@ class Attention::Call {
  private:
   // Where one thread works. It takes the first that is free, which is most likely still in its cache.
   struct Desk {
-    float* keys;     // (size, key_stride)
-    float* values;   // (value panels, keys, kPanel)
-    float* queries;  // (panels, size, kPanel)
+    float* narrow;   // (rows, words) on the way to keys or queries, or null where these take floats
+    float* keys;     // (words, key_stride)
+    float* values;   // (value panels, key_words, kPanel)
+    float* queries;  // (panels, words, kPanel)
     float* scores;   // (keys, columns)
     float* mask;     // (keys, columns), or null where all queries share one
     float* sums;     // (columns)
@@ -114,16 +118,21 @@ class Attention::Call {
   Desk& take_desk() const;
   void task(size_t number) const;
   void lay_out(const Desk& desk, const Head& head) const;
+  void lay_out_values(const Desk& desk, const float* values) const;
+  const float* narrowed(const Desk& desk, const float* rows, size_t count, size_t& stride) const;
+  void multiply(const FloatCall& call) const { (pairs_ ? pairs_->product : kernels_.floats)(call); }
   void attend(const Desk& desk, const Head& head, size_t first, size_t rows) const;
   void weigh(const Desk& desk, const Head& head, size_t first, size_t rows, size_t columns) const;
 
   bool mask_of_each() const { return given_.mask && given_.mask_strides[2] != 0; }
 
   const Kernels& kernels_;
+  const Pairs* const pairs_;  // or null where products take floats
   const Attended& given_;
   const float scale_;
   float* const y_;
   size_t columns_, key_stride_, value_panels_;
+  size_t words_, key_words_;  // inputs of the two products, or pairs of them
   size_t desk_bytes_, desks_ = 0;
   char* room_ = nullptr;  // (desks, desk_bytes)
 };
@@ -132,15 +141,16 @@ class Attention::Call {
 Attention::Call::Desk* Attention::Call::place(char* base, size_t& bytes) const {
   Arena arena(base);
   Desk* const desk = arena.take<Desk>(1);
-  float* const keys = arena.take<float>(given_.size * key_stride_);
-  float* const values = arena.take<float>(value_panels_ * given_.keys * kPanel);
-  float* const queries = arena.take<float>(given_.size * columns_);
+  float* const narrow = arena.take<float>(pairs_ ? words_ * std::max(given_.keys, columns_) : 0);
+  float* const keys = arena.take<float>(words_ * key_stride_);
+  float* const values = arena.take<float>(value_panels_ * key_words_ * kPanel);
+  float* const queries = arena.take<float>(words_ * columns_);
   float* const scores = arena.take<float>(given_.keys * columns_);
   float* const mask = arena.take<float>(mask_of_each() ? given_.keys * columns_ : 0);
   float* const sums = arena.take<float>(columns_);
   float* const result = arena.take<float>(columns_ * value_panels_ * kPanel);
   bytes = arena.bytes;
-  return base ? new (desk) Desk{keys, values, queries, scores, mask, sums, result} : nullptr;
+  return base ? new (desk) Desk{narrow, keys, values, queries, scores, mask, sums, result} : nullptr;
 }
 
 // Waits only where there are more threads than processors.
@@ -161,18 +171,40 @@ void Attention::Call::task(size_t number) const {
   desk.taken.store(false, std::memory_order_release);
 }
 
+// Rows (count, stride) of one head as pairs, or as they are.
+const float* Attention::Call::narrowed(const Desk& desk, const float* rows, size_t count, size_t& stride) const {
+  if (!pairs_) return rows;
+  for (size_t row = 0; row < count; ++row) pairs_->neighbours(rows + row * stride, given_.size, desk.narrow + row * words_);
+  stride = words_;
+  return desk.narrow;
+}
+
 // Its keys turned, its values in panels.
 void Attention::Call::lay_out(const Desk& desk, const Head& head) const {
   const size_t keys = given_.keys, width = given_.heads * given_.size, value_width = given_.heads * given_.value_size;
-  const float* const from = given_.key + head.text * keys * width + head.number * given_.size;
-  kernels_.transpose(from, width, keys, given_.size, desk.keys, key_stride_);
-  const float* const values = given_.value + head.text * keys * value_width + head.number * given_.value_size;
+  size_t stride = width;
+  const float* const from = narrowed(desk, given_.key + head.text * keys * width + head.number * given_.size, keys, stride);
+  kernels_.transpose(from, stride, keys, words_, desk.keys, key_stride_);
+  lay_out_values(desk, given_.value + head.text * keys * value_width + head.number * given_.value_size);
+}
+
+void Attention::Call::lay_out_values(const Desk& desk, const float* values) const {
+  const size_t value_width = given_.heads * given_.value_size;
   for (size_t panel = 0; panel < value_panels_; ++panel) {
     const size_t there = std::min(kPanel, given_.value_size - panel * kPanel);
-    float* to = desk.values + panel * keys * kPanel;
-    for (size_t k = 0; k < keys; ++k, to += kPanel) {
-      if (there < kPanel) std::fill_n(to, kPanel, 0.0f);
-      std::copy_n(values + k * value_width + panel * kPanel, there, to);
+    float* to = desk.values + panel * key_words_ * kPanel;
+    const auto copy = [&](size_t key, float* row) {
+      std::fill(std::copy_n(values + key * value_width + panel * kPanel, there, row), row + kPanel, 0.0f);
+    };
+    for (size_t k = 0; k < key_words_; ++k, to += kPanel) {
+      if (!pairs_) {
+        copy(k, to);
+        continue;
+      }
+      float even[kPanel], odd[kPanel] = {};
+      copy(2 * k, even);
+      if (2 * k + 1 < given_.keys) copy(2 * k + 1, odd);
+      pairs_->rows(even, odd, to);
     }
   }
 }
@@ -180,14 +212,16 @@ void Attention::Call::lay_out(const Desk& desk, const Head& head) const {
 // Scores of `rows` queries, their weights, and the sum of values that these weigh, to y.
 void Attention::Call::attend(const Desk& desk, const Head& head, size_t first, size_t rows) const {
   const size_t panels = ceil_div(rows, kPanel), width = given_.heads * given_.size;
-  const float* const from = given_.query + (head.text * given_.queries + first) * width + head.number * given_.size;
+  size_t from_stride = width;
+  const float* const from = narrowed(
+      desk, given_.query + (head.text * given_.queries + first) * width + head.number * given_.size, rows, from_stride);
   for (size_t panel = 0; panel < panels; ++panel)
-    kernels_.transpose(from + panel * kPanel * width, width, std::min(kPanel, rows - panel * kPanel), given_.size,
-                       desk.queries + panel * given_.size * kPanel, kPanel);
-  kernels_.floats({desk.keys, key_stride_, given_.keys, given_.size, desk.scores, columns_, 0, panels, desk.queries});
+    kernels_.transpose(from + panel * kPanel * from_stride, from_stride, std::min(kPanel, rows - panel * kPanel), words_,
+                       desk.queries + panel * words_ * kPanel, kPanel);
+  multiply({desk.keys, key_stride_, given_.keys, words_, desk.scores, columns_, 0, panels, desk.queries});
   weigh(desk, head, first, rows, panels * kPanel);
   const size_t stride = value_panels_ * kPanel, y_width = given_.heads * given_.value_size;
-  kernels_.floats({desk.scores, columns_, rows, given_.keys, desk.result, stride, 0, value_panels_, desk.values});
+  multiply({desk.scores, columns_, rows, key_words_, desk.result, stride, 0, value_panels_, desk.values});
   float* y = y_ + (head.text * given_.queries + first) * y_width + head.number * given_.value_size;
   for (size_t row = 0; row < rows; ++row, y += y_width) {
     const float share = 1 / desk.sums[row];
@@ -206,7 +240,8 @@ void Attention::Call::weigh(const Desk& desk, const Head& head, size_t first, si
       for (size_t row = 0; row < columns; ++row) desk.mask[k * columns_ + row] = row < rows ? mask[row * strides[2]] : 0;
     mask = desk.mask, mask_stride = columns_;
   }
-  kernels_.softmax({desk.scores, columns_, keys, columns, scale_, mask, mask_stride, mask_of_each(), desk.sums});
+  (pairs_ ? pairs_->softmax : kernels_.softmax)(
+      {desk.scores, columns_, keys, columns, scale_, mask, mask_stride, mask_of_each(), desk.sums});
 }
 
 void Attention::run(const Kernels& kernels, const Attended& attended, float* y, const Scratch& scratch,
@@ -217,7 +252,7 @@ void Attention::run(const Kernels& kernels, const Attended& attended, float* y, 
     std::fill_n(y, attended.batch * attended.queries * columns, 0.0f);
     return;
   }
-  Call(kernels, attended, scale_, y).run(scratch, parallel);
+  Call(kernels, attended, *this, y).run(scratch, parallel);
 }
 
 }  // namespace saten

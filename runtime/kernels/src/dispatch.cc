@@ -9,8 +9,8 @@ namespace saten {
 
 extern const Kernels kScalar;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512, kAvx512Vnni;
-const Kernels* const kInstructionSets[] = {&kScalar, &kAvx2, &kAvx512, &kAvx512Vnni};
+extern const Kernels kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;
+const Kernels* const kInstructionSets[] = {&kScalar, &kAvx2, &kAvx512, &kAvx512Vnni, &kAvx512Bf16};
 #elif defined(__aarch64__)
 extern const Kernels kNeon, kNeonDot, kNeonI8mm;
 const Kernels* const kInstructionSets[] = {&kScalar, &kNeon, &kNeonDot, &kNeonI8mm};

@@ -26,15 +26,17 @@ Form::Form(const NamedKind& row, const Part& train, const Part& residual, bool q
   if (epilogue.with_bias) inputs[input_count++] = "bias";
 }
 
-Form::Form(bool masked)
-    : kind(Kind::attention), train(&kNothing), residual(&kNothing), quantized(false), epilogue(&kNoEpilogue) {
-  name = masked ? "MaskedMultiHeadAttention" : "MultiHeadAttention";
+Form::Form(bool masked, bool narrow)
+    : kind(Kind::attention), train(&kNothing), residual(&kNothing), quantized(false), narrow(narrow), epilogue(&kNoEpilogue) {
+  name = std::string(masked ? "Masked" : "") + "MultiHeadAttention" + (narrow ? "Bf16" : "");
   for (const char* input : {"queries", "keys", "values"}) inputs[input_count++] = input;
   if (masked) inputs[input_count++] = "mask";
 }
 
 std::vector<Form> all_forms() {
-  std::vector<Form> all{Form(false), Form(true)};
+  std::vector<Form> all;
+  for (bool masked : {false, true})
+    for (bool narrow : {false, true}) all.emplace_back(masked, narrow);
   for (bool quantized : {false, true})
     for (const NamedKind& row : kKinds)
       for (const Part* train : {&kNothing, &kLowRank})

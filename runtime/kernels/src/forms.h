@@ -44,8 +44,8 @@ struct NamedEpilogue {
 // One operator: its name, and its inputs, those that are no weights first.
 struct Form {
   Form(const NamedKind& kind, const Part& train, const Part& residual, bool quantized, const NamedEpilogue& epilogue);
-  // An attention, with or without numbers that are added to its scores.
-  explicit Form(bool masked);
+  // An attention, with or without numbers that are added to its scores; narrow: its products may take bfloat16.
+  Form(bool masked, bool narrow);
 
   bool has_train() const { return train == &kLowRank; }
   bool has(const Part& part) const { return residual == &part; }
@@ -55,6 +55,7 @@ struct Form {
   const Part* train;
   const Part* residual;
   bool quantized;
+  bool narrow = false;
   const NamedEpilogue* epilogue;
   std::string name;
   std::array<const char*, 11> inputs{};

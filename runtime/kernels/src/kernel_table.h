@@ -92,6 +92,14 @@ using BlockKernel = void (*)(const BlockCall&);
 // What is done to x (A B + S) + bias; gelu is the exact one, by erf.
 enum class Activation { none, gelu };
 
+// Products of bfloat16, two per word: a word of x holds two inputs, the even one in its lower half.
+struct Pairs {
+  void (*product)(const FloatCall&);                                    // as of floats; inputs: pairs
+  void (*softmax)(const SoftmaxCall&);                                  // as of floats; scores become (pairs of keys, stride)
+  void (*neighbours)(const float* x, size_t count, float* pairs);       // x[0] x[1], x[2] x[3], …, and a last 0
+  void (*rows)(const float* even, const float* odd, float* pairs);      // even[0] odd[0], … of a panel's width
+};
+
 // What one instruction set offers.
 struct Kernels {
   const char* isa;
@@ -107,6 +115,7 @@ struct Kernels {
   void (*floats)(const FloatCall&);
   void (*quantized)(const QuantizedCall&);
   void (*softmax)(const SoftmaxCall&);
+  const struct Pairs* pairs;                                   // null where the set has no products of them
   // y (rows, columns) = activation(y + bias)
   void (*finish)(float* y, size_t y_stride, size_t rows, size_t columns, const float* bias, Activation activation);
 };

@@ -133,8 +133,9 @@ class Attended {
 // y = softmax(scale · q kᵀ + mask) v for each head.
 class Attention {
  public:
+  // narrow: the products may round what they take to bfloat16, where the instruction set has such.
   // Throws Refusal: heads is not positive.
-  Attention(int64_t heads, float scale);
+  Attention(int64_t heads, float scale, bool narrow = false);
 
   size_t heads() const { return heads_; }
 
@@ -147,6 +148,7 @@ class Attention {
 
   size_t heads_;
   float scale_;
+  bool narrow_;
 };
 
 }  // namespace saten

@@ -57,7 +57,7 @@ Layer layer_of(const Form& form, const Api& ort, const OrtKernelInfo* info) {
   float scale = 0;
   ort.check(ort.api.KernelInfoGetAttribute_int64(info, "heads", &heads));
   ort.check(ort.api.KernelInfoGetAttribute_float(info, "scale", &scale));
-  return Attention(heads, scale);
+  return Attention(heads, scale, form.narrow);
 }
 
 // Memory for one call: what a row or two need lies on the stack, as asking the allocator costs as much as a small layer.

@@ -4,7 +4,7 @@
 
 namespace saten {
 
-enum class Feature { avx2, avx512, avx512vnni, dot_products, int8_matrix_products };
+enum class Feature { avx2, avx512, avx512vnni, avx512bf16, dot_products, int8_matrix_products };
 
 // False also where the operating system does not save what the feature computes with.
 bool has(Feature feature);

@@ -1,6 +1,8 @@
 // The weights of an attention, written once over `Simd`: a lane is a query, so no sum goes across lanes.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.inl"
 
 namespace saten {
@@ -26,7 +28,8 @@ typename S::F exponential(typename S::F x) {
 // What is added to scores: nothing, one number for all queries, or one for each.
 enum class Mask { none, of_all, of_each };
 
-template <class S, Mask kMask>
+// P: makes pairs of the weights of two keys, or is S and leaves them.
+template <class S, class P, Mask kMask>
 void softmax_column(const SoftmaxCall& call, size_t column) {
   using F = typename S::F;
   float* const scores = call.scores + column;
@@ -43,19 +46,27 @@ void softmax_column(const SoftmaxCall& call, size_t column) {
   static constexpr float kMinusOne = -1;
   const F minus_most = S::mul(most, S::template spread<S::width>(&kMinusOne));
   F sum = S::zero();
-  for (size_t k = 0; k < call.keys; ++k) {
-    const F weight = exponential<S>(S::add(masked(k), minus_most));
-    S::store(scores + k * call.stride, weight);
-    sum = S::add(sum, weight);
+  const auto weight = [&](size_t k) __attribute__((always_inline)) {
+    const F made = exponential<S>(S::add(masked(k), minus_most));
+    sum = S::add(sum, made);
+    return made;
+  };
+  if constexpr (std::is_same_v<S, P>) {
+    for (size_t k = 0; k < call.keys; ++k) S::store(scores + k * call.stride, weight(k));
+  } else {
+    for (size_t k = 0; k < call.keys; k += 2) {
+      const F even = weight(k), odd = k + 1 < call.keys ? weight(k + 1) : S::zero();
+      S::store(scores + k / 2 * call.stride, P::pairs(even, odd));
+    }
   }
   S::store(call.sums + column, sum);
 }
 
-template <class S>
+template <class S, class P = S>
 void softmax(const SoftmaxCall& call) {
-  const auto column = !call.mask          ? softmax_column<S, Mask::none>
-                      : call.mask_of_each ? softmax_column<S, Mask::of_each>
-                                          : softmax_column<S, Mask::of_all>;
+  const auto column = !call.mask          ? softmax_column<S, P, Mask::none>
+                      : call.mask_of_each ? softmax_column<S, P, Mask::of_each>
+                                          : softmax_column<S, P, Mask::of_all>;
   for (size_t k = 0; k < call.columns; k += S::width) column(call, k);
 }
 

@@ -8,9 +8,11 @@ namespace saten::testing {
 namespace {
 
 constexpr double kLowest = -FLT_MAX;
+constexpr double kUnitBf16 = 0x1p-9;  // half an ulp of 1 in bfloat16
 
 struct AttentionCase {
   size_t batch, heads, queries, keys, size, value_size;
+  bool narrow;
   float scale;
   std::vector<int64_t> mask_shape;
   std::vector<float> q, k, v, mask;
@@ -22,6 +24,7 @@ struct AttentionCase {
     made.queries = random.below(4) ? made.keys : random.of<size_t>({1, 5, 16, 50});
     made.size = random.of<size_t>({16, 32, 64, 80, 1, 7, 20});
     made.value_size = random.below(4) ? made.size : random.of<size_t>({1, 16, 33});
+    made.narrow = random.below(2);
     made.scale = random.of({1.f, .5f, 1 / std::sqrt(float(made.size))});
     made.q = random.numbers(made.batch * made.queries * made.heads * made.size);
     made.k = random.numbers(made.batch * made.keys * made.heads * made.size);
@@ -58,7 +61,7 @@ struct AttentionCase {
     const auto of = [&](const char* name, size_t tokens, size_t width, const std::vector<float>& data) {
       return tensor(name, Type::f32, {int64_t(batch), int64_t(tokens), int64_t(heads * width)}, data);
     };
-    const Attention attention(int64_t(heads), scale);
+    const Attention attention(int64_t(heads), scale, narrow);
     const Tensor masks = tensor("mask", Type::f32, mask_shape, mask);
     const Attended given(attention, of("queries", queries, size, q), of("keys", keys, size, k),
                          of("values", keys, value_size, v), mask.empty() ? nullptr : &masks);
@@ -71,7 +74,8 @@ struct AttentionCase {
   // One query of one head: the exact results and what rounding may add. A score is off by δ, an exponential by 12 units
   // and what its argument is off by: δ and the rounding of the difference. The floor of weights, e^-87, adds 2^-125 of
   // each value.
-  void exact(size_t text, size_t head, size_t query, std::vector<double>& sums, std::vector<double>& bounds) const {
+  // rounded: what each factor of a product is off by, relatively.
+  void exact(size_t text, size_t head, size_t query, double rounded, std::vector<double>& sums, std::vector<double>& bounds) const {
     std::vector<double> scores(keys), moved(keys);
     const float* const row = &q[((text * queries + query) * heads + head) * size];
     double most = -INFINITY;
@@ -79,7 +83,7 @@ struct AttentionCase {
       const float* const other = &k[((text * keys + key) * heads + head) * size];
       for (size_t i = 0; i < size; ++i) {
         scores[key] += double(row[i]) * other[i] * scale;
-        moved[key] += std::fabs(double(row[i]) * other[i] * scale) * gamma(double(size) + 2);
+        moved[key] += std::fabs(double(row[i]) * other[i] * scale) * (gamma(double(size) + 2) + 2.01 * rounded);
       }
       const double add = mask.empty() ? 0 : double(added({text, head, query, key}));
       if (add == kLowest) moved[key] = scores[key] = 0;  // no score moves the lowest number of all
@@ -100,19 +104,19 @@ struct AttentionCase {
       for (size_t i = 0; i < value_size; ++i) {
         const double value = v[((text * keys + key) * heads + head) * value_size + i];
         sums[i] += scores[key] / total * value;
-        bounds[i] += (scores[key] / total * (2 * moved[key] + off) + 0x1p-125) * std::fabs(value);
+        bounds[i] += (scores[key] / total * (2 * moved[key] + off + 2.01 * rounded) + 0x1p-125) * std::fabs(value);
       }
   }
 };
 
 // Also that a neighbour's result would be seen.
-void check_case(const AttentionCase& one, const std::vector<float>& y, const std::string& where, size_t& seen) {
+void check_case(const AttentionCase& one, const std::vector<float>& y, double rounded, const std::string& where, size_t& seen) {
   std::vector<double> sums, bounds;
   size_t at = 0;
   for (size_t text = 0; text < one.batch; ++text)
     for (size_t query = 0; query < one.queries; ++query)
       for (size_t head = 0; head < one.heads; ++head) {
-        one.exact(text, head, query, sums, bounds);
+        one.exact(text, head, query, rounded, sums, bounds);
         for (size_t i = 0; i < one.value_size; ++i, ++at) {
           expect(std::fabs(y[at] - sums[i]) <= bounds[i], "differs from float64", where);
           seen += !(std::fabs(y[(at + 1) % y.size()] - sums[i]) <= bounds[i]);
@@ -165,7 +169,7 @@ void check_attention(const Kernels& isa, size_t cases) {
     const size_t threads = random.of<size_t>({1, 2, 4});
     const std::string where = std::string("attention__") + isa.isa + " queries " + std::to_string(one.queries) + " keys " +
                               std::to_string(one.keys) + " size " + std::to_string(one.size) + " case " + std::to_string(k);
-    check_case(one, one.run(isa, threads), where, seen);
+    check_case(one, one.run(isa, threads), one.narrow && isa.pairs ? kUnitBf16 : 0, where, seen);
     check_nan(isa, random);
   }
   expect(seen > 0, "a wrong result passes", "attention");

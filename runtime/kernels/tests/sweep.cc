@@ -487,6 +487,7 @@ void check_processor() {
   same(Feature::avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
   same(Feature::avx512, avx512);
   same(Feature::avx512vnni, avx512 && __builtin_cpu_supports("avx512vnni"));
+  same(Feature::avx512bf16, avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"));
   expect(!has(Feature::dot_products) && !has(Feature::int8_matrix_products), "has what ARM has", "processor");
 #endif
 }

@@ -75,8 +75,11 @@ def feeds(batch: int, new: int, tokens: int) -> Arrays:
     return {**given, "mask": mask, "mask_shape": np.array([batch, 1, new, tokens])}
 
 
-def oracle(given: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Attention in float64 and what rounding may do to it, as in `test_fuse_attention.py`."""
+def oracle(given: Arrays, rounded: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Attention in float64 and what rounding may do to it, as in `test_fuse_attention.py`.
+
+    rounded: what each factor of a product is off by besides, relatively.
+    """
     queries, keys, values = (
         given[name].astype(float).reshape(*given[name].shape[:2], HEADS, -1).transpose(0, 2, 1, 3) for name in FLAT
     )
@@ -84,8 +87,9 @@ def oracle(given: Arrays) -> tuple[np.ndarray, np.ndarray]:
     scores = np.where(given["mask"] == LOWEST, float(LOWEST), scores + given["mask"])  # no score moves the lowest
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    delta = ((WIDTH + 4) * UNIT * SCALE * (np.abs(queries) @ np.abs(keys).swapaxes(2, 3))).max(axis=-1, keepdims=True)
-    bound = (2 * delta + (keys.shape[2] + 16) * UNIT) * (weights @ np.abs(values))
+    off = (WIDTH + 4) * UNIT + 2.01 * rounded
+    delta = (off * SCALE * (np.abs(queries) @ np.abs(keys).swapaxes(2, 3))).max(axis=-1, keepdims=True)
+    bound = (np.expm1(2 * delta) + (keys.shape[2] + 16) * UNIT + 2.01 * rounded) * (weights @ np.abs(values))
     attended, bound = (each.transpose(0, 2, 1, 3) for each in (weights @ values, bound))
     return attended.reshape(*attended.shape[:2], -1), bound.reshape(*bound.shape[:2], -1)
 
@@ -105,12 +109,15 @@ def test_the_body_computes_attention(
     assert not (np.abs(np.roll(got, 1, axis=-1) - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("narrow", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_it_reads_and_gives_what_layers_do(masked: bool, parse_model: Parse) -> None:
+def test_it_reads_and_gives_what_layers_do(masked: bool, narrow: bool, parse_model: Parse) -> None:
     model = parse_model(TEXT if masked else TEXT.replace(", repeated)", ")"))
-    NativeAttentionPass()(model)
+    NativeAttentionPass(narrow=narrow)(model)
     (node,) = [node for node in model.graph if node.domain == "saten"]
-    assert node.op_type == ("MaskedMultiHeadAttention" if masked else "MultiHeadAttention")
+    name = "MaskedMultiHeadAttention" if masked else "MultiHeadAttention"
+    assert node.op_type == name + ("Bf16" if narrow else "")
+    assert [function.name for function in model.functions.values()] == [node.op_type]
     assert [value.name for value in node.inputs] == [*FLAT, *(["mask"] if masked else [])]
     assert node.outputs[0] is model.graph.outputs[0]
     assert (node.attributes.get_int("heads"), node.attributes.get_float("scale")) == (HEADS, pytest.approx(SCALE))
@@ -145,18 +152,19 @@ def test_an_encoder_has_one_for_each_layer(make_tiny: Callable[..., Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("family", "task", "native"),
+    ("family", "task", "precision", "native"),
     [
-        ("bert", "feature-extraction", "MaskedMultiHeadAttention"),
-        ("vit", "image-classification", "MultiHeadAttention"),
+        ("bert", "feature-extraction", "int8", "MaskedMultiHeadAttentionBf16"),
+        ("vit", "image-classification", "fp32", "MultiHeadAttention"),
     ],
 )
 def test_a_bundle_passes_its_own_checks(
-    family: str, task: str, native: str, make_tiny: Callable[..., Path], tmp_path: Path
+    family: str, task: str, precision: str, native: str, make_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     """`export` compares the graph with torch, batches with padding among them; here the bodies run."""
     source = load_model(make_tiny(family, task), task)
-    bundle = export(source, tmp_path / "bundle", target="x86-64+kernels")
+    options = {"precision": precision, "max_loss": float("inf")}
+    bundle = export(source, tmp_path / "bundle", target="x86-64+kernels", **options)
     kinds = [node.op_type for node in ir.load(bundle.path / "model.onnx").graph]
     assert kinds.count(native) == source.model.config.num_hidden_layers
     assert "Softmax" not in kinds
