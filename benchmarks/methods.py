@@ -229,7 +229,7 @@ def measure_times(cells: Sequence[Cell], *, quick: bool) -> None:
     if len(made) < 2:
         return
     bundles = [cell.bundle for cell in made]
-    rounds, seconds = (2, 0.02) if quick else (4, 0.5)
+    rounds, seconds = (2, 0.02) if quick else (8, 1.0)
     size = {"tokens": [made[0].about.tokens], "generate": [1]}
     plan = Plan(threads=[1], **size, rounds=rounds, min_time_s=seconds, floor=False)
     found = bench(bundles, plan, baseline=bundles[0])
