@@ -44,6 +44,8 @@ OTHER_RECIPE = {
     "train": "tt-svd",
     "shapes": "search",
     "solver": "alternate",
+    "prefer": "speed",
+    "target": "arm64",
 }
 OTHER_SELECTION = {"smallest": 5000, "include": ("*.intermediate.dense",), "exclude": ("*.output.*",)}
 OTHER_COMPRESSING = {
@@ -81,6 +83,10 @@ OTHER_EXPORT = {
 }
 
 
+# What an option is refused without.
+WITH: dict[str, dict[str, Any]] = {"target": {"prefer": "speed"}}
+
+
 def names(options: type) -> list[str]:
     return [field.name for field in dataclasses.fields(options)]
 
@@ -101,7 +107,7 @@ def compressed(bert: LoadedModel, **changes: Any) -> Stage:
 
 @pytest.mark.parametrize("name", names(Recipe))
 def test_options_of_a_decomposition(name: str, bert: LoadedModel) -> None:
-    other = dataclasses.replace(Recipe(rounds=1), **{name: OTHER_RECIPE[name]})
+    other = dataclasses.replace(Recipe(rounds=1), **{name: OTHER_RECIPE[name]}, **WITH.get(name, {}))
     before, after = compressed(bert), compressed(bert, recipe=other)
     assert after.options[name] == OTHER_RECIPE[name] != before.options[name]
 
