@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from saten_edge.methods import METHODS
 from saten_edge.options import CompressOptions, DemoOptions, ExportOptions, FinetuneOptions
 from saten_edge.texts import write_lines
 from saten_edge.training.schedule import Schedule
+from saten_exporters.choice.settings import DEFAULT_TARGET
 from saten_runtime.accuracy.options import EvalOptions
 from saten_runtime.bench.plan import Plan
 from saten_runtime.errors import UsageError
@@ -134,11 +136,20 @@ def _finetune(out: Path, source: Path, texts: list[str], settings: DemoOptions, 
 
 
 def _export_all(out: Path, source: Path, talk: Talk) -> list[Path]:
-    for model, bundles in ((source, DENSE), (out / "finetuned", SATEN)):
+    for model, bundles, target in ((source, DENSE, DEFAULT_TARGET), (out / "finetuned", SATEN, _target())):
         for name, precision in bundles.items():
-            options = ExportOptions(precision, name=name)
+            options = ExportOptions(precision, target, name=name)
             saten_edge.export(model, out / "bundles" / name, options, overwrite=True, progress=talk.progress)
     return [out / "bundles" / name for name in BUNDLES]
+
+
+def _target() -> str:
+    """Of the Saten bundles: this machine with its native kernels, where they are installed."""
+    from saten_exporters.choice.prices import KERNELS
+    from saten_exporters.choice.targets import TARGETS, target_of
+
+    native = target_of(platform.machine()).name + KERNELS
+    return native if native in TARGETS and probe().state == "active" else DEFAULT_TARGET
 
 
 def _measure(out: Path, bundles: list[Path], history: list[dict[str, Any]], settings: DemoOptions, talk: Talk) -> Any:
