@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from function_bodies import without_meaning
 
 from saten_exporters.passes import NativeAttentionPass
 
@@ -26,14 +27,7 @@ def node_alone(attentions: ModuleType, parse_model: Parse, *, masked: bool = Tru
     text = attentions.TEXT if masked else attentions.TEXT.replace(", repeated)", ")")
     model = parse_model(text)
     NativeAttentionPass(narrow=narrow)(model)
-    (function,) = model.functions.values()
-    nothing = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", 0.0)])
-    nothing.outputs[0].name = "y"
-    for node in reversed(list(function)):
-        function.remove(node)
-    function.append(nothing)
-    function.outputs[:] = nothing.outputs
-    return model
+    return without_meaning(model)
 
 
 @pytest.fixture(params=ISAS)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from function_bodies import without_meaning
 
 from saten_exporters import LayerParts
 from saten_exporters.forms import EPILOGUES, RESIDUAL_FORMS, TRAIN_FORMS, Form, followed_by, form_of, head_of
@@ -44,25 +45,6 @@ def form_at(row: tuple[str | None, str, str], whole: bool, parts: LayerParts) ->
     if whole:
         return form_of(parts, precision)
     return TRAIN_FORMS[kind, precision] if pattern is None else RESIDUAL_FORMS[row]
-
-
-def without_meaning(model: ir.Model, *names: str) -> ir.Model:
-    """The same graph with function bodies that give a scalar zero: only a kernel can give the right result.
-
-    names: of the functions that get them; by default all do.
-    """
-    for function in model.functions.values():
-        if names and function.name not in names:
-            continue
-        nothing = ir.Node("", "Constant", [], [ir.AttrFloat32("value_float", 0.0)])
-        nothing.outputs[0].name = "y"
-        for node in reversed(list(function)):
-            function.remove(node)
-        function.append(nothing)
-        function.outputs[:] = nothing.outputs
-        function.opset_imports.clear()
-        function.opset_imports[""] = 18
-    return model
 
 
 def use(monkeypatch: pytest.MonkeyPatch, isa: str, make: Callable[[], object]) -> object:
