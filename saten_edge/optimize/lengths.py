@@ -17,7 +17,7 @@ __all__ = ["Training", "measuring_minutes", "training_of"]
 
 # Of the time that is left, what training is planned to take: steps late in a search are not faster than early ones.
 PLANNED = 0.85
-# Passes over the data at most: longer trainings gained nothing more on any data set of the benchmarks.
+# Passes over the data at most: as many as the benchmarks train on small data sets; more would learn them by heart.
 MOST_PASSES = 10
 # Bundles that are started and measured in a minute.
 MEASURED_IN_A_MINUTE = 12
