@@ -128,13 +128,18 @@ def tied_head(model: Any) -> dict[str, str]:
 
 
 def layer_errors(model: nn.Module, dense_model: nn.Module) -> dict[str, float]:
-    """‖M − M̂‖_F / ‖M‖_F of every compressed layer against the dense model it was made from, by name."""
+    """‖M − M̂‖_F / ‖M‖_F of every compressed layer against the dense model it was made from, by name.
+
+    Without layers that FLAT made smaller before: no matrix of the dense model is of their shape.
+    """
     errors = {}
     with torch.no_grad():
         for name, layer in saten_layers(model).items():
-            exact = _matrix(dense_model.get_submodule(name)).float()
+            exact, found = _matrix(dense_model.get_submodule(name)).float(), layer.matrix().float()
+            if found.shape != exact.shape:
+                continue
             norm = float(exact.norm())
-            errors[name] = float((layer.matrix().float() - exact).norm()) / norm if norm else 0.0
+            errors[name] = float((found - exact).norm()) / norm if norm else 0.0
     return errors
 
 

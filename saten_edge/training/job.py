@@ -144,7 +144,7 @@ class Job:
             return None
         if not layers.keys() <= dict(self.teacher.model.named_modules()).keys():
             return None
-        return layer_errors(self.student.model, self.teacher.model)
+        return layer_errors(self.student.model, self.teacher.model) or None
 
     def _claim(self, folder: Path, *, resume: bool, overwrite: bool) -> None:
         if last_checkpoint(folder) is not None and not resume and not overwrite:

@@ -12,6 +12,7 @@ from transformers import AutoModel
 
 import saten_edge
 from saten_edge.checkpoints.models import load_model
+from saten_edge.checkpoints.modules import saten_layers
 from saten_edge.decomposition.recipe import Recipe
 from saten_edge.options import CompressOptions
 from saten_runtime.errors import CheckpointError, UsageError
@@ -41,6 +42,24 @@ def test_a_flat_model_is_fine_tuned_and_then_decomposed(flat_bert, tiny_bert, te
     }
     with torch.no_grad():
         assert torch.isfinite(both.model(**both.encode(texts[64:72])).last_hidden_state).all()
+
+
+def test_trains_in_smaller_layers_are_fine_tuned_towards_the_dense_model(tiny_bert, texts, tmp_path):
+    """Errors are those of the layers that FLAT left as large as they were; it made the others smaller."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts[:16]))
+    options = CompressOptions(0.4, method="flat", then="saten", group=8, recipe=Recipe(rounds=1))
+    saten_edge.compress(tiny_bert, tmp_path / "both", options, calibration=texts[:16])
+    tuning = saten_edge.FinetuneOptions(teacher=str(tiny_bert), schedule=saten_edge.Schedule(steps=2, batch_size=8))
+    errors = saten_edge.finetune(tmp_path / "both", tmp_path / "tuned", str(data), tuning)["layer_errors"]
+    both, dense = load_model(tmp_path / "both"), load_model(tiny_bert)
+    smaller = {
+        name
+        for name, layer in saten_layers(both.model).items()
+        if layer.matrix().numel() < dense.model.get_submodule(name).weight.numel()
+    }
+    assert any("intermediate" in name for name in smaller)
+    assert errors.keys() == saten_layers(both.model).keys() - smaller
 
 
 @pytest.mark.parametrize(
