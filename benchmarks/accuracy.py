@@ -64,7 +64,7 @@ TASKS = {
 DENSE_RATE = 5e-5
 CALIBRATION_TEXTS = 256
 BUDGETS = (0.40, 0.25, 0.15, 0.10)
-PRECISION_BITS = {"int8": 8, "int4": 4}
+PRECISION_BITS = {"int8": 8, "int4": 4, "int2": 2}
 PRECISIONS = tuple(PRECISION_BITS)
 
 # row → options of `saten-edge compress`; the split between train and residual is measured per layer
@@ -77,9 +77,12 @@ METHODS = {
     "saten-fast": ("--pattern", "grouped", "--group", "16", "--prefer", "speed", "--target", "x86-64+kernels"),
 }
 # Rows whose bytes and times are those of a bundle at the cell's precision; the others share one model among precisions.
-PRICED = frozenset({"saten-fast"})
+PRICED = frozenset({"saten-fast", "saten-trim"})
 # Rivals that need no decomposition: the dense model itself, and one without every second layer.
-RIVALS = (DENSE, "layers")
+RIVALS = (DENSE, "layers", "trim")
+# row → the row whose model it is, made from a dense model that knows the words of the training texts alone
+TRIMMED = {"trim": DENSE, "svd-trim": "svd", "saten-trim": "saten-fast"}
+METHODS |= {row: METHODS[of] for row, of in TRIMMED.items() if of in METHODS}
 # Of the dense int8 bundle's bytes: the sizes that the front is read at.
 SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
 # Of the lines of a picture, the longest training first.
@@ -160,16 +163,27 @@ class Bench:
         else:
             source = self._source(cell)
             compressed = layers_of(source)
-            teacher = ("--teacher", self.checkpoint(cell.teacher))
+            teacher = ("--teacher", self._dense(cell))
             shorter = ("--distill", "logits") if cell.method == "layers" else ()
             self._finetune(source, cell, *teacher, *shorter)
         metrics = json.loads((self.checkpoint(cell) / "metrics.json").read_text("utf-8"))
         self._keep(cell, compressed, metrics, time.monotonic() - started)
 
+    def _dense(self, cell: Cell) -> Path:
+        """The dense model that the cell's is made from and learns from."""
+        dense = self.checkpoint(cell.teacher)
+        if cell.method not in TRIMMED:
+            return dense
+        out = self.work / "sources" / f"{cell.task}-trim-{cell.seed}"
+        with self._locks[out.name]:
+            if not out.is_dir():
+                saten_edge("trim", dense, "-o", out, "--data", self.data / cell.task / "train.jsonl")
+        return out
+
     def _source(self, cell: Cell) -> Path:
         """What the cell's training starts from."""
-        teacher, out = self.checkpoint(cell.teacher), self.work / "sources" / cell.source
-        if cell.method == DENSE:
+        teacher, out = self._dense(cell), self.work / "sources" / cell.source
+        if TRIMMED.get(cell.method, cell.method) == DENSE:
             return teacher
         with self._locks[cell.source]:  # cells of two precisions may want it at the same time
             if not out.is_dir():

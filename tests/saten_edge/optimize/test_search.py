@@ -18,8 +18,9 @@ from pretended_stages import OPTIONS, Killed, Stages, search_in, searched
 
 from saten_edge.optimize import tasks
 from saten_edge.optimize.finals import chosen
+from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.search import Search
-from saten_edge.optimize.space import RIVALS, STARTS
+from saten_edge.optimize.space import RIVALS, STARTS, Candidate
 from saten_edge.optimize.study import LEVELS, Trial
 from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
 from saten_edge.options import OptimizeOptions
@@ -108,7 +109,7 @@ def test_bundles_of_finalists_are_not_made_twice(steps: int, tmp_path: Path, mon
     """Where the short fine-tuning is as long as the full one, its bundle is the finalist's."""
     options = OptimizeOptions(trials=6, steps=steps)
     search = search_in(tmp_path, Stages(), monkeypatch, options)
-    (finalist,) = chosen(search.run(search.rivals()), options, 1)
+    (finalist,) = chosen(search.run(search.rivals()), options, Training(1, steps))
     short = made_already(search, finalist, options.short_steps)
     assert short is (steps == options.short_steps)
     assert not made_already(search, finalist, 0)
@@ -120,11 +121,20 @@ def made_already(search: Search, trial: Trial, steps: int) -> bool:
 
 def test_the_finalists_are_those_that_can_win(tmp_path: Path, monkeypatch):
     trials = searched(tmp_path, Stages(), monkeypatch)
-    first = chosen(trials, OPTIONS, 2)
+    first = chosen(trials, OPTIONS, Training(2, 400))
     assert len(first) == 2
     assert all(trial.level == LEVELS[2] and not trial.why for trial in first)
-    by_accuracy = chosen(trials, OptimizeOptions(objective="accuracy"), 1)
+    by_accuracy = chosen(trials, OptimizeOptions(objective="accuracy"), Training(1, 400))
     assert by_accuracy[0].drop == min(trial.drop for trial in trials if trial.level == LEVELS[2])
+
+
+def test_the_longer_a_training_is_the_smaller_a_finalist_may_be():
+    """The square root of 100 times the steps is 10: of 9 points 0.9 are expected to be left, of 15 points 1.5."""
+    short = Candidate("svd", "int8", 0.1), Candidate("svd", "int8", 0.2), Candidate("svd", "int8", 0.3)
+    points = zip((15.0, 9.0, 1.5), short, strict=True)
+    trials = [Trial(at, 0, each, 100 + at, 1.0, LEVELS[2], drop) for at, (drop, each) in enumerate(points)]
+    first = {times: chosen(trials, OPTIONS, Training(1, times * OPTIONS.short_steps))[0].drop for times in (1, 4, 100)}
+    assert first == {1: 1.5, 4: 1.5, 100: 9.0}
 
 
 # --- kills -------------------------------------------------------------------------------------------------------
