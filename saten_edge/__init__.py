@@ -22,11 +22,12 @@ from saten_runtime.lazy import lazily
 if TYPE_CHECKING:
     from saten_edge.checkpoints.selection import Selection
     from saten_edge.decomposition.recipe import Recipe
-    from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions
+    from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions, TrimOptions
     from saten_edge.stages import bench, compress, evaluate, export, finetune, import_checkpoint, report
     from saten_edge.texts import read_texts
     from saten_edge.training.distillation import Distillation
     from saten_edge.training.schedule import Schedule
+    from saten_edge.trimming import trim
     from saten_runtime.accuracy.options import EvalOptions
     from saten_runtime.bench.plan import Plan
 
@@ -40,6 +41,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Selection",
+    "TrimOptions",
     "__version__",
     "bench",
     "compress",
@@ -49,12 +51,13 @@ __all__ = [
     "import_checkpoint",
     "read_texts",
     "report",
+    "trim",
 ]
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    **dict.fromkeys(("CompressOptions", "ExportOptions", "FinetuneOptions"), ".options"),
+    **dict.fromkeys(("CompressOptions", "ExportOptions", "FinetuneOptions", "TrimOptions"), ".options"),
     **dict.fromkeys(("bench", "compress", "evaluate", "export", "finetune", "import_checkpoint", "report"), ".stages"),
     "EvalOptions": "saten_runtime.accuracy.options",
     "Plan": "saten_runtime.bench.plan",
@@ -63,6 +66,7 @@ _MODULES = {
     "Schedule": ".training.schedule",
     "Selection": ".checkpoints.selection",
     "read_texts": ".texts",
+    "trim": ".trimming",
 }
 
 # When they are asked for: a command line that only prints its help needs no torch.

@@ -29,6 +29,7 @@ __all__ = [
     "OptimizeOptions",
     "PageOptions",
     "PhoneOptions",
+    "TrimOptions",
 ]
 
 DEFAULT_BUDGET = 0.25
@@ -274,6 +275,23 @@ class ExportOptions(ExportSettings):
         check_ranges(self)
         if self.prices is not None and self.device is not None:
             raise UsageError("--prices and --device: expected one of the two, for one device's prices choose")
+
+
+@dataclass(frozen=True)
+class TrimOptions:
+    """What stays of a vocabulary. vocabulary: entries in all; None is what the data uses and what every text needs.
+
+    Raises:
+        UsageError: a number out of its range.
+    """
+
+    vocabulary: int | None = option(
+        None, "Entries to keep, the most used first; by default all that the data uses or every text needs", low=1
+    )
+    judge: Path | None = option(None, "Data whose texts show what changed, in the form of --data; by default --data")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)

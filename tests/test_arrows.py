@@ -69,7 +69,7 @@ ROOMS = {
             "training",
             "reports",
         ),
-        *("devices", "phone", "integrations", "options", "recipes", "methods"),
+        *("devices", "phone", "integrations", "options", "recipes", "methods", "trimming"),
         *("stages", "optimize", "demo", "cli", "__main__"),
     ),
 }

@@ -62,7 +62,7 @@ from saten_runtime.vocabulary.tasks import (
     device_task,
 )
 
-__all__ = ["LoadedModel", "load_model", "save_model", "silent_transformers", "task_in"]
+__all__ = ["LoadedModel", "load_model", "save_model", "save_sentences", "silent_transformers", "task_in"]
 
 # Tokens of the shortest text that a graph can be traced for.
 SHORTEST_LENGTH = 2
@@ -247,16 +247,21 @@ def save_model(
         with silent_transformers(), streamed_saving():
             loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
         (loaded.tokenizer or loaded.processor).save_pretrained(folder)
-        for name in (*loaded.sentences.settings, *loaded.sentences.weights):
-            (folder / name).parent.mkdir(exist_ok=True)
-        for name in loaded.sentences.settings:
-            shutil.copyfile(loaded.folder / name, folder / name)
-        for name, tensors in loaded.sentences.weights.items():
-            save_file(dict(tensors), folder / name, {"format": "pt"})
+        save_sentences(loaded, folder)
         for name, data in (extra or {}).items():
             (folder / name).write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if isinstance(getattr(loaded.model.config, "quantization_config", None), SatenConfig):
             seal(folder)
+
+
+def save_sentences(loaded: LoadedModel, folder: Path) -> None:
+    """Write what sentence-transformers keeps beside the model into a folder that is there."""
+    for name in (*loaded.sentences.settings, *loaded.sentences.weights):
+        (folder / name).parent.mkdir(exist_ok=True)
+    for name in loaded.sentences.settings:
+        shutil.copyfile(loaded.folder / name, folder / name)
+    for name, tensors in loaded.sentences.weights.items():
+        save_file(dict(tensors), folder / name, {"format": "pt"})
 
 
 def task_in(folder: Path) -> str:

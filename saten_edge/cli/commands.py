@@ -28,6 +28,7 @@ from saten_edge.cli.options import expanded
 from saten_edge.cli.phone import phone
 from saten_edge.cli.push import push
 from saten_edge.cli.report import report
+from saten_edge.cli.trim import trim
 from saten_edge.cli.validate import validate
 from saten_runtime.errors import SatenError, system_refusal
 from saten_runtime.records.plain_text import printable
@@ -38,6 +39,7 @@ __all__ = ["app", "main"]
 Commands = Mapping[str, Callable[..., None]]
 
 COMMANDS: Commands = {
+    "trim": trim,
     "compress": compress,
     "import": import_checkpoint,
     "finetune": finetune,

@@ -9,7 +9,7 @@ from saten_runtime.records.plain_text import align
 if TYPE_CHECKING:
     from saten_edge.phone import Run
 
-__all__ = ["evaluation_table", "layers_table", "metrics_table", "run_tables"]
+__all__ = ["evaluation_table", "layers_table", "metrics_table", "run_tables", "trim_table"]
 
 # A parameter that stayed dense is named in the table if it is this share of what is stored.
 _SHOWN_SHARE = 0.01
@@ -57,6 +57,32 @@ def _dense_table(dense: dict[str, int], stored: int) -> str:
     listed = {**large, f"{len(dense) - len(large)} smaller parameters": smaller, "all": sum(dense.values())}
     rows = [(name, str(size), f"{size / stored:.3f}") for name, size in listed.items()]
     return align([("kept dense", "bytes", "of all stored"), *rows])
+
+
+def trim_table(found: dict[str, Any]) -> str:
+    """Sizes before and after trimming, and how texts and outputs changed; the content of `saten_trim.json`."""
+    entries, pieces, outputs = found["vocabulary"], found["pieces"], found["outputs"]
+    pairs = {
+        "entries": entries["entries"],
+        "bytes of weights": found["weights_bytes"],
+        "pieces per text": pieces["pieces_per_text"],
+        "unknown pieces": pieces["unknown_pieces"],
+    }
+    rows = [(name, *(f"{number:,}" for number in pair), f"{_share(*pair):.3f}") for name, pair in pairs.items()]
+    return "\n".join(
+        [
+            align([("", "before", "after", "ratio"), *rows]),
+            f"{entries['used']:,} entries are used by the data, {entries['needed']:,} needed by every text",
+            f"{pieces['unchanged']:.2%} of {pieces['texts']:,} texts keep their pieces",
+            f"{outputs['of']}, {outputs['texts']} texts: relative change {outputs['mean_change']:.2g} on average, "
+            f"{outputs['largest_change']:.2g} at most; {outputs['largest_change_of_these']:.2g} at most in the "
+            f"{outputs['texts_unchanged']} texts that keep their pieces",
+        ]
+    )
+
+
+def _share(before: float, after: float) -> float:
+    return after / before if before else 1.0
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

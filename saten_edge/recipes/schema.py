@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions, OptimizeOptions
+from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions, OptimizeOptions, TrimOptions
 from saten_edge.recipes.lines import Lines, read_yaml, write_yaml
 from saten_runtime.bundle.folder import Bundle
 from saten_runtime.bundle.manifest import MANIFEST_FILE
@@ -35,6 +35,7 @@ Kind = TypeVar("Kind")
 # stage → the dataclass of its options, and those of its fields that say where things are, not what is made of them
 STAGES: Mapping[str, tuple[type, frozenset[str]]] = {
     "optimize": (OptimizeOptions, frozenset({"workers", "engine", "address", "prices", "emulated"})),
+    "trim": (TrimOptions, frozenset({"judge"})),
     "compress": (CompressOptions, frozenset()),
     "finetune": (FinetuneOptions, frozenset({"columns", "teacher", "judge", "judge_split"})),
     "export": (ExportOptions, frozenset({"task", "name", "dense", "judge", "max_loss", "device"})),

@@ -19,6 +19,7 @@ from saten_edge.texts import write_lines
 Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMANDS = typer.main.get_command(cli.app).commands
 NAMES = [
+    "trim",
     "compress",
     "import",
     "finetune",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from saten_edge.decomposition.recipe import Recipe as Decomposition
-from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions, OptimizeOptions
+from saten_edge.options import CompressOptions, ExportOptions, FinetuneOptions, OptimizeOptions, TrimOptions
 from saten_edge.recipes import given_by, merged, other_inputs, read_recipe, recorded, stages_in, write_recipe
 from saten_edge.recipes.schema import STAGES
 from saten_edge.training.distillation import Distillation
@@ -19,6 +19,7 @@ from saten_runtime.errors import UsageError
 
 CHANGED = {
     "optimize": OptimizeOptions(max_mb=3.5, trials=4),
+    "trim": TrimOptions(vocabulary=9000),
     "compress": CompressOptions(0.3, "2:4", recipe=Decomposition(order=3, share=0.25)),
     "finetune": FinetuneOptions(schedule=Schedule(steps=7, learning_rate=1e-5), distillation=Distillation(("logits",))),
     "export": ExportOptions("int8", rows=1),
