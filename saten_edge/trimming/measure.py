@@ -66,10 +66,14 @@ def compare_outputs(
 ) -> dict[str, Any]:
     """The relative change ‖b − a‖ / ‖a‖ of what both say of each of `COMPARED` texts at most, as JSON.
 
-    That is a classification's logits, or else the vector of the whole text. kept: texts that keep their pieces, whose
-    outputs are the same numbers. Each text is read alone, as products of another shape would round otherwise.
+    That is a classification's logits, an embedding, or else the mean of the last block's outputs. kept: texts that keep
+    their pieces, whose outputs are the same numbers. For that each text is read alone, and weights lie in memory of
+    their own: in products of another shape, or of numbers at another address, sums may be rounded otherwise.
     """
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(COMPARED, len(texts))).astype(int))
+    for loaded in (before, after):
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.clone()
     changes = []
     for done, k in enumerate(chosen):
         advance(done, len(chosen), "outputs compared")
@@ -77,13 +81,18 @@ def compare_outputs(
         changes.append(float((second - first).norm() / first.norm().clamp(min=1e-30)))
     found, same = np.array(changes), kept[chosen]
     return {
-        "of": "logits" if HUB_TASKS[before.task].per_item else "the vector of the text",
+        "of": _compared(before.task),
         "texts": len(chosen),
         "largest_change": float(found.max()),
         "mean_change": float(found.mean()),
         "texts_unchanged": int(same.sum()),
         "largest_change_of_these": float(found[same].max(initial=0.0)),
     }
+
+
+def _compared(task: str) -> str:
+    row = HUB_TASKS[task]
+    return "logits" if row.per_item else "embeddings" if row.pooled else "means of the last block's outputs"
 
 
 @torch.no_grad()
@@ -93,5 +102,6 @@ def _said(loaded: LoadedModel, text: str) -> Tensor:
     if HUB_TASKS[loaded.task].per_item:
         logits: Tensor = loaded.model(**inputs).logits
         return logits[0].double()
-    hidden = loaded.model.base_model(**inputs).last_hidden_state
-    return loaded.pool(hidden, inputs["attention_mask"])[0].double()
+    hidden: Tensor = loaded.model.base_model(**inputs).last_hidden_state
+    pooled = loaded.pool(hidden, inputs["attention_mask"]) if HUB_TASKS[loaded.task].pooled else hidden.mean(1)
+    return pooled[0].double()

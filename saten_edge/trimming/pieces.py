@@ -68,8 +68,8 @@ class WordPiece(Pieces):
         """The first as it begins a word or goes on with one, the others as they go on."""
         prefix = self.model["continuing_subword_prefix"]
         goes_on = piece.startswith(prefix) and piece != prefix
-        first, *rest = piece.removeprefix(prefix) if goes_on else piece
-        return [prefix * goes_on + first, *(prefix + letter for letter in rest)]
+        body = piece.removeprefix(prefix) if goes_on else piece
+        return [prefix + letter if goes_on or k else letter for k, letter in enumerate(body)]
 
 
 class Bpe(Pieces):
