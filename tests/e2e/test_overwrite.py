@@ -14,6 +14,7 @@ Command = Callable[..., Done]
 
 # command → its options, and the place of the output in a refusal
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "trim": ("trim", "{model}", "--data", "{data}", "-q"),
     "compress": ("compress", "{model}", "--rounds", "1", "-q"),
     "finetune": ("finetune", "{model}", "--data", "{data}", "--teacher", "{model}", "--steps", "1", "-q"),
     "import": ("import", "{model}", "--base", "{model}", "-q"),
