@@ -144,7 +144,7 @@ RIVALS = tuple(Candidate("dense", precision) for precision in PRECISIONS)
 # Where a search begins: what won in the benchmarks of encoders and decoders.
 STARTS = (
     Candidate("saten", "int8", 0.285, "grouped", 32),
-    Candidate("saten", "int8", 0.4, "grouped", 16, prefer="speed"),
+    Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed"),
     Candidate("svd", "int8", 0.25),
     Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables"),
 )
