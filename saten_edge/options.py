@@ -43,9 +43,10 @@ METHODS: Mapping[str, frozenset[str]] = {
     "saten": frozenset({"budget", "size", "bits", "precision", "tables", "pattern", "group", "allocation", "recipe"}),
     "flat": frozenset({"keep", "head_keep", "ranks"}),
     "ptnn": frozenset({"tolerance", "pattern", "group", "recipe"}),
+    "gptq": frozenset({"precision"}),
 }
-# Methods that leave a dense model, so that another may follow.
-FIRST = ("flat",)
+# Methods that leave a dense model, so that another may follow, and those that may not.
+FIRST, ALONE = ("flat",), ("gptq",)
 RANKS = ("iprs", "uniform")
 
 
@@ -58,7 +59,8 @@ class CompressOptions:
     that cannot be narrower.
     ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
     tolerance: relative error of the output that PTNN allows.
-    precision: of the bundle whose bytes are counted; None counts those of the checkpoint, whose numbers are float32.
+    precision: of the bundle whose bytes are counted, and for which GPTQ rounds; None counts those of the checkpoint, whose
+    numbers are float32.
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, with a precision of what
     they take dense at it, or what eps and density of the recipe say. size: of all weights of the bundle, such as "8MB";
     bits: stored bits for each weight of the matrices, scales and places included; either of them in the place of a
@@ -95,12 +97,12 @@ class CompressOptions:
     precision: str | None = option(
         None,
         "Precision of the bundle to come, whose bytes count: fp32, fp16, int8, int8-block, int4, int4-128 or int2; "
-        "by default the checkpoint's bytes do",
+        "by default the checkpoint's bytes do. --method gptq rounds for it",
     )
     method: str = option(
         "saten",
-        "Method: saten (tensor train + residual), flat (fewer MLP channels and narrower heads), or ptnn (saten where "
-        "the output stays within --tolerance)",
+        "Method: saten (tensor train + residual), flat (fewer MLP channels and narrower heads), ptnn (saten where the "
+        "output stays within --tolerance), or gptq (linear layers rounded for --precision int4, int4-128 or int2)",
     )
     then: str | None = option(None, "Method that goes on with what --method flat leaves: saten or ptnn")
     keep: float | None = option(
@@ -131,9 +133,9 @@ class CompressOptions:
             given = getattr(self, name)
             if given is not None and given not in known:
                 raise UsageError(f"--{name} {given}: there is no such one; there are: {', '.join(known)}")
-        if self.then and (self.method not in FIRST or self.then in FIRST):
+        if self.then and (self.method not in FIRST or self.then in (*FIRST, *ALONE)):
             raise UsageError(
-                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second"
+                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second, saten or ptnn"
             )
         if self.tables is not None and not 0 < self.tables < 1:
             raise UsageError(f"--tables {self.tables:g}: expected a share above 0 and below 1")

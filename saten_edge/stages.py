@@ -79,7 +79,7 @@ def compress(
         What `saten_layers.json` in `out` holds; nothing from the others of torchrun. "layers": for each, name, shape
         (in, out), ranks, nnz of the residual, bytes with indices, dense_bytes, and error, relative to the dense weights
         (see `Metric`); "dense": bytes of each parameter that stayed dense. With a precision the bytes are those of the
-        bundle to come, and "stored" says what was asked for and reached: precision, asked, layers, bits for each weight
+        bundle to come, and of Saten "stored" says what was asked for and reached: precision, asked, layers, bits for each weight
         of these, beside, and bytes of all.
 
     Raises:
@@ -422,7 +422,7 @@ def _save_compressed(
     changed = {f"{row.name}.weight" for row in rows}  # of a method that makes smaller dense layers, they are there yet
     dense = {name: size for name, size in dense_layers(loaded.model, precision).items() if name not in changed}
     table: dict[str, Any] = {"layers": [dataclasses.asdict(row) for row in rows], "dense": dense}
-    if precision is not None:
+    if precision is not None and "saten" in options.methods:
         table["stored"] = reached(loaded, rows, precision, options.asked)
     save_model(loaded, out, extra={LAYERS_FILE: table}, overwrite=overwrite)
     return table

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saten_exporters.grids import keep_grids
 from saten_exporters.two_bits import FINEST, nearest_codes
 from saten_runtime.errors import ExportError
 from saten_runtime.run.products import EXACT_BYTES
@@ -195,7 +196,8 @@ def quantize_blocks(
 
     weights ≈ (codes − 2^(bits − 1)) · scales; the last block of a row is padded with codes of zero. The error is at
     most half a scale: the largest code is as far from zero as the smallest, so that nothing is cut off. That of two
-    bits is at most two thirds of the largest weight of a block, see `saten_exporters.two_bits`.
+    bits is at most two thirds of the largest weight of a block, see `saten_exporters.two_bits`. Blocks of 4 or 2 bits that
+    had as many before are kept as they are, see `saten_exporters.grids`.
 
     Raises:
         Unstorable: as `quantize_int8`.
@@ -209,7 +211,7 @@ def quantize_blocks(
         _check_scales(weights, FINEST)
         codes, scales = nearest_codes(blocks)
     else:
-        codes, scales = _symmetric(blocks, 2, zero - 1)
+        codes, scales = _symmetric(blocks, 2, zero - 1, grids=bits == 4)
     return (codes + zero).astype(np.uint8), scales[..., 0]
 
 
@@ -256,7 +258,8 @@ def has_offsets(weights: NDArray[np.float32], block: int) -> bool:
     codes, scales, offsets = _stepped(blocks)
     with_offsets = np.linalg.norm((codes * scales[..., None] + offsets[..., None] - blocks) / peak)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
-    steps = np.where(largest > 0, largest / 7, 1)
+    steps = np.where(largest > 0, largest / INT4_LARGEST, 1)
+    keep_grids(blocks, largest, steps, INT4_LARGEST)
     return bool(with_offsets < 0.25 * np.linalg.norm((np.rint(blocks / steps) * steps - blocks) / peak))
 
 
@@ -278,10 +281,16 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return functools.reduce(np.bitwise_or, shifted)
 
 
-def _symmetric(weights: NDArray[np.float32], axis: int, largest: int) -> tuple[NDArray[Any], NDArray[np.float32]]:
+def _symmetric(
+    weights: NDArray[np.float32], axis: int, largest: int, *, grids: bool = False
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Codes and scales; grids: blocks along the last axis that are on a coarser grid keep it."""
     _check_scales(weights, largest)
     peak: NDArray[Any] = np.abs(weights).max(axis=axis, keepdims=True, initial=0.0)
-    scales = np.where(peak >= largest * float(FP32.tiny), peak / largest, 1).astype(np.float32)
+    peak = np.where(peak >= largest * float(FP32.tiny), peak, 0)
+    scales = np.where(peak > 0, peak / largest, 1).astype(np.float32)
+    if grids:
+        keep_grids(weights, peak, scales, largest)
     return np.rint(weights / scales), scales
 
 

@@ -27,7 +27,8 @@ Array = NDArray[Any]
 def nearest_codes(blocks: NDArray[np.float32]) -> tuple[Array, NDArray[np.float32]]:
     """Codes from −2 to 1, of the shape of `blocks` (…, block), and scales (…, 1) of either sign.
 
-    blocks ≈ codes · scales, with the least squared error that one of `REACHES` gives. A block of zeros, or of numbers
+    blocks ≈ codes · scales, with the least squared error that one of `REACHES` gives. Levels that are there already are
+    kept: the last of `REACHES` finds those with a code of −2, and those without have one size. A block of zeros, or of numbers
     too small for a scale that float32 holds, has scale 1 and codes of zero.
     """
     peak: Array = np.abs(blocks).max(axis=-1, keepdims=True, initial=0.0)
@@ -39,6 +40,8 @@ def nearest_codes(blocks: NDArray[np.float32]) -> tuple[Array, NDArray[np.float3
         lost = np.square(_codes(units, np.float32(each)) * np.float32(each) - units).sum(axis=-1, keepdims=True)
         reach = np.where(lost < least, np.float32(each), reach)
         least = np.minimum(lost, least)
+    alone = ((units == 0) | (np.abs(units) == 1)).all(axis=-1, keepdims=True) & (least > 0)
+    reach = np.where(alone, np.float32(1), reach)
     scales = (peak * reach).astype(np.float32)
     codes = _codes(blocks, scales)
     return codes, np.where(codes.any(axis=-1, keepdims=True), scales, 1).astype(np.float32)

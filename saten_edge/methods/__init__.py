@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from saten_edge.methods.flat import FLAT
+from saten_edge.methods.gptq import GPTQ
 from saten_edge.methods.method import Job, Method
 from saten_edge.methods.ptnn import PTNN
 from saten_edge.methods.saten import SATEN
@@ -14,7 +15,7 @@ from saten_runtime.errors import UsageError
 __all__ = ["METHODS", "check_shared", "follow"]
 
 # --method → what it does; the names are those of `saten_edge.options.METHODS`.
-METHODS: dict[str, Method] = {"saten": SATEN, "flat": FLAT, "ptnn": PTNN}
+METHODS: dict[str, Method] = {"saten": SATEN, "flat": FLAT, "ptnn": PTNN, "gptq": GPTQ}
 
 
 def check_shared(ranks: Ranks, names: Sequence[str], calibrated: bool) -> None:

@@ -30,6 +30,7 @@ from saten_edge.checkpoints.modules import (
     scale_of,
 )
 from saten_edge.decomposition.residual import scatter
+from saten_exporters.grids import keep_grids
 from saten_exporters.quantize import INT8_LARGEST, PRECISIONS, SMALLEST_WEIGHT, Precision, in_blocks
 from saten_exporters.tracing.mixed import round_to_bytes
 from saten_runtime.errors import UsageError
@@ -134,7 +135,10 @@ def round_along(weight: Tensor, dim: int, how: Precision) -> Tensor:
         block = how.block or max(width, 1)
         padded = functional.pad(lines, (0, -width % block)).reshape(*lines.shape[:-1], -1, block)
         largest = INT8_LARGEST if how.bits == 8 else (1 << (how.bits - 1)) - 1
-        scales = _scales(padded.abs().amax(-1, keepdim=True), largest)
+        peaks = padded.abs().amax(-1, keepdim=True)
+        scales = _scales(peaks, largest)
+        if how.bits == 4 and how.block:
+            keep_grids(padded, peaks, scales, largest)
         codes = ((padded / scales).round() * scales).flatten(-2)[..., :width].movedim(-1, dim)
     return _straight(weight, codes)
 

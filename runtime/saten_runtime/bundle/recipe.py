@@ -30,6 +30,17 @@ _MOST_STAGES = 64
 _MOST_ITEMS = 10_000
 _MOST_CHARACTERS = 1_000
 _LARGEST = 1 << 63
+# stage that makes weights for a precision → what to say where another one is asked for
+_MADE_FOR = {
+    "compress": (
+        "the compression counted the bytes of {0}, and split them for it; --precision {0} keeps to the size that was "
+        "asked for"
+    ),
+    "gptq": (
+        "the weights were rounded for {0}, and any other rounds them again or stores more than is in them; "
+        "--precision {0} keeps them as they are"
+    ),
+}
 _SHOWN_ITEMS, _SHOWN_DIGITS = 8, 12
 
 
@@ -60,14 +71,12 @@ class Recipe:
         return Recipe((*self.stages, stage))
 
     def other_precision(self, given: Sequence[str]) -> list[str]:
-        """What to say of precisions that leave out the one at which the compression counted bytes; else nothing."""
-        found = [stage.options.get("precision") for stage in self.stages if stage.stage == "compress"]
-        if not found or found[-1] is None or found[-1] in given:
+        """What to say of precisions that leave out the one that the weights were made for; else nothing."""
+        found = [(stage.stage, stage.options.get("precision")) for stage in self.stages if stage.stage in _MADE_FOR]
+        if not found or found[-1][1] is None or found[-1][1] in given:
             return []
-        return [
-            f"--precision {','.join(given)}: the compression counted the bytes of {found[-1]}, and split them for it; "
-            f"--precision {found[-1]} keeps to the size that was asked for"
-        ]
+        stage, precision = found[-1]
+        return [f"--precision {','.join(given)}: {_MADE_FOR[stage].format(precision)}"]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain JSON data, one object per stage."""
