@@ -59,8 +59,8 @@ class CompressOptions:
     that cannot be narrower.
     ranks: how layers share them, "iprs" by how much each turns its input, or "uniform"; None is "iprs" for a decoder.
     tolerance: relative error of the output that PTNN allows.
-    precision: of the bundle whose bytes are counted, and for which GPTQ rounds; None counts those of the checkpoint, whose
-    numbers are float32.
+    precision: of the bundle whose bytes are counted, and for which GPTQ rounds; None counts those of the checkpoint,
+    whose numbers are float32.
     budget: share of the dense float32 bytes of the matrices, 0 to 1; None is `DEFAULT_BUDGET`, with a precision of what
     they take dense at it, or what eps and density of the recipe say. size: of all weights of the bundle, such as "8MB";
     bits: stored bits for each weight of the matrices, scales and places included; either of them in the place of a
@@ -135,7 +135,8 @@ class CompressOptions:
                 raise UsageError(f"--{name} {given}: there is no such one; there are: {', '.join(known)}")
         if self.then and (self.method not in FIRST or self.then in (*FIRST, *ALONE)):
             raise UsageError(
-                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second, saten or ptnn"
+                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second, saten or "
+                "ptnn"
             )
         if self.tables is not None and not 0 < self.tables < 1:
             raise UsageError(f"--tables {self.tables:g}: expected a share above 0 and below 1")

@@ -79,8 +79,8 @@ def compress(
         What `saten_layers.json` in `out` holds; nothing from the others of torchrun. "layers": for each, name, shape
         (in, out), ranks, nnz of the residual, bytes with indices, dense_bytes, and error, relative to the dense weights
         (see `Metric`); "dense": bytes of each parameter that stayed dense. With a precision the bytes are those of the
-        bundle to come, and of Saten "stored" says what was asked for and reached: precision, asked, layers, bits for each weight
-        of these, beside, and bytes of all.
+        bundle to come, and of Saten "stored" says what was asked for and reached: precision, asked, layers, bits for
+        each weight of these, beside, and bytes of all.
 
     Raises:
         UsageError: `out` cannot be written, options contradict each other, the model is compressed already, or what was

@@ -1,7 +1,7 @@
 """Blocks that had few bits before keep the grid they are on.
 
-Rounding to the nearest takes the largest code for a block's largest weight. Weights that are whole steps of a scale whose
-largest code is smaller, as rounding with error feedback leaves some, would be rounded a second time.
+Rounding to the nearest takes the largest code for a block's largest weight. Weights that are whole steps of a scale
+whose largest code is smaller, as rounding with error feedback leaves some, would be rounded a second time.
 """
 
 from __future__ import annotations

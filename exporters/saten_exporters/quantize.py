@@ -196,8 +196,8 @@ def quantize_blocks(
 
     weights ≈ (codes − 2^(bits − 1)) · scales; the last block of a row is padded with codes of zero. The error is at
     most half a scale: the largest code is as far from zero as the smallest, so that nothing is cut off. That of two
-    bits is at most two thirds of the largest weight of a block, see `saten_exporters.two_bits`. Blocks of 4 or 2 bits that
-    had as many before are kept as they are, see `saten_exporters.grids`.
+    bits is at most two thirds of the largest weight of a block, see `saten_exporters.two_bits`. Blocks of 4 or 2 bits
+    that had as many before are kept as they are, see `saten_exporters.grids`.
 
     Raises:
         Unstorable: as `quantize_int8`.

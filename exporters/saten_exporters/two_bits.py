@@ -28,8 +28,8 @@ def nearest_codes(blocks: NDArray[np.float32]) -> tuple[Array, NDArray[np.float3
     """Codes from −2 to 1, of the shape of `blocks` (…, block), and scales (…, 1) of either sign.
 
     blocks ≈ codes · scales, with the least squared error that one of `REACHES` gives. Levels that are there already are
-    kept: the last of `REACHES` finds those with a code of −2, and those without have one size. A block of zeros, or of numbers
-    too small for a scale that float32 holds, has scale 1 and codes of zero.
+    kept: the last of `REACHES` finds those with a code of −2, and those without have one size. A block of zeros, or of
+    numbers too small for a scale that float32 holds, has scale 1 and codes of zero.
     """
     peak: Array = np.abs(blocks).max(axis=-1, keepdims=True, initial=0.0)
     peak = np.where(peak >= FINEST * np.finfo(np.float32).tiny, peak, 1).astype(np.float32)

@@ -1,9 +1,9 @@
 """Rounding with error feedback: GPTQ (Frantar et al., arXiv 2210.17323), on the grids that a bundle stores.
 
-A layer computes x M, and an error E in M costs tr(Eᵀ Σ E), Σ = E[xᵀx]. Inputs are rounded one after the other. What the
-rounding of one does to the outputs, those that are not rounded yet make up for as far as Σ allows: with Σ⁻¹ = Uᵀ U and U
-upper triangular, an error e in row i is answered by −(U_ij / U_ii) e in every row j > i. A block's scale is chosen when
-its turn comes, of the weights as they are by then, because what earlier blocks left is in them.
+A layer computes x M, and an error E in M costs tr(Eᵀ Σ E), Σ = E[xᵀx]. Inputs are rounded one after the other. What
+the rounding of one does to the outputs, those that are not rounded yet make up for as far as Σ allows: with Σ⁻¹ = Uᵀ U
+and U upper triangular, an error e in row i is answered by −(U_ij / U_ii) e in every row j > i. A block's scale is
+chosen when its turn comes, of the weights as they are by then, because what earlier blocks left is in them.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_what_is_kept_depends_on_what_is_to_be_left(options, kept):
         ({"head_keep": 0.0}, r"--head-keep 0: expected a share above 0, and 1 at most"),
         ({"head_keep": 1.1}, r"--head-keep 1.1: expected a share above 0, and 1 at most"),
         ({"ranks": "equal"}, r"--ranks equal: there is no such one; there are: iprs, uniform"),
-        ({"method": "flatter"}, r"--method flatter: there is no such one; there are: saten, flat, ptnn"),
+        ({"method": "flatter"}, r"--method flatter: there is no such one; there are: saten, flat, ptnn, gptq"),
         ({"then": "flat"}, r"--then flat cannot follow --method flat"),
         ({"method": "saten", "then": "saten"}, r"--then saten cannot follow --method saten"),
         ({"method": "saten", "keep": 0.5}, r"--keep is for --method flat, but this is --method saten"),
