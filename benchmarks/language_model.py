@@ -71,6 +71,8 @@ METHODS: dict[str, tuple[object, ...]] = {
     "saten-grouped 0.25": (*GROUPED, "--budget", 0.25),
     "saten-u 0.50 of MLPs": (*U, "--budget", 0.5, *MLPS),
 }
+# models that are rounded for one precision, at which alone they have a row
+GPTQ = {f"gptq {precision}": precision for precision in ("int4-128", "int2")}
 AFTER = " + 1 M tokens"  # of a model that learned from the dense one
 TRAINED = ("saten-u 0.50", "saten-u 0.25", "saten-1:8 0.25")
 # llama.cpp's names of file types
@@ -91,6 +93,7 @@ ROWS = {
         Row("genai int4", "genai", "dense", "int4"),
         Row(FILE, "llama.cpp", "dense", ""),
         *(Row(f"llama.cpp {kind}", "llama.cpp", "dense", kind) for kind in QUANTIZED),
+        *(Row(f"ORT {model}", "onnxruntime", model, precision) for model, precision in GPTQ.items()),
         *(row for model in METHODS for row in ours(model, "int8", "int4")),
         *(row for model in TRAINED for row in ours(model + AFTER, "int8", "int4")),
     )
@@ -171,7 +174,8 @@ class Maker:
 
     def _compress(self, model: str, out: Path) -> None:
         given = ("--calibration", self._calibration, "--texts", CALIBRATING, "--exclude", "*embed*")
-        saten_edge("compress", self.model, "-o", out, *given, *METHODS[model], threads=1)
+        how = ("--method", "gptq", "--precision", GPTQ[model]) if model in GPTQ else METHODS[model]
+        saten_edge("compress", self.model, "-o", out, *given, *how, threads=1)
 
     def _export(self, row: Row, out: Path) -> None:
         source = self.model if row.model == "dense" else self.checkpoint(row.model)

@@ -49,6 +49,8 @@ TRAINS = ("--pattern", "none", "--train", "tt-svd")
 # What is left of a language model below the last of them says nothing.
 BUDGETS, SMALLEST = (0.75, 0.5, 0.25, 0.1), 0.5
 BOUNDS = (0.05, 0.1, 0.2, 0.3, 0.5)
+# Precisions at which rounding loses something.
+FEW_BITS = ("int4-128", "int2")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ ROWS = {
         Row(DENSE, None),
         Row("dense int8", None, "int8"),
         Row("dense int4", None, "int4"),
+        *(Row(f"dense {bits}", None, bits) for bits in FEW_BITS),
+        *(Row(f"gptq {bits}", ("--method", "gptq", "--precision", bits), bits) for bits in FEW_BITS),
         *(Row(f"flat {keep:.2f}", (*FLAT, keep), decoders=keep >= SMALLEST) for keep in (0.9, 0.75, 0.5, 0.25)),
         Row("flat 0.75 int8", (*FLAT, 0.75), "int8"),
         *(Row(f"svd {budget:.2f}", ("--budget", budget, *SVD), decoders=budget >= SMALLEST) for budget in BUDGETS),
