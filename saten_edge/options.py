@@ -134,10 +134,7 @@ class CompressOptions:
             if given is not None and given not in known:
                 raise UsageError(f"--{name} {given}: there is no such one; there are: {', '.join(known)}")
         if self.then and (self.method not in FIRST or self.then in (*FIRST, *ALONE)):
-            raise UsageError(
-                f"--then {self.then} cannot follow --method {self.method}; only --method flat has a second, saten or "
-                "ptnn"
-            )
+            raise UsageError(f"--then {self.then} cannot follow --method {self.method}; saten or ptnn can follow flat")
         if self.tables is not None and not 0 < self.tables < 1:
             raise UsageError(f"--tables {self.tables:g}: expected a share above 0 and below 1")
         if self.keep is not None and not 0 < self.keep < 1:

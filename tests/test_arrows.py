@@ -44,6 +44,7 @@ ROOMS = {
     ),
     "saten_exporters": (
         "exportable",
+        "grids",
         "two_bits",
         "quantize",
         "forms",

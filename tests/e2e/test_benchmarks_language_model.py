@@ -24,7 +24,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_every_row_has_a_name_an_engine_and_a_model(program):
     rows = program.ROWS.values()
     assert {row.engine for row in rows} == set(program.MODULES)
-    assert {row.model.removesuffix(program.AFTER) for row in rows} == {"dense", *program.METHODS}
+    assert {row.model.removesuffix(program.AFTER) for row in rows} == {"dense", *program.METHODS, *program.GPTQ}
     assert len({program.slug(row.name) for row in rows}) == len(rows)
     assert set(program.QUICK) <= set(program.ROWS)
     assert [row.kernels for row in rows if row.engine == "onnxruntime" and row.model == "dense"] == [None] * 6
