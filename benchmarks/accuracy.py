@@ -322,20 +322,25 @@ def score(values: Sequence[float]) -> str:
 
 
 def picture(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Scores over the bytes of the bundle: a panel per task, a colour per method, a style per length of training."""
-    drawings = {}
+    """Scores over the bytes of the bundle: a panel per task, a colour per method, a style per length of training.
+
+    A row with a trimmed vocabulary has the colour of the one without, and crosses.
+    """
+    drawings, methods = {}, (*RIVALS, *METHODS)
+    colors = dict(zip((method for method in methods if method not in TRIMMED), COLORS.values(), strict=True))
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         if len(own) == 1:  # a teacher alone says nothing
             continue
         lines, lengths = [], sorted({row["steps"] for row in own}, reverse=True)
-        for method, color in zip((*RIVALS, *METHODS), COLORS.values(), strict=False):
+        for method in methods:
+            color, marker = colors[TRIMMED.get(method, method)], "x" if method in TRIMMED else "."
             for steps, style in zip(lengths, itertools.cycle(STYLES), strict=False):
                 same = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
                 points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in same)
                 name = method if steps == lengths[0] else f"{method}, {steps} steps"
                 if points:
-                    lines.append(Line(name, *map(list, zip(*points, strict=True)), color, style))
+                    lines.append(Line(name, *map(list, zip(*points, strict=True)), color, style, marker))
         if lines:
             drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
     return panels("Accuracy over bytes", drawings) if drawings else None

@@ -24,13 +24,14 @@ BAR_INCHES, PANEL_INCHES = 0.22, (4.2, 3.0)
 
 @dataclass(frozen=True)
 class Line:
-    """One line over x; style: as Matplotlib has it, `PREDICTED` for what was not measured."""
+    """One line over x; style and marker: as Matplotlib has them, style `PREDICTED` for what was not measured."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     color: str
     style: str = "-"
+    marker: str = "."
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -56,7 +57,7 @@ def panels(title: str, drawings: Mapping[str, tuple[str, str, Sequence[Line]]], 
     for place, (name, (below, beside, lines)) in enumerate(drawings.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         for line in lines:
-            marker = None if line.style == PREDICTED else "."
+            marker = None if line.style == PREDICTED else line.marker
             axes.plot(line.x, line.y, line.style, color=line.color, marker=marker, label=line.label or "_")
         axes.set(title=name, xlabel=below, ylabel=beside, xscale="log", yscale="log")
         _plain_ticks(axes, sorted({x for line in lines for x in line.x}))
