@@ -102,7 +102,7 @@ def test_what_a_family_does_not_have_changes_nothing():
 
 def test_speed_is_preferred_where_a_split_is_measured_for_the_target_of_the_search():
     fast = STARTS[1]
-    assert fast.label == "saten-int8-0.4-grouped-g16-speed"
+    assert fast.label == "saten-int8-0.25-grouped-g16-speed"
     assert fast.compress.recipe.prefer == "speed"
     assert fast.compress_for("arm64").recipe.timed_on == "arm64"
     fixed, accurate = dataclasses.replace(fast, split="0.5"), dataclasses.replace(fast, prefer="accuracy")
