@@ -45,7 +45,7 @@ METHODS: Mapping[str, frozenset[str]] = {
     "ptnn": frozenset({"tolerance", "pattern", "group", "recipe"}),
     "gptq": frozenset({"precision"}),
 }
-# Methods that leave a dense model, so that another may follow, and those that may not.
+# Methods that leave a dense model for another to go on with, and those that go on with no other's.
 FIRST, ALONE = ("flat",), ("gptq",)
 RANKS = ("iprs", "uniform")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 __all__ = ["STEPS_BETWEEN", "give_back"]
 
-# Batches of many lengths leave the heap full of holes, of which glibc gives none back but those at its end: within 20
-# steps a MiniLM holds a gigabyte that it does not use, and within some hundred twice that.
+# Batches of many lengths leave the heap full of holes, of which glibc gives none back but those at its end: after 20
+# steps a MiniLM holds a gigabyte that it does not use, and after a long training several.
 STEPS_BETWEEN = 10
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saten_edge.decomposition.gptq import DAMPING, Feedback, round_matrix
 from saten_exporters.quantize import PRECISIONS, in_blocks, quantize_blocks
+from saten_exporters.two_bits import REACHES
 from saten_runtime.errors import DataError
 
 ROUNDED = ("int4", "int4-128", "int2")
@@ -105,8 +106,10 @@ def test_blocks_that_are_on_no_grid_keep_their_codes(bits):
     if bits == 4:
         assert np.array_equal(scales, (peak / 7).astype(np.float32))
     else:
-        assert (np.abs(scales) <= peak / 2).all()
-    assert codes.max() < 1 << bits
+        assert np.isin(np.abs(scales), [(peak * np.float32(reach)).astype(np.float32) for reach in REACHES]).all()
+    steps = np.rint(weights.reshape(64, -1, 64) / scales[..., None])
+    lowest, highest = {4: (-7, 7), 2: (-2, 1)}[bits]
+    assert np.array_equal(codes.astype(int) - (1 << bits - 1), np.clip(steps, lowest, highest))
 
 
 @pytest.mark.parametrize("largest", range(1, 8))
