@@ -25,7 +25,6 @@ from saten_edge.training.data import Batches
 from saten_edge.training.distillation import Distillation
 from saten_edge.training.heads import output_layer, outputs
 from saten_edge.training.losses import Fraction, Sides
-from saten_edge.training.memory import STEPS_BETWEEN, give_back
 from saten_edge.training.objectives import Loss, Training
 from saten_edge.training.pooling import pooling_of
 from saten_edge.training.schedule import Clock, Progress, Schedule, rate
@@ -200,10 +199,7 @@ class SatenTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
-    """Ends the training when its time is over, tells of each step, and takes up the clock of a resumed training.
-
-    Every few steps it gives memory back.
-    """
+    """Ends the training when its time is over, tells of each step, and takes up the clock of a resumed training."""
 
     def __init__(self, trainer: SatenTrainer) -> None:
         self._trainer = trainer
@@ -216,8 +212,6 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """Stop where steps or minutes are over."""
         if self._trainer.done >= 1:
             control.should_training_stop = True
-        if state.global_step % STEPS_BETWEEN == 0:
-            give_back()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any) -> None:
         """Tell of a step."""
