@@ -393,6 +393,7 @@ class OptimizeOptions:
     judge that no choice sees before the last. device: URLs of the devices on which the finalists are timed,
     ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them. prices: a file of
     `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an emulator's.
+    trim: candidates may know the words of the training texts alone, where the model's vocabulary can be trimmed.
 
     Raises:
         UsageError: a number out of its range, or no such objective or engine.
@@ -418,6 +419,12 @@ class OptimizeOptions:
     rounds: int = option(5, "Times that each bundle is started and measured", low=1)
     calibration_texts: int = option(256, "Texts of --data that weigh errors in compression", low=1)
     confirm: float = option(0.5, "Share of --judge that is held out to confirm the winner", low=0.1, high=0.9)
+    trim: bool = option(
+        True,
+        "Trim no vocabulary to the words of --data, for a bundle that is to read any text",
+        "--no-trim",
+        const=False,
+    )
     target: str = option(DEFAULT_TARGET, "Kind of device: x86-64, x86-64+kernels, arm64, web or mobile")
     seed: int = option(0, "Seed of the search, of new heads, and of the order of the examples", low=0)
     device: tuple[str, ...] = option(

@@ -8,7 +8,7 @@ from typing import Any
 
 from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.tasks import Input, Source, Task
-from saten_edge.options import ExportOptions, FinetuneOptions, OptimizeOptions
+from saten_edge.options import ExportOptions, FinetuneOptions, OptimizeOptions, TrimOptions
 from saten_edge.recipes import recorded
 from saten_edge.training.schedule import Schedule
 
@@ -31,12 +31,21 @@ class Chains:
 
     @property
     def dense(self) -> Input:
-        """The dense model that is compressed, learned from, and compared with."""
+        """The dense model that all others are made from and compared with."""
         if not self.headless:
             return self.model
         return Task(
             "finetune", self._finetuned(self.options.usual_steps, "fp32"), {"model": self.model, "data": self.data}
         )
+
+    @property
+    def trimmed(self) -> Task:
+        """That model, with the words of the training texts alone."""
+        return Task("trim", recorded("trim", TrimOptions()), {"model": self.dense, "data": self.data})
+
+    def dense_of(self, candidate: Candidate) -> Input:
+        """The dense model that a candidate is made from and learns from: both read the same pieces."""
+        return self.trimmed if candidate.trim else self.dense
 
     def bundle(self, candidate: Candidate, steps: int = 0) -> Task:
         """The bundle of a candidate after so many steps of fine-tuning."""
@@ -47,15 +56,15 @@ class Chains:
         return Task("export", options, {"model": self.checkpoint(candidate, steps), **priced})
 
     def checkpoint(self, candidate: Candidate, steps: int = 0) -> Input:
-        """The model of a candidate after so many steps of fine-tuning; the dense one as it is."""
-        how = candidate.compress_for(self.options.target)
+        """The model of a candidate after so many steps of fine-tuning; a dense one as it is."""
+        how, dense = candidate.compress_for(self.options.target), self.dense_of(candidate)
         if how is None:
-            return self.dense
+            return dense
         options = {**recorded("compress", how), "texts": self.options.calibration_texts}
-        compressed = Task("compress", options, {"model": self.dense, "data": self.data})
+        compressed = Task("compress", options, {"model": dense, "data": self.data})
         if not steps:
             return compressed
-        inputs: dict[str, Input] = {"model": compressed, "data": self.data, "teacher": self.dense}
+        inputs: dict[str, Input] = {"model": compressed, "data": self.data, "teacher": dense}
         return Task("finetune", self._finetuned(steps, candidate.precision), inputs)
 
     def judged(self, candidate: Candidate, part: str, steps: int = 0) -> Task:

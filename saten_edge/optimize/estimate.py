@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,11 +20,13 @@ from saten_edge.decomposition.prices import blank_parts, bundle_prices
 from saten_edge.decomposition.residual import VALUE_BYTES, NoResidual
 from saten_edge.optimize.space import Candidate
 from saten_edge.options import CompressOptions
+from saten_edge.trimming import Rows
 from saten_exporters.choice.cost import fastest_us, predicted_us
 from saten_exporters.choice.prices import Prices
 from saten_exporters.choice.settings import ExportSettings
 from saten_exporters.exportable import LayerParts
 from saten_exporters.forms import form_of
+from saten_runtime.errors import UsageError
 
 __all__ = ["Estimate", "Layers", "estimate", "layers_of"]
 
@@ -35,10 +37,33 @@ USUAL_SHARES = {"accuracy": 0.5, "speed": 1.0}
 
 @dataclass(frozen=True)
 class Layers:
-    """The matrices that can be compressed, (kind, in, out) by name, and the values that always stay in float32."""
+    """The matrices that can be compressed, (kind, in, out) by name, and the values that always stay in float32.
+
+    trimmed: the same of the model that knows the words of the training texts alone; None where the search has no such
+    model, and untrimmed says why.
+    """
 
     matrices: Mapping[str, tuple[str, int, int]]
     others: int
+    trimmed: Layers | None = None
+    untrimmed: str = ""
+
+    @property
+    def trims(self) -> bool:
+        """Whether candidates may be trimmed."""
+        return self.trimmed is not None
+
+    def of(self, candidate: Candidate) -> Layers:
+        """Those of the dense model that a candidate is made from.
+
+        Raises:
+            UsageError: a trimmed one, where there is no such model.
+        """
+        if not candidate.trim:
+            return self
+        if self.trimmed is None:
+            raise UsageError(f"{candidate.label}: no vocabulary is trimmed here: {self.untrimmed}")
+        return self.trimmed
 
     @property
     def values(self) -> int:
@@ -59,21 +84,32 @@ class Estimate:
     unpaid: str = ""
 
 
-def layers_of(model: Path) -> Layers:
-    """The layers of a dense model.
+def layers_of(model: Path, left: Rows | None = None) -> Layers:
+    """The layers of a dense model; left: those of what trimming leaves of it.
 
     Raises:
         SatenError: it cannot be read, has nothing to compress, or is compressed already.
     """
     loaded = load_model(model, dtype="auto")
     found = compressible_layers(loaded.model, EVERYTHING)
-    matrices = {name: _described(module) for name, module in found.items()}
-    compressed = sum(inputs * outputs for _, inputs, outputs in matrices.values())
-    return Layers(matrices, sum(each.numel() for each in loaded.model.parameters()) - compressed)
+    prefix = f"{loaded.model.base_model_prefix}."
+
+    def shape(name: str, tensor: torch.Tensor) -> Sequence[int]:
+        return left.shape(name.removeprefix(prefix), tensor.shape) if left else tensor.shape
+
+    weights = {name: shape(f"{name}.weight", cast(torch.Tensor, module.weight)) for name, module in found.items()}
+    matrices = {name: _described(found[name], weight) for name, weight in weights.items()}
+    whole = sum(prod(shape(*named)) for named in loaded.model.named_parameters())
+    return Layers(matrices, whole - sum(map(prod, weights.values())))
 
 
 def estimate(candidate: Candidate, layers: Layers, target: str, rows: int, prices: Prices | None = None) -> Estimate:
-    """What a candidate is predicted to take; prices: those that ship for the target by default."""
+    """What a candidate is predicted to take; prices: those that ship for the target by default.
+
+    Raises:
+        UsageError: as `Layers.of`.
+    """
+    layers = layers.of(candidate)
     size, us, unpaid = layers.others * VALUE_BYTES, 0.0, ""
     options, precision = candidate.compress, candidate.precision
     settings = ExportSettings(target=target, rows=rows, **candidate.export)
@@ -92,8 +128,8 @@ def estimate(candidate: Candidate, layers: Layers, target: str, rows: int, price
     return Estimate(size, us, unpaid)
 
 
-def _described(module: Any) -> tuple[str, int, int]:
-    rows, columns = module.weight.shape
+def _described(module: Any, shape: Sequence[int]) -> tuple[str, int, int]:
+    rows, columns = shape
     if isinstance(module, nn.Embedding):
         return "embedding", rows, columns
     return ("linear", columns, rows) if isinstance(module, nn.Linear) else ("linear", rows, columns)

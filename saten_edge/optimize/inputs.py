@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saten_edge.checkpoints.models import task_in
@@ -12,11 +12,18 @@ from saten_edge.optimize.judging import Judge, Scale, needs_head, read_judge, sc
 from saten_edge.options import OptimizeOptions
 from saten_edge.training.job import head_of
 from saten_edge.training.objectives import TRAININGS
-from saten_runtime.errors import UsageError
+from saten_edge.trimming import rows_left
+from saten_runtime.errors import ExportError, UsageError
 from saten_runtime.records.files import digest_of, sha256_file
-from saten_runtime.vocabulary.tasks import TEXT_CLASSIFICATION, TEXT_REGRESSION, device_task
+from saten_runtime.vocabulary.tasks import TEXT_CLASSIFICATION, TEXT_GENERATION, TEXT_REGRESSION, device_task
 
 __all__ = ["Given", "model_hash", "read_inputs"]
+
+# task → why its models are not trimmed
+UNTRIMMED = {
+    TEXT_GENERATION.name: "a perplexity counts pieces, so that it compares no models with other pieces; and what a model "
+    "writes would be of the words of --data alone"
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,22 @@ def read_inputs(model: str, data: Path, judge: Path, options: OptimizeOptions) -
         raise UsageError(f"{model}: is for {task}, which cannot be fine-tuned; there are {', '.join(TRAININGS)}")
     metric, scale = scale_of(found, task, options.metric)
     hashes = {"model": model_hash(folder), "data": sha256_file(data), "judge": found.sha256}
-    return Given(model, data, found, metric, scale, layers_of(folder), headless, hashes)
+    return Given(model, data, found, metric, scale, _layers(folder, data, task, options), headless, hashes)
+
+
+def _layers(folder: Path, data: Path, task: str, options: OptimizeOptions) -> Layers:
+    """The layers of the model, and what trimming leaves of them, or why it does not."""
+    whole = layers_of(folder)
+    why = "--no-trim" if not options.trim else UNTRIMMED.get(task, "")
+    if why:
+        return replace(whole, untrimmed=why)
+    try:
+        left = rows_left(folder, data)
+    except (ExportError, UsageError) as cause:
+        return replace(whole, untrimmed=str(cause))
+    if left.after == left.before:
+        return replace(whole, untrimmed=f"{data.name} and every text need all {left.before} rows of its word table")
+    return replace(whole, trimmed=layers_of(folder, left))
 
 
 def model_hash(folder: Path) -> str:

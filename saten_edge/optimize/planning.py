@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.judging import Judge
 from saten_edge.optimize.lengths import measuring_minutes
 from saten_edge.optimize.pricing import planned_words
-from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival
-from saten_edge.optimize.space import BUDGETS, FAMILIES, RIVALS, Candidate
+from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival, beside
+from saten_edge.optimize.space import BUDGETS, FAMILIES, RIVALS, Candidate, offered
 from saten_edge.options import OptimizeOptions
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import UsageError
@@ -68,9 +69,11 @@ def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless:
     by_trials = count * search_s / workers / 60
     searching = min(by_trials, SEARCH_SHARE * options.minutes)
     trials = f"{count:.0f} trials" if count < float("inf") else f"trials for {searching:g} min"
+    rivals = offered(RIVALS, trims=layers.trims)
     steps = [
         *([("fine-tune the dense model on the labels", full_s / 60)] if headless else []),
-        (f"export and judge the dense model at {len(RIVALS)} precisions", len(RIVALS) * judged_s / workers / 60),
+        *([("trim the vocabulary to the words of --data", STARTING_S / 60)] if layers.trims else []),
+        (f"export and judge {_dense_models(rivals)}", len(rivals) * judged_s / workers / 60),
         (f"{trials} in batches of {BATCH}: {', '.join(name for name in FAMILIES if name != 'dense')}", searching),
         _training(options, options.finalists * full_s / workers / 60),
         (
@@ -79,8 +82,25 @@ def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless:
         ),
     ]
     whole = layers.values * 4
-    disk = whole * (2 * BATCH + 2 * options.finalists + len(RIVALS) + 2 * headless)
-    return Planned(steps, disk, _notes(judge, options))
+    disk = whole * (2 * BATCH + 2 * options.finalists + len(rivals) + 2 * headless + layers.trims)
+    return Planned(steps, disk, [*_notes(judge, options), _trimming(layers)])
+
+
+def _dense_models(rivals: Sequence[Candidate]) -> str:
+    trimmed = sum(each.trim for each in rivals)
+    also = f", and trimmed at {trimmed}" if trimmed else ""
+    return f"the dense model at {len(rivals) - trimmed} precisions{also}"
+
+
+def _trimming(layers: Layers) -> str:
+    """What is to be known of trimmed candidates, or why there are none."""
+    if layers.trimmed is None:
+        return f"no vocabulary is trimmed: {layers.untrimmed}"
+    mb = [4 * each.values / 1e6 for each in (layers.trimmed, layers)]
+    return (
+        f"some candidates know the words of --data alone, {mb[0]:.2f} of {mb[1]:.2f} MB of weights in float32; other texts "
+        "cost these more pieces, and --no-trim leaves them out"
+    )
 
 
 def _training(options: OptimizeOptions, minutes: float) -> tuple[str, float]:
@@ -92,22 +112,24 @@ def _training(options: OptimizeOptions, minutes: float) -> tuple[str, float]:
     return f"{what}, {options.usual_steps} steps each", minutes
 
 
-def refuse_impossible(layers: Layers, options: OptimizeOptions, first: Rival | None = None) -> None:
+def refuse_impossible(layers: Layers, options: OptimizeOptions, rivals: Sequence[Rival] = ()) -> None:
     """Refuse a size that nothing in the space can have.
 
-    first: the dense float32 bundle, once it is there: what it takes beside its weights, every bundle takes.
+    rivals: the dense bundles, once they are there: what these take beside their weights, every bundle takes.
 
     Raises:
         UsageError: naming the least that is possible.
     """
     if options.max_mb is None:
         return
-    beside = max(0, first.bytes - first.predicted.bytes) if first is not None else 0
-    size = min(estimate(one, layers, options.target, 1).bytes for one in SMALLEST) + beside
+    tried = offered([replace(each, trim=trim) for each in SMALLEST for trim in (False, True)], trims=layers.trims)
+    more = {trim: beside(rivals, trim=trim) if rivals else 0 for trim in (False, True)}
+    sizes = {each: estimate(each, layers, options.target, 1).bytes + more[each.trim] for each in tried}
+    least, size = min(sizes.items(), key=lambda pair: pair[1])
     if options.max_mb * 1e6 < size:
         raise UsageError(
             f"--max-mb {options.max_mb:g}: the smallest bundle that is tried takes about {size / 1e6:.2g} MB, "
-            f"{(layers.others * 4 + beside) / 1e6:.2g} MB of it beside the matrices; allow more"
+            f"{(layers.of(least).others * 4 + more[least.trim]) / 1e6:.2g} MB of it beside the matrices; allow more"
         )
 
 

@@ -10,6 +10,7 @@ from saten_edge.engines import ENGINES
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.inputs import model_hash
 from saten_edge.optimize.output import CHOSEN, RECIPE_FILE, WORK, claim, put
+from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.tasks import Input, Source, Task, made
 from saten_edge.recipes import RecipeFile, recorded, write_recipe
 from saten_runtime.bundle.folder import Bundle
@@ -25,8 +26,8 @@ __all__ = ["recipe_of", "replay"]
 WEIGHTS = (MODEL_FILE, f"{MODEL_FILE}.data")
 
 
-def recipe_of(chains: Chains, bundle: Bundle, threads: int) -> Recipe:
-    """Of a bundle of a search: the search, with paths and hashes of what it read, and then every stage in its order.
+def recipe_of(chains: Chains, candidate: Candidate, bundle: Bundle, threads: int) -> Recipe:
+    """Of the bundle of a candidate: the search, with paths and hashes of what it read, and then every stage in its order.
 
     threads: of each process; other sums of floating-point numbers come of another number.
     """
@@ -37,9 +38,15 @@ def recipe_of(chains: Chains, bundle: Bundle, threads: int) -> Recipe:
     }
     outcome: dict[str, Option] = {"bundle": bundle.name, "threads": threads, **_hashes(bundle)}
     first = Stage("optimize", recorded("optimize", chains.options), inputs, outcome, versions_here())
-    dense = [Stage("finetune", dict(chains.dense.options))] if isinstance(chains.dense, Task) else []
     made_by = bundle.manifest.recipe.stages if bundle.manifest.recipe else ()
-    return Recipe((first, *dense, *made_by))
+    return Recipe((first, *_unrecorded(chains.dense_of(candidate)), *made_by))
+
+
+def _unrecorded(dense: Input) -> list[Stage]:
+    """The stages that made a dense model, which has no record of its own."""
+    if isinstance(dense, Source):
+        return []
+    return [*_unrecorded(dense.inputs["model"]), Stage(dense.do, dict(dense.options))]
 
 
 def replay(

@@ -111,7 +111,7 @@ def optimize(
         claim(out, options, given.hashes, read, resume=resume, overwrite=overwrite)
         with searching(given, out, options, prices_in(out, pricing, options), progress, began) as search:
             rivals = search.rivals()
-            refuse_impossible(given.layers, options, rivals[0])
+            refuse_impossible(given.layers, options, rivals)
             trials = search.run(rivals)
             refuse_failures(trials)
             measured = Finals(search, rivals, training_of(search), devices).run(trials)
@@ -146,7 +146,7 @@ def searching(
     )
     prices = None if pricing.path is None else Source(str(pricing.path.resolve()), sha256_file(pricing.path))
     chains = Chains(model, data, sources, options, given.headless, prices)
-    study = Study(out / STUDY_FILE, options.seed)
+    study = Study(out / STUDY_FILE, options.seed, trims=given.layers.trims)
     study.describe("prices", pricing.prices.source)
     with ENGINES[options.engine](work, options.workers, 0, options.address) as engine:
         decides = given.metric, given.scale
@@ -164,7 +164,7 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
     shown = best or min(rows, key=lambda row: row.drop)
     _write_bundles(out, rows, measured, best)
     bundle = Bundle.open(measured.bundles[shown.name])
-    write_recipe(out / RECIPE_FILE, recipe_of(search.chains, bundle, search.engine.threads))
+    write_recipe(out / RECIPE_FILE, recipe_of(search.chains, shown.candidate, bundle, search.engine.threads))
     write_report(out / REPORT_FILE, search, given.judge, measured, best, said)
     about = {"overlap": given.judge.overlap, "prices": dict(search.pricing.prices.source)}
     about |= {"reasons": measured.times.reasons}  # why times must not be believed, whether or not they decide
@@ -173,7 +173,7 @@ def _conclude(search: Search, given: Given, measured: Measured, out: Path) -> Fo
 
 
 def _write_bundles(out: Path, rows: list[Row], measured: Measured, best: Row | None) -> None:
-    """The chosen bundle, and of the dense ones float32, int8 and the fastest."""
+    """The chosen bundle, and of the dense ones float32, int8, also trimmed, and the fastest."""
     if best is not None:
         put(out, CHOSEN, measured.bundles[best.name])
     else:

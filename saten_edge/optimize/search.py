@@ -16,13 +16,13 @@ from saten_edge.optimize.estimate import Estimate, Layers, estimate
 from saten_edge.optimize.judging import Scale
 from saten_edge.optimize.outcomes import failure, is_defect
 from saten_edge.optimize.pricing import Pricing
-from saten_edge.optimize.space import RIVALS, Candidate
+from saten_edge.optimize.space import RIVALS, Candidate, offered
 from saten_edge.optimize.study import LEVELS, Study, Trial
 from saten_edge.optimize.tasks import Input, Task, folder_of, forget, outcome_of
 from saten_edge.options import OptimizeOptions
 from saten_runtime.errors import DataError, DefectError, ExportError
 
-__all__ = ["Rival", "Search", "refuse_failures"]
+__all__ = ["Rival", "Search", "beside", "refuse_failures"]
 
 # Trials that are asked for together and told together, whatever the number of workers, so that the set is the same.
 BATCH = 4
@@ -68,16 +68,19 @@ class Search:
     defects: dict[str, str] = field(default_factory=dict)
 
     def rivals(self) -> list[Rival]:
-        """The dense bundles, float32 first; without those that a stage refuses or fails with.
+        """The dense bundles, float32 first, trimmed ones last; without those that a stage refuses or fails with.
 
         Raises:
             ExportError, DataError, DefectError: not even float32 can be exported and judged.
         """
         if isinstance(self.chains.dense, Task):  # once, for all that follows waits for it
             self.outcomes("fine-tune the dense model on the labels", [self.chains.dense])
-        tasks = [self.chains.judged(each, "steer") for each in RIVALS]
+        if self.layers.trims:
+            self.outcomes("trim the vocabulary to the words of the training texts", [self.chains.trimmed])
+        tried = offered(RIVALS, trims=self.layers.trims)
+        tasks = [self.chains.judged(each, "steer") for each in tried]
         outcomes = self.outcomes("export and judge the dense model", tasks)
-        reasons = [self.failure(*pair) for pair in zip(RIVALS, outcomes, strict=True)]
+        reasons = [self.failure(*pair) for pair in zip(tried, outcomes, strict=True)]
         if is_defect(reasons[0]):
             raise DefectError(f"the dense model: {reasons[0]}")
         if reasons[0]:
@@ -93,7 +96,7 @@ class Search:
                 self.scale.drop(first, self.value(found)),
                 self.predicted(candidate),
             )
-            for candidate, found, why in zip(RIVALS, outcomes, reasons, strict=True)
+            for candidate, found, why in zip(tried, outcomes, reasons, strict=True)
             if not why
         ]
 
@@ -177,8 +180,8 @@ class Search:
         return trials
 
     def _predict(self, number: int, batch: int, candidate: Candidate, rivals: Sequence[Rival]) -> Trial:
-        found, first = self.predicted(candidate), rivals[0]
-        size = max(0, first.bytes - first.predicted.bytes) + found.bytes  # with the graph, the tokenizer …
+        found = self.predicted(candidate)
+        size = beside(rivals, trim=candidate.trim) + found.bytes
         trial = Trial(number, batch, candidate, size, found.us)
         unpaid = f"predicted: {found.unpaid} has too few bytes for any part at {candidate.precision}"
         return replace(trial, why=unpaid if found.unpaid else self._hopeless(trial, rivals))
@@ -272,6 +275,12 @@ class Search:
             for task in spent:
                 if isinstance(task, Task) and folder_of(task, self.work).is_dir():
                     forget(task, self.work)
+
+
+def beside(rivals: Sequence[Rival], *, trim: bool) -> int:
+    """The bytes that a bundle takes beside its weights, by the first dense one of as many words: graph, tokenizer …"""
+    like = next((rival for rival in rivals if rival.candidate.trim is trim), rivals[0])
+    return max(0, like.bytes - like.predicted.bytes)
 
 
 # objective → what a trial is sorted by

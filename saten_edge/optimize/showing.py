@@ -11,13 +11,16 @@ from saten_edge.optimize.goal import Row
 from saten_edge.optimize.judging import Judge
 from saten_edge.optimize.outcomes import is_defect
 from saten_edge.optimize.search import Search
-from saten_edge.optimize.space import STARTS
+from saten_edge.optimize.space import STARTS, Candidate
 from saten_edge.optimize.study import Trial
 from saten_edge.options import OptimizeOptions
 from saten_edge.reports import build_report, write_html
 from saten_edge.reports.model import Point
 from saten_edge.reports.text import metric_title, plural
 from saten_runtime.bundle.folder import Bundle
+
+# What a trimmed bundle is not for.
+TRIMMED = "It knows the words of the training texts; other texts cost it more pieces."
 
 __all__ = ["defects_of", "goal_words", "sentence", "table_rows", "trials_of", "write_report"]
 
@@ -30,10 +33,12 @@ def sentence(best: Row | None, rows: Sequence[Row], options: OptimizeOptions, me
     numbers = [f"{best.bytes / 1e6:.2f} MB", *([f"{best.ms:.2f} ms"] if best.ms else [])]
     lost = f"{_points(best.drop)} on the part that steered, {_points(best.confirm_drop)} on the one that confirms"
     start = f"{best.name} is the answer to {goal_words(options)}: {', '.join(numbers)}, {title} {lost}"
+    known = f" {TRIMMED}" if best.candidate.trim else ""
     if best.dense:
-        return f"{start}. It is dense: no compression that was tried is better."
-    int8 = next((row for row in rows if row.dense and row.candidate.precision == "int8"), None)
-    return f"{start}." if int8 is None else f"{start}; {best.bytes / int8.bytes:.2f} of dense-int8's bytes."
+        return f"{start}. It is dense: no compression that was tried is better.{known}"
+    int8 = next((row for row in rows if row.candidate == Candidate("dense", "int8")), None)
+    of_dense = "" if int8 is None else f"; {best.bytes / int8.bytes:.2f} of dense-int8's bytes"
+    return f"{start}{of_dense}.{known}"
 
 
 def goal_words(options: OptimizeOptions) -> str:
@@ -115,6 +120,13 @@ def _notes(search: Search, judge: Judge, measured: Measured) -> str:
         f"{judge.data.count - steer}, which no choice saw but the last: the best bundle by the first part that meets "
         "the goal on the second, too.",
     ]
+    trims = search.layers.trims
+    told = (
+        f"A bundle that is called trimmed: {TRIMMED}"
+        if trims
+        else f"No vocabulary was trimmed: {search.layers.untrimmed}."
+    )
+    paragraphs.append(told)
     paragraphs.append(f"Prices by which times were predicted and forms chosen: {search.pricing.words}.")
     if judge.overlap:
         paragraphs.append(

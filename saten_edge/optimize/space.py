@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,18 @@ from saten_edge.decomposition.recipe import PREFERENCES, Recipe
 from saten_edge.options import CompressOptions
 from saten_exporters.quantize import PRECISIONS
 
-__all__ = ["BUDGETS", "FAMILIES", "KEPT", "RIVALS", "STARTS", "Candidate", "Family", "drawn"]
+__all__ = [
+    "BUDGETS",
+    "FAMILIES",
+    "KEPT",
+    "RIVALS",
+    "STARTS",
+    "Candidate",
+    "Family",
+    "distributions",
+    "drawn",
+    "offered",
+]
 
 # Kinds of layers that may stay dense → shell patterns of their names, in every family of models.
 KEPT: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +32,8 @@ KEPT: Mapping[str, tuple[str, ...]] = {
     "attention": ("*attention*", "*attn*"),
 }
 MEASURED = "measured"
+# The knob that only a model has whose vocabulary can be trimmed.
+TRIM = "trim"
 # The least and the most.
 BUDGETS = (0.08, 0.6)
 
@@ -31,7 +44,8 @@ class Candidate:
 
     budget: share of the bits that the matrices take dense at the precision, scales aside, which the bundle's bytes of
     all their parts fit into. split: the train's share of them, "measured" for each layer. prefer: what is measured
-    then, as in `Recipe`. lowering: "auto" leaves it to the cost model. keep: a row of `KEPT`.
+    then, as in `Recipe`. lowering: "auto" leaves it to the cost model. keep: a row of `KEPT`. trim: the dense model that
+    it is made from knows the words of the training texts alone.
     """
 
     family: str
@@ -43,11 +57,12 @@ class Candidate:
     prefer: str = PREFERENCES[0]
     lowering: str = "auto"
     keep: str = "nothing"
+    trim: bool = False
 
     @property
     def label(self) -> str:
         """A name for people, files and bundles."""
-        knobs = {**vars(self), "budget": f"{self.budget:g}", "group": f"g{self.group}"}
+        knobs = {**vars(self), "budget": f"{self.budget:g}", "group": f"g{self.group}", TRIM: "trimmed"}
         plain = (*("family", "precision"), *(knob for knob in FAMILIES[self.family].knobs if knob != "precision"))
         shown = [str(knobs[name]).replace(":", "of") for name in plain if not self._is_usual(name)]
         return "-".join(shown)
@@ -87,7 +102,7 @@ class Candidate:
         return self.prefer if chosen else PREFERENCES[0]
 
     def _is_usual(self, name: str) -> bool:
-        usual = {"split": MEASURED, "prefer": PREFERENCES[0], "lowering": "auto", "keep": "nothing"}
+        usual = {"split": MEASURED, "prefer": PREFERENCES[0], "lowering": "auto", "keep": "nothing", TRIM: False}
         return getattr(self, name) == usual.get(name) or not matters(name, vars(self))
 
 
@@ -103,21 +118,21 @@ class Family:
 FAMILIES = {
     family.name: family
     for family in (
-        Family("dense", ("precision",)),
-        Family("svd", ("precision", "budget", "keep"), CompressOptions(pattern="none", recipe=Recipe(order=2))),
+        Family("dense", ("precision", TRIM)),
+        Family("svd", ("precision", "budget", "keep", TRIM), CompressOptions(pattern="none", recipe=Recipe(order=2))),
         Family(
             "sparse",
-            ("precision", "budget", "pattern", "group", "keep"),
+            ("precision", "budget", "pattern", "group", "keep", TRIM),
             CompressOptions(recipe=Recipe(share=0.0)),
         ),
         Family(
             "saten",
-            ("precision", "budget", "pattern", "group", "split", "prefer", "lowering", "keep"),
+            ("precision", "budget", "pattern", "group", "split", "prefer", "lowering", "keep", TRIM),
             CompressOptions(),
         ),
         Family(
             "flat-saten",
-            ("precision", "budget", "pattern", "group", "keep"),
+            ("precision", "budget", "pattern", "group", "keep", TRIM),
             CompressOptions(method="flat", then="saten"),
         ),
     )
@@ -134,19 +149,24 @@ KNOBS: Mapping[str, Draw] = {
     "prefer": lambda trial: trial.suggest_categorical("prefer", list(PREFERENCES)),
     "lowering": lambda trial: trial.suggest_categorical("lowering", ["auto", "low-rank", "tt-chain"]),
     "keep": lambda trial: trial.suggest_categorical("keep", list(KEPT)),
+    TRIM: lambda trial: trial.suggest_categorical(TRIM, [False, True]),
 }
 
 # knob → the other knob, and its value, beside which alone it changes anything.
 BESIDE = {"group": ("pattern", "grouped"), "prefer": ("split", MEASURED)}
 
-# The dense models that every compression has to beat.
-RIVALS = tuple(Candidate("dense", precision) for precision in PRECISIONS)
-# Where a search begins: what won in the benchmarks of encoders and decoders.
+# The dense models that every compression has to beat; a trimmed one shows what trimming alone is worth.
+RIVALS = (
+    *(Candidate("dense", precision) for precision in PRECISIONS),
+    *(Candidate("dense", precision, trim=True) for precision in ("int8", "int4-128")),
+)
+# Where a search begins: what won in the benchmarks of encoders and decoders. Half of it is trimmed: what won at a fifth
+# of dense int8's bytes, and the one whose tables stay dense, for these are what trimming makes small.
 STARTS = (
     Candidate("saten", "int8", 0.285, "grouped", 32),
-    Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed"),
+    Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed", trim=True),
     Candidate("svd", "int8", 0.25),
-    Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables"),
+    Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables", trim=True),
 )
 
 
@@ -155,22 +175,27 @@ def matters(knob: str, values: Mapping[str, Any]) -> bool:
     return knob not in BESIDE or values.get(BESIDE[knob][0]) == BESIDE[knob][1]
 
 
-def drawn(trial: Any) -> Candidate:
-    """A candidate from an Optuna trial, or from one that has its parameters fixed."""
+def offered(candidates: Sequence[Candidate], *, trims: bool) -> tuple[Candidate, ...]:
+    """Those of some candidates that a model can have, each once; trims: whether its vocabulary can be trimmed."""
+    return tuple(dict.fromkeys(replace(each, trim=each.trim and trims) for each in candidates))
+
+
+def drawn(trial: Any, *, trims: bool) -> Candidate:
+    """A candidate from an Optuna trial, or from one that has its parameters fixed; trims: as in `offered`."""
     compressed = [name for name, family in FAMILIES.items() if family.options is not None]
     family = FAMILIES[trial.suggest_categorical("family", compressed)]
     values: dict[str, Any] = {}
     for knob in family.knobs:
-        if matters(knob, values):
+        if matters(knob, values) and (trims or knob != TRIM):
             values[knob] = KNOBS[knob](trial)
     return Candidate(family.name, **values)
 
 
 @functools.cache
-def distributions(candidate: Candidate) -> tuple[dict[str, Any], dict[str, Any]]:
+def distributions(candidate: Candidate, *, trims: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters and distributions of a candidate, as `drawn` would have drawn it."""
     from optuna.trial import FixedTrial
 
     fixed = FixedTrial({"family": candidate.family, **vars(candidate)})
-    drawn(fixed)
+    drawn(fixed, trims=trims)
     return dict(fixed.params), dict(fixed.distributions)

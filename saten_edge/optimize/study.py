@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from saten_edge.optimize.judging import NOTHING_LEFT
-from saten_edge.optimize.space import STARTS, Candidate, distributions, drawn
+from saten_edge.optimize.space import STARTS, Candidate, distributions, drawn, offered
 from saten_runtime.errors import UsageError
 from saten_runtime.records.jsonl import LineWriter
 
@@ -75,13 +75,13 @@ class Trial:
 class Study:
     """The journal in a file, which nobody else writes meanwhile."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        """Open it, or begin one.
+    def __init__(self, path: Path, seed: int, *, trims: bool) -> None:
+        """Open it, or begin one. trims: whether candidates may be trimmed.
 
         Raises:
             UsageError: Optuna is not installed.
         """
-        self._optuna, self._seed = optuna_here(), seed
+        self._optuna, self._seed, self._trims = optuna_here(), seed, trims
         LineWriter(path, keep=True).close()  # half a line at the end is what a kill left
         Path(f"{path}.lock").unlink(missing_ok=True)
         backend = self._optuna.storages.journal.JournalFileBackend(str(path))
@@ -110,21 +110,21 @@ class Study:
     def ask(self, batch: int) -> Iterator[Candidate]:
         """Candidates for a batch, without end; the same ones whenever the batches before it are the same."""
         if batch == 0:
-            yield from STARTS
+            yield from offered(STARTS, trims=self._trims)
         memory = self._optuna.create_study(
             directions=DIRECTIONS,
             sampler=self._optuna.samplers.TPESampler(seed=self._seed * 1_000_003 + batch),
         )
         memory.add_trials([self._frozen(trial) for trial in self.told if trial.batch < batch])
         while True:
-            yield drawn(memory.ask())
+            yield drawn(memory.ask(), trims=self._trims)
 
     def tell(self, trial: Trial) -> None:
         """Add a trial; on return it is on the disk, whole."""
         self._study.add_trial(self._frozen(trial))
 
     def _frozen(self, trial: Trial) -> Any:
-        params, spaces = distributions(trial.candidate)
+        params, spaces = distributions(trial.candidate, trims=self._trims)
         return self._optuna.trial.create_trial(
             params=params, distributions=spaces, values=trial.objectives, user_attrs={"row": trial.to_json()}
         )

@@ -27,6 +27,8 @@ from saten_runtime.records.files import aside_of, key_of, read_json, remove, wri
 
 __all__ = ["Source", "Task", "folder_of", "forget", "made", "outcome_of", "perform"]
 
+# What does not only take an "ed".
+SPELLED = {"trim": "trimm"}
 OUTCOME, TRACEBACK = "outcome.json", "traceback.txt"
 
 
@@ -113,8 +115,8 @@ def forget(task: Task, work: Path) -> None:
 
 
 def _made_name(task: Task) -> str:
-    """As the card of a bundle says it: compressed, finetuned, exported, judged."""
-    return f"{task.do.removesuffix('e')}ed"
+    """As the card of a bundle says it: trimmed, compressed, finetuned, exported, judged."""
+    return f"{SPELLED.get(task.do, task.do.removesuffix('e'))}ed"
 
 
 def _make(task: Task, work: Path) -> dict[str, Any]:
@@ -171,6 +173,11 @@ def _put(aside: Path, folder: Path, name: str) -> None:
             os.replace(aside / name, folder / name)
 
 
+def _trim(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+    found = saten_edge.trim(inputs["model"], out, inputs["data"], given_by("trim", options))
+    return {"table_rows": found["table_rows"], "weights_bytes": found["weights_bytes"]}
+
+
 def _compress(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
     texts = read_items(inputs["data"])[: options.pop("texts")]
     how: CompressOptions = given_by("compress", options)
@@ -203,6 +210,7 @@ def _judge(out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> di
 
 
 KINDS: Mapping[str, Callable[[Path, dict[str, Any], Mapping[str, Path]], dict[str, Any]]] = {
+    "trim": _trim,
     "compress": _compress,
     "finetune": _finetune,
     "export": _export,

@@ -6,6 +6,6 @@ text needs are left out, and tokenizer, word table and every id in the model's f
 
 from __future__ import annotations
 
-from saten_edge.trimming.run import trim
+from saten_edge.trimming.run import Rows, rows_left, trim
 
-__all__ = ["trim"]
+__all__ = ["Rows", "rows_left", "trim"]

@@ -32,7 +32,8 @@ _CLASSES = ("AutoModel", "AutoModelForPreTraining", "AutoModelForMaskedLM", "Aut
 @dataclass(frozen=True)
 class ModelFiles:
     """A folder, and its tensors with a row for each id. rows: how many that are; config, generation: what the files
-    say, with the ids that the family names where they say nothing. value_bytes: of all tensors.
+    say, with the ids that the family names where they say nothing. value_bytes: of all tensors. prefix: what a name of
+    the base model's may have in front.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class ModelFiles:
     config: Mapping[str, Any]
     generation: Mapping[str, Any] | None
     value_bytes: int
+    prefix: str
 
     @classmethod
     def read(cls, folder: Path) -> ModelFiles:
@@ -77,7 +79,12 @@ class ModelFiles:
         generation = read_json(path, CheckpointError) if path.is_file() else None
         _refuse_mixed(folder, said, generation or {})
         stored = sum(tensor.nbytes for file in _weights(folder) for tensor in map_file(file)[0].values())
-        return cls(folder, size, frozenset(rows), said, generation, stored)
+        return cls(folder, size, frozenset(rows), said, generation, stored, prefix)
+
+    @property
+    def bare(self) -> frozenset[str]:
+        """The names of the tensors, seen from the base model."""
+        return frozenset(name.removeprefix(self.prefix) for name in self.tensors)
 
     def named(self) -> set[int]:
         """The ids that config and generation config name and that have a row."""

@@ -28,7 +28,7 @@ from saten_runtime.records.files import digest_of, read_json, write_json
 from saten_runtime.records.folders import check_output, new_folder
 from saten_runtime.vocabulary.files import CONFIG_FILE
 
-__all__ = ["TRIM_FILE", "trim"]
+__all__ = ["TRIM_FILE", "Rows", "rows_left", "trim"]
 
 TRIM_FILE = "saten_trim.json"
 
@@ -76,10 +76,56 @@ def trim(
             return work.run(out, overwrite=overwrite)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """What trimming leaves of the tensors with a row for each word.
+
+    tensors: their names, seen from the base model. before, after: their rows.
+    """
+
+    tensors: frozenset[str]
+    before: int
+    after: int
+
+    def shape(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
+        """What the shape of a tensor becomes; name: seen from the base model."""
+        return (self.after, *shape[1:]) if name in self.tensors else tuple(shape)
+
+
+def rows_left(model: str | Path, data: str | Path, options: TrimOptions | None = None) -> Rows:
+    """What `trim` would leave, without writing anything.
+
+    Raises:
+        SatenError: as `trim`, but for what only the trimmed model shows.
+    """
+    folder = resolve_model(str(model))
+    _refuse_compressed(folder)
+    with with_safetensors(folder) as readable:
+        work = _Trimming(load_model(readable), readable, read_texts(data), (), options or TrimOptions(), None)
+        chosen = work.choose()
+    return Rows(chosen.files.bare, chosen.files.rows, len(chosen.numbers))
+
+
 def _refuse_compressed(folder: Path) -> None:
     said = {} if is_gguf(folder) else read_json(folder / CONFIG_FILE, CheckpointError).get("quantization_config")
     if isinstance(said, dict) and said.get("quant_method") == "saten":
         raise UsageError(f"{folder}: is compressed already; trim the dense model, and compress what that writes")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The entries that stay. counts: (rows,), how often the texts use each id. always: ids that every text may need.
+
+    numbers: old id → new id of each row that stays, rising. kept: how many entries of the tokenizer these are.
+    """
+
+    tokenizer: Any
+    entries: Entries
+    files: ModelFiles
+    counts: np.ndarray
+    always: set[int]
+    numbers: dict[int, int]
+    kept: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +139,12 @@ class _Trimming:
     options: TrimOptions
     progress: Progress | None
 
-    def run(self, out: Path, *, overwrite: bool) -> dict[str, Any]:
+    def choose(self) -> _Chosen:
+        """Which entries stay.
+
+        Raises:
+            UsageError, ExportError: as `trim`.
+        """
         if self.before.tokenizer is None:
             raise UsageError(f"{self.folder}: takes images, and has no vocabulary to trim")
         tokenizer = _read_tokenizer(self.folder)  # one that has not been used: use leaves traces in its file
@@ -105,6 +156,12 @@ class _Trimming:
         kept = sorted(entries.choose(counts.tolist(), always, self.options.vocabulary))
         # A row that config.json names and that no token has keeps its place behind the tokens.
         numbers = {old: new for new, old in enumerate([*kept, *sorted(named - there)])}
+        return _Chosen(tokenizer, entries, files, counts, always, numbers, len(kept))
+
+    def run(self, out: Path, *, overwrite: bool) -> dict[str, Any]:
+        """Write the smaller folder."""
+        chosen = self.choose()
+        entries, files, numbers, tokenizer = chosen.entries, chosen.files, chosen.numbers, chosen.tokenizer
         tokenizer._tokenizer = entries.renumbered(numbers)
         with new_folder(out, overwrite=overwrite) as aside:
             stored = files.write(aside, numbers)
@@ -114,9 +171,9 @@ class _Trimming:
             _refuse_other_ids(str(self.folder), entries, numbers, after.tokenizer)
             found: dict[str, Any] = {
                 "vocabulary": {
-                    "entries": [len(there), len(kept)],
-                    "used": int(np.count_nonzero(counts)),
-                    "needed": len(always),
+                    "entries": [len(set(entries.ids.values())), chosen.kept],
+                    "used": int(np.count_nonzero(chosen.counts)),
+                    "needed": len(chosen.always),
                 },
                 "weights_bytes": [files.value_bytes, stored],
                 "table_rows": [files.rows, len(numbers)],
