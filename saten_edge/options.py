@@ -392,8 +392,8 @@ class OptimizeOptions:
     `DEFAULT_STEPS`, or, with minutes, what they pay for. short_steps: of one that only ranks. confirm: share of the
     judge that no choice sees before the last. device: URLs of the devices on which the finalists are timed,
     ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them. prices: a file of
-    `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an emulator's.
-    trim: candidates may know the words of the training texts alone, where the model's vocabulary can be trimmed.
+    `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an emulator's. trim:
+    some candidates know the words of the training texts alone, where the model's vocabulary can be trimmed.
 
     Raises:
         UsageError: a number out of its range, or no such objective or engine.

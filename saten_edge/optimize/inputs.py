@@ -21,8 +21,8 @@ __all__ = ["Given", "model_hash", "read_inputs"]
 
 # task → why its models are not trimmed
 UNTRIMMED = {
-    TEXT_GENERATION.name: "a perplexity counts pieces, so that it compares no models with other pieces; and what a model "
-    "writes would be of the words of --data alone"
+    TEXT_GENERATION.name: "a perplexity is one of pieces and says nothing between models with other pieces, and what a "
+    "model writes would be of the words of --data alone"
 }
 
 

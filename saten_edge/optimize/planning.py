@@ -98,8 +98,8 @@ def _trimming(layers: Layers) -> str:
         return f"no vocabulary is trimmed: {layers.untrimmed}"
     mb = [4 * each.values / 1e6 for each in (layers.trimmed, layers)]
     return (
-        f"some candidates know the words of --data alone, {mb[0]:.2f} of {mb[1]:.2f} MB of weights in float32; other texts "
-        "cost these more pieces, and --no-trim leaves them out"
+        f"some candidates know the words of --data alone, {mb[0]:.2f} of {mb[1]:.2f} MB of weights in float32; other "
+        "texts cost these more pieces, and --no-trim leaves them out"
     )
 
 

@@ -27,7 +27,7 @@ WEIGHTS = (MODEL_FILE, f"{MODEL_FILE}.data")
 
 
 def recipe_of(chains: Chains, candidate: Candidate, bundle: Bundle, threads: int) -> Recipe:
-    """Of the bundle of a candidate: the search, with paths and hashes of what it read, and then every stage in its order.
+    """Of a candidate's bundle: the search, with paths and hashes of what it read, and then every stage in its order.
 
     threads: of each process; other sums of floating-point numbers come of another number.
     """

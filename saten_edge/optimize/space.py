@@ -12,18 +12,7 @@ from saten_edge.decomposition.recipe import PREFERENCES, Recipe
 from saten_edge.options import CompressOptions
 from saten_exporters.quantize import PRECISIONS
 
-__all__ = [
-    "BUDGETS",
-    "FAMILIES",
-    "KEPT",
-    "RIVALS",
-    "STARTS",
-    "Candidate",
-    "Family",
-    "distributions",
-    "drawn",
-    "offered",
-]
+__all__ = ["BUDGETS", "FAMILIES", "KEPT", "RIVALS", "STARTS", "Candidate", "Family", "drawn", "offered"]
 
 # Kinds of layers that may stay dense → shell patterns of their names, in every family of models.
 KEPT: Mapping[str, tuple[str, ...]] = {
@@ -44,8 +33,8 @@ class Candidate:
 
     budget: share of the bits that the matrices take dense at the precision, scales aside, which the bundle's bytes of
     all their parts fit into. split: the train's share of them, "measured" for each layer. prefer: what is measured
-    then, as in `Recipe`. lowering: "auto" leaves it to the cost model. keep: a row of `KEPT`. trim: the dense model that
-    it is made from knows the words of the training texts alone.
+    then, as in `Recipe`. lowering: "auto" leaves it to the cost model. keep: a row of `KEPT`. trim: the dense model
+    that it is made from knows the words of the training texts alone.
     """
 
     family: str
