@@ -419,12 +419,7 @@ class OptimizeOptions:
     rounds: int = option(5, "Times that each bundle is started and measured", low=1)
     calibration_texts: int = option(256, "Texts of --data that weigh errors in compression", low=1)
     confirm: float = option(0.5, "Share of --judge that is held out to confirm the winner", low=0.1, high=0.9)
-    trim: bool = option(
-        True,
-        "Trim no vocabulary to the words of --data, for a bundle that is to read any text",
-        "--no-trim",
-        const=False,
-    )
+    trim: bool = option(True, "Keep the whole vocabulary, for texts unlike --data", "--no-trim", const=False)
     target: str = option(DEFAULT_TARGET, "Kind of device: x86-64, x86-64+kernels, arm64, web or mobile")
     seed: int = option(0, "Seed of the search, of new heads, and of the order of the examples", low=0)
     device: tuple[str, ...] = option(

@@ -278,7 +278,7 @@ class Search:
 
 
 def beside(rivals: Sequence[Rival], *, trim: bool) -> int:
-    """The bytes of graph, tokenizer … that a bundle takes beside its weights, by the first dense one of as many words."""
+    """The bytes of graph, tokenizer … that a bundle takes beside its weights, by the first dense one alike."""
     like = next((rival for rival in rivals if rival.candidate.trim is trim), rivals[0])
     return max(0, like.bytes - like.predicted.bytes)
 

@@ -120,13 +120,8 @@ def _notes(search: Search, judge: Judge, measured: Measured) -> str:
         f"{judge.data.count - steer}, which no choice saw but the last: the best bundle by the first part that meets "
         "the goal on the second, too.",
     ]
-    trims = search.layers.trims
-    told = (
-        f"A bundle that is called trimmed: {TRIMMED}"
-        if trims
-        else f"No vocabulary was trimmed: {search.layers.untrimmed}."
-    )
-    paragraphs.append(told)
+    whole = f"No vocabulary was trimmed: {search.layers.untrimmed}."
+    paragraphs.append(f"Of a bundle that is called trimmed: {TRIMMED}" if search.layers.trims else whole)
     paragraphs.append(f"Prices by which times were predicted and forms chosen: {search.pricing.words}.")
     if judge.overlap:
         paragraphs.append(
