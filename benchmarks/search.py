@@ -36,10 +36,10 @@ from peers.comparison import say
 from peers.results import RESULTS, markdown, publish, short
 
 from saten_edge.optimize import optimize, search
-from saten_edge.optimize.estimate import Layers, estimate, layers_of
+from saten_edge.optimize.estimate import Layers, estimate
 from saten_edge.optimize.finals import Finals
 from saten_edge.optimize.goal import Row
-from saten_edge.optimize.inputs import read_inputs
+from saten_edge.optimize.inputs import Given, read_inputs
 from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.output import RESULT_FILE, WORK, claim
 from saten_edge.optimize.pricing import pricing_of
@@ -99,11 +99,16 @@ class Cell:
         """Its numbers."""
         return self.results / f"{self.name}.json"
 
+    def given(self) -> Given:
+        """What it starts from."""
+        about = self.subject
+        return read_inputs(str(about.model), about.data, about.judge, self.options)
+
     def make(self) -> None:
         """Spend the minutes, and write down what came of it."""
         out, began = self.work / self.name, time.monotonic()
         rows, tried, reasons = WAYS[self.way](self, out)
-        layers = layers_of(self.subject.model)
+        layers = self.given().layers
         written = {
             "task": self.subject.name,
             "way": self.way,
@@ -135,13 +140,14 @@ def at_random(cell: Cell, out: Path) -> Outcome:
     """Candidates drawn evenly from the space, until the minutes or trials are over."""
     optuna, most = optuna_here(), cell.options.trials
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=cell.options.seed))
-    draws = (drawn(study.ask()) for _ in itertools.count())
-    return fully(cell, out, itertools.islice(unique(draws), most), cell.options.minutes)
+    given = cell.given()
+    draws = (drawn(study.ask(), trims=given.layers.trims) for _ in itertools.count())
+    return fully(cell, given, out, itertools.islice(unique(draws), most), cell.options.minutes)
 
 
 def by_hand(cell: Cell, out: Path) -> Outcome:
     """The rows of the encoder table, all of them."""
-    return fully(cell, out, iter(BY_HAND[: 1 if cell.subject.quick else None]), math.inf)
+    return fully(cell, cell.given(), out, iter(BY_HAND[: 1 if cell.subject.quick else None]), math.inf)
 
 
 WAYS: Mapping[str, Callable[[Cell, Path], Outcome]] = {
@@ -160,10 +166,9 @@ def unique(candidates: Iterator[Candidate]) -> Iterator[Candidate]:
             yield candidate
 
 
-def fully(cell: Cell, out: Path, candidates: Iterator[Candidate], minutes: float) -> Outcome:
+def fully(cell: Cell, given: Given, out: Path, candidates: Iterator[Candidate], minutes: float) -> Outcome:
     """Fine-tune one candidate after the other fully, as many at once as there are workers, and measure them all."""
     about, options, began = cell.subject, cell.options, time.monotonic()
-    given = read_inputs(str(about.model), about.data, about.judge, options)
     claim(out, options, given.hashes, [about.model, about.data, about.judge], resume=False, overwrite=True)
     with searching(given, out, options, pricing_of(options, ()), None, began) as found:
         rivals = found.rivals()

@@ -107,6 +107,21 @@ def test_the_model_for_embeddings_learned_the_labels_first(found: tuple[Path, Do
     assert stages[-1] == "export"
 
 
+def test_the_smallest_is_trimmed_and_so_is_a_rival(found: tuple[Path, Done]) -> None:
+    """Each reads fewer words than the dense model; the recipe says where they went."""
+    out, done = found
+    names = [row["name"] for row in json.loads(done.stdout)["rows"]]
+    assert {"dense-int8-trimmed", "dense-int4-128-trimmed"} <= set(names)
+    assert json.loads(done.stdout)["best"].endswith("-trimmed")
+    assert "It knows the words of the training texts" in json.loads(done.stdout)["answer"]
+    bundles = [out / "chosen", *(out / "baselines" / name for name in ("dense-int8-trimmed", "dense-int8"))]
+    words = [len(json.loads((each / "tokenizer.json").read_text())["model"]["vocab"]) for each in bundles]
+    assert words[0] == words[1] < words[2]
+    stages = [stage.stage for stage in read_recipe(out / "recipe.yaml").recipe.stages]
+    assert stages[:3] == ["optimize", "finetune", "trim"]
+    assert len(list((out / "work").glob("trim-*"))) == 1
+
+
 def test_a_recipe_makes_the_same_bundle_again(command: Command, found: tuple[Path, Done], tmp_path: Path) -> None:
     out, _ = found
     done = command("optimize", "-o", tmp_path / "again", "--recipe", out / "recipe.yaml", "--quiet")
@@ -169,7 +184,7 @@ def test_a_folder_of_another_search_is_left_alone(
 def test_prices_in_a_file_choose_and_are_said(
     command: Command, tiny_bert: Path, data: Path, found: tuple[Path, Done], tmp_path: Path
 ) -> None:
-    """They are a tenth of those that ship, of a board of this kind; a recipe finds them again."""
+    """They are a tenth of those that ship, of a board of this kind; a recipe finds them again. Nothing is trimmed."""
     prices = {
         key: Rates(**{name: value / 10 for name, value in vars(rates).items()})
         for key, rates in shipped_prices("x86-64").table.items()
@@ -177,8 +192,10 @@ def test_prices_in_a_file_choose_and_are_said(
     about = MeasuredOn("pi5", "x86_64", "Stand-in", None, 4, [], None, "1.31.1", "not installed")
     write_prices(tmp_path / "pi5.json", about, Verdict(True, []), prices)
     out = tmp_path / "out"
-    done = command(*arguments(tiny_bert, data, out, "--max-drop", 100, "--prices", tmp_path / "pi5.json"))
+    done = command(*arguments(tiny_bert, data, out, "--max-drop", 100, "--prices", tmp_path / "pi5.json", "--no-trim"))
     assert done.returncode == 0, done.stderr
+    assert not any("trimmed" in row["name"] for row in json.loads((out / "result.json").read_text())["rows"])
+    assert "No vocabulary was trimmed: --no-trim." in (out / "report.html").read_text()
     results = [json.loads((each / "result.json").read_text()) for each in (out, found[0])]
     assert [each["prices"]["device"] for each in results] == ["pi5", "x86-64 server"]
     times = [{trial["label"]: trial["us"] for trial in each["trials"]} for each in results]

@@ -23,7 +23,11 @@ from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import ExportError
 from saten_runtime.records.files import write_json
 
-LAYERS = Layers({f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}, 1000)
+MATRICES = {f"layer.{k}.dense": ("linear", 256, 256) for k in range(4)}
+# Trimming leaves half of one matrix.
+LAYERS = Layers(MATRICES, 1000, Layers({**MATRICES, "layer.0.dense": ("linear", 256, 128)}, 1000))
+# What stages write of a dense model.
+DENSE = {"budget": 1.0, "steps": 1000, "values": LAYERS.values}
 BESIDE = 50_000  # bytes of graph and tokenizer
 OPTIONS = OptimizeOptions(trials=6)
 STEP_S = 0.5  # what a step is said to take
@@ -50,28 +54,31 @@ class Stages:
         self.dies, self.refused, self.fault, self.broken = dies, refused, fault or Killed(), broken
 
     def kinds(self) -> dict[str, Callable[..., dict[str, Any]]]:
-        return {"compress": self.compress, "finetune": self.finetune, "export": self.export, "judge": self.judge}
+        return {name: getattr(self, name) for name in ("trim", "compress", "finetune", "export", "judge")}
+
+    def trim(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
+        self._break("trim", options)
+        return self._write(out, "trim", {**_read(inputs["model"]), "values": LAYERS.trimmed.values})
 
     def compress(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
         self._break("compress", options)
         dense_bits = PRECISIONS[options["precision"]].bits
-        return self._write(out, "compress", {"budget": options["budget"] * 32 / dense_bits, "steps": 0})
+        model = {**_read(inputs["model"]), "budget": options["budget"] * 32 / dense_bits, "steps": 0}
+        return self._write(out, "compress", model)
 
     def finetune(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
         steps = options["steps"]
-        self._write(out, "finetune", {**json.loads(inputs["model"].read_text()), "steps": steps})
+        self._write(out, "finetune", {**_read(inputs["model"]), "steps": steps})
         return {"training_s": steps * STEP_S}
 
     def export(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
         self._break("export", options)
         if options["precision"] == self.refused:
             raise ExportError("too much is lost")
-        model = {"budget": 1.0, "steps": 1000}
-        if inputs["model"].suffix != ".dense":
-            model = json.loads(inputs["model"].read_text())
+        model = _read(inputs["model"])
         self._write(out, f"export {options['name']}", model)
         bits = PRECISIONS[options["precision"]].bits
-        return {"bytes": int(model["budget"] * LAYERS.values * bits / 8) + BESIDE, "task": "toy"}
+        return {"bytes": int(model["budget"] * model["values"] * bits / 8) + BESIDE, "task": "toy"}
 
     def judge(self, out: Path, options: dict[str, Any], inputs: Mapping[str, Path]) -> dict[str, Any]:
         model = json.loads(inputs["bundle"].read_text())
@@ -89,6 +96,11 @@ class Stages:
         self.done[what] += 1
         write_json(out, content)
         return {}
+
+
+def _read(model: Path) -> dict[str, Any]:
+    """What a stage wrote of a model; the one that was given is dense."""
+    return {**DENSE, **(json.loads(model.read_text()) if model.is_file() else {})}
 
 
 class InThisProcess:
@@ -121,7 +133,7 @@ def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOption
     sources = {name: Source(str(folder / name), name * 8) for name in ("data", "steer", "confirm")}
     model = Source(str(folder / "model.dense"), "m" * 8)
     chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
-    study, scale = Study(folder / "study.journal", options.seed), Scale()
+    study, scale = Study(folder / "study.journal", options.seed, trims=LAYERS.trims), Scale()
     engine = InThisProcess(work)
     began, pricing = time.monotonic(), pricing_of(options, ())
     return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, began, pricing)

@@ -53,7 +53,7 @@ def test_the_stages_of_a_candidate_are_those_of_the_commands(make_tiny, data: Pa
     assert outcome_of(chains.bundle(candidate, 2), work)["bytes"] == Bundle.open(bundle).size_bytes
     done = stages_in(bundle)
     assert [stage.stage for stage in done] == ["compress", "finetune", "export"]
-    assert (done[0].options["budget"], done[1].options["steps"], done[2].options["rows"]) == (0.5, 2, 8)
+    assert (done[0].options["budget"], done[1].options["steps"], done[2].options["rows"]) == (0.5 / 4, 2, 8)
     assert done[0].inputs["calibration"]["texts"] == 8
     assert set(done[1].inputs) == {"model", "data", "teacher"}
     assert len(list(work.iterdir())) == 4

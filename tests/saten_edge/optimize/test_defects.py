@@ -18,7 +18,6 @@ from saten_edge.optimize.goal import Row
 from saten_edge.optimize.run import Found
 from saten_edge.optimize.showing import defects_of
 from saten_edge.optimize.space import RIVALS, STARTS
-from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import DefectError
 
 
@@ -57,7 +56,7 @@ def test_a_defect_with_the_dense_model_ends_the_search(tmp_path: Path, monkeypat
         search_in(tmp_path, with_dense("fp32"), monkeypatch).rivals()
     assert caught.value.exit_code == 1
     search = search_in(tmp_path / "other", with_dense("int4"), monkeypatch)  # another precision is only a rival
-    assert [rival.candidate.precision for rival in search.rivals()] == [name for name in PRECISIONS if name != "int4"]
+    assert [rival.candidate for rival in search.rivals()] == [each for each in RIVALS if each.label != "dense-int4"]
     assert list(search.defects) == ["dense-int4"]
 
 

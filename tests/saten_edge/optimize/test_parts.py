@@ -31,6 +31,7 @@ from saten_edge.optimize.space import (
     Candidate,
     distributions,
     drawn,
+    offered,
 )
 from saten_edge.optimize.tasks import Source
 from saten_edge.options import ENGINES as NAMED_ENGINES
@@ -102,7 +103,7 @@ def test_what_a_family_does_not_have_changes_nothing():
 
 def test_speed_is_preferred_where_a_split_is_measured_for_the_target_of_the_search():
     fast = STARTS[1]
-    assert fast.label == "saten-int8-0.25-grouped-g16-speed"
+    assert fast.label == "saten-int8-0.25-grouped-g16-speed-trimmed"
     assert fast.compress.recipe.prefer == "speed"
     assert fast.compress_for("arm64").recipe.timed_on == "arm64"
     fixed, accurate = dataclasses.replace(fast, split="0.5"), dataclasses.replace(fast, prefer="accuracy")
@@ -110,6 +111,7 @@ def test_speed_is_preferred_where_a_split_is_measured_for_the_target_of_the_sear
         assert other.compress_for("arm64") == other.compress
         assert other.compress.recipe.timed_on is None
         assert "speed" not in other.label
+    fast, accurate = (dataclasses.replace(each, trim=False) for each in (fast, accurate))
     layers = Layers({"layer.0.dense": ("linear", 384, 384)}, 1000)
     assert estimate(fast, layers, "x86-64", 32).us < estimate(accurate, layers, "x86-64", 32).us
     chains = Chains(Source("m", "m"), Source("d", "d"), {}, OptimizeOptions(target="arm64"), False)
@@ -119,14 +121,15 @@ def test_speed_is_preferred_where_a_split_is_measured_for_the_target_of_the_sear
 
 def test_every_knob_can_be_drawn_and_drawn_again():
     pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
-    for candidate in STARTS:
-        params, spaces = distributions(candidate)
+    from optuna.trial import FixedTrial
+
+    for candidate, trims in itertools.product(STARTS, (True, False)):
+        params, spaces = distributions(candidate, trims=trims)
         assert set(params) == set(spaces)
         assert {*params} <= {"family", *KNOBS}
-        from optuna.trial import FixedTrial
-
-        again = drawn(FixedTrial(params))
-        assert again.label == candidate.label
+        assert ("trim" in params) is trims
+        again = drawn(FixedTrial(params), trims=trims)
+        assert again.label == offered([candidate], trims=trims)[0].label
     assert {knob for family in FAMILIES.values() for knob in family.knobs} == set(KNOBS)
 
 

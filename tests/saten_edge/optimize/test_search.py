@@ -20,7 +20,7 @@ from saten_edge.optimize import tasks
 from saten_edge.optimize.finals import chosen
 from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.search import Search
-from saten_edge.optimize.space import RIVALS, STARTS, Candidate
+from saten_edge.optimize.space import RIVALS, STARTS, Candidate, offered
 from saten_edge.optimize.study import LEVELS, Trial
 from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
 from saten_edge.options import OptimizeOptions
@@ -47,7 +47,7 @@ def test_levels_drop_and_say_why(tmp_path: Path, monkeypatch):
 
 
 def test_what_is_predicted_to_be_too_large_costs_nothing(tmp_path: Path, monkeypatch):
-    trials = searched(tmp_path, Stages(), monkeypatch, OptimizeOptions(trials=8, max_mb=0.15))
+    trials = searched(tmp_path, Stages(), monkeypatch, OptimizeOptions(trials=16, max_mb=0.15))
     dropped = [trial for trial in trials if trial.level == LEVELS[0]]
     unpaid = [trial for trial in dropped if "has too few bytes for any part at int" in trial.why]
     assert 0 < len(unpaid) < len(dropped)
@@ -93,7 +93,7 @@ def test_labels_are_learned_once_before_anything_waits_for_them(tmp_path: Path, 
         search.engine, "run", lambda some, done: asked.append([each["task"]["do"] for each in some]) or run(some, done)
     )
     assert len(search.rivals()) == len(RIVALS)
-    assert asked == [["finetune"], ["judge"] * len(RIVALS)]
+    assert asked == [["finetune"], ["trim"], ["judge"] * len(RIVALS)]
 
 
 def test_a_batch_that_has_nothing_new_ends_the_search(tmp_path: Path, monkeypatch):
@@ -269,5 +269,7 @@ def test_what_another_process_made_meanwhile_stays_for_it_may_be_read(tmp_path: 
     assert list(tmp_path.iterdir()) == [place]
 
 
-def test_rivals_are_every_precision():
-    assert [(rival.family, rival.precision) for rival in RIVALS] == [("dense", name) for name in PRECISIONS]
+def test_rivals_are_every_precision_and_two_that_are_trimmed():
+    names = [f"dense-{name}" for name in PRECISIONS]
+    assert [rival.label for rival in RIVALS] == [*names, "dense-int8-trimmed", "dense-int4-128-trimmed"]
+    assert [rival.label for rival in offered(RIVALS, trims=False)] == names
