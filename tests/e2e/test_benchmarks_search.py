@@ -10,6 +10,7 @@ import random
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,9 @@ def test_the_table_says_whether_the_search_is_as_good(search: Any) -> None:
 
 def test_a_way_is_drawn_the_same_by_the_same_seed_and_each_candidate_once(search: Any, monkeypatch: Any) -> None:
     drawn: list[list[Any]] = []
-    monkeypatch.setattr(search, "fully", lambda cell, out, candidates, minutes: drawn.append(list(candidates)))
+    monkeypatch.setattr(search, "fully", lambda cell, given, out, candidates, minutes: drawn.append(list(candidates)))
+    trims = SimpleNamespace(layers=SimpleNamespace(trims=True))
+    monkeypatch.setattr(search, "read_inputs", lambda *given: trims)
     subject = search.Subject("a", Path("m"), Path("d"), Path("j"))
     for seed in (0, 0, 1):
         options = search.OptimizeOptions(seed=seed, trials=30)
@@ -99,6 +102,7 @@ def test_a_way_is_drawn_the_same_by_the_same_seed_and_each_candidate_once(search
     search.by_hand(search.Cell("by hand", subject, options, Path("w"), Path("r")), Path("w"))
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 30
+    assert {each.trim for each in drawn[0]} == {False, True}
     assert drawn[3] == list(search.BY_HAND)
     assert len({each.label for each in search.BY_HAND}) == 8
 
