@@ -246,10 +246,9 @@ class SatenLinear(SatenModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        if torch.compiler.is_exporting():
-            y = _placeholder(LINEAR, self, x, (*x.shape[:-1], self.out_features))
-        else:
-            y = x @ self.matrix()
+        if not torch.compiler.is_exporting():
+            return nn.functional.linear(x, self.matrix().T, self.bias)
+        y = _placeholder(LINEAR, self, x, (*x.shape[:-1], self.out_features))
         return y if self.bias is None else y + self.bias
 
 

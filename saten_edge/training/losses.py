@@ -128,10 +128,11 @@ def hidden_distance(sides: Sides) -> Fraction:
         for got, wanted in zip(sides.student.hidden_states, sides.teacher.hidden_states, strict=True)
     ]
     kept = _kept(sides.batch, pairs[0][0])
-    return (
-        torch.stack([((got - wanted) * kept).square().sum() for got, wanted in pairs]),
-        torch.stack([(wanted * kept).square().sum() for _, wanted in pairs]),
-    )
+
+    def squared(hidden: Tensor) -> Tensor:  # by the norms of the rows: the gradient takes one pass over memory
+        return (torch.linalg.vector_norm(hidden, dim=-1) * kept).square().sum()
+
+    return torch.stack([squared(got - wanted) for got, wanted in pairs]), torch.stack([squared(w) for _, w in pairs])
 
 
 def embedding_distance(sides: Sides) -> Fraction:
@@ -178,8 +179,8 @@ def _rows(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _kept(batch: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
-    """1 where `hidden` (n, t, width) counts, 0 at padding, to multiply by; images have no padding."""
-    return batch["attention_mask"][..., None].to(hidden.dtype) if "attention_mask" in batch else hidden.new_ones(())
+    """1 where a row of `hidden` (n, t, width) counts, 0 at padding, to multiply by; images have no padding."""
+    return batch["attention_mask"].to(hidden.dtype) if "attention_mask" in batch else hidden.new_ones(())
 
 
 def _softened(got: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -161,9 +161,22 @@ def round_activations(x: Tensor) -> Tensor:
     return _straight(x, round_to_bytes(x))
 
 
+class _Straight(torch.autograd.Function):
+    """The second tensor, with the gradient of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, found: Tensor) -> Tensor:
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
 def _straight(value: Tensor, found: Tensor) -> Tensor:
     """`found`, with the gradient of `value`."""
-    return value + (found - value).detach()
+    rounded: Tensor = _Straight.apply(value, found)
+    return rounded
 
 
 def _scales(peak: Tensor, largest: int) -> Tensor:
@@ -211,12 +224,13 @@ def _by_output(part: ResidualPart, how: Precision) -> Tensor:
 
 def _saten_linear(layer: SatenLinear, how: Precision, x: Tensor) -> Tensor:
     a, b = _factors(layer)
-    y = _product(_product(x, a, how), b, how)
+    inner, turned = _product(x, a, how), round_along(b, 0, how.for_inputs(len(b))).T
+    y = functional.linear(_taken(inner, how), turned, layer.bias)
     if layer.residual.values.numel():
         # blocks are decoded before they are multiplied, so that x stays as it is
         read = x if layer.residual.pattern.layout == "grouped" else _taken(x, ENTRIES if how.bits < 16 else how)
         y = y + read @ _residual(layer.residual, how)
-    return y if layer.bias is None else y + layer.bias
+    return y
 
 
 def _saten_embedding(layer: SatenEmbedding, how: Precision, ids: Tensor) -> Tensor:

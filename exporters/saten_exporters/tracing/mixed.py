@@ -164,5 +164,5 @@ def round_to_bytes(x: torch.Tensor) -> torch.Tensor:
         low, high = lines.amin(1, keepdim=True).clamp_max(0), lines.amax(1, keepdim=True).clamp_min(0)
         scale = torch.where(high > low, (high - low) / 255, 1.0)
         zero = (-low / scale).round()
-        codes = ((lines / scale).round() + zero).clamp(0, 255)
-        return ((codes - zero) * scale).to(x.dtype).reshape(x.shape)
+        codes = (lines / scale).round_().add_(zero).clamp_(0, 255)  # in place: passes over memory are what costs
+        return codes.sub_(zero).mul_(scale).to(x.dtype).reshape(x.shape)
