@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
+from statistics import median
 
 from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import RIVALS
@@ -65,7 +66,7 @@ def _fitting(search: Search) -> Training:
 
 
 def _seconds_of_a_step(search: Search) -> float:
-    """Of the slowest of the short fine-tunings; 0 where there were none."""
+    """The median of the short fine-tunings, which one that shared its cores does not move; 0 where there were none."""
     short = search.options.short_steps
     tasks = [
         search.chains.checkpoint(trial.candidate, short)
@@ -73,7 +74,7 @@ def _seconds_of_a_step(search: Search) -> float:
         if trial.level == LEVELS[2] and trial.drop is not None
     ]
     spent = [float(outcome_of(task, search.work)["training_s"]) for task in tasks if isinstance(task, Task)]
-    return max(spent, default=0.0) / short
+    return (median(spent) if spent else 0.0) / short
 
 
 def _examples(search: Search) -> int:
