@@ -63,6 +63,7 @@ TABLES = (
     Table("layers", "layers.py"),
     Table("toolchain", "toolchain.py", WORK),
     Table("workers", "workers.py", WORK),
+    Table("training", "training.py", WORK),
     Table("search", "search.py", WORK, hours=True),
     Table("solvers", "solvers.py"),
     Table("shapes", "shapes.py"),

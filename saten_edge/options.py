@@ -377,8 +377,7 @@ def _refuse_engine(engine: str | None, address: str | None) -> None:
 
 
 OBJECTIVES = ("bytes", "time", "accuracy")
-DEFAULT_TRIALS = 16
-DEFAULT_STEPS = 400
+DEFAULT_TRIALS, DEFAULT_STEPS, DEFAULT_BATCH = 16, 400, 32
 
 
 @dataclass(frozen=True)
@@ -389,7 +388,8 @@ class OptimizeOptions:
     bytes of the whole bundle. max_ms: median at `tokens` tokens, one thread. objective: of `OBJECTIVES`; what is
     made best among the bundles that meet the goal. trials: compressions that are looked at; None is
     `DEFAULT_TRIALS`, or, where minutes end the search, no limit. steps: of the fine-tuning of a finalist; None is
-    `DEFAULT_STEPS`, or, with minutes, what they pay for. short_steps: of one that only ranks. confirm: share of the
+    `DEFAULT_STEPS`, or, with minutes, what they pay for. short_steps: of one that only ranks.
+    batch_size: None is what `settled` finds for the data. confirm: share of the
     judge that no choice sees before the last. device: URLs of the devices on which the finalists are timed,
     ssh://…, adb:… or local; this machine where there is none. max_ms counts on each of them. prices: a file of
     `devices calibrate`; None is that of the first device, where there is one. emulated: it may be an emulator's. trim:
@@ -413,7 +413,7 @@ class OptimizeOptions:
         None, "Steps of a full fine-tuning; 400 by default, or with --minutes as many as the minutes pay for", low=1
     )
     short_steps: int = option(60, "Steps of the short fine-tuning that ranks trials", low=1)
-    batch_size: int = option(32, "Examples per step of a fine-tuning", low=1)
+    batch_size: int | None = option(None, "Examples per step; by default 32, or 128 of 20,000 and more", low=1)
     max_length: int | None = option(None, "Tokens per text at most, in fine-tuning", low=2)
     tokens: int = option(128, "Tokens per text of the runs that are timed", low=1)
     rounds: int = option(5, "Times that each bundle is started and measured", low=1)

@@ -16,7 +16,8 @@ __all__ = ["fast_attention", "multiplies_bf16"]
 SHORT = 256
 # oneDNN writes machine code for every shape of a bfloat16 product and keeps the code of 1024, by default. A step of a
 # compressed model has hundreds, as ranks differ, at every length of a batch: the code was written anew in each step,
-# which took a quarter of the time of small batches. It is up to 1.6 GB more of memory. Read when the first product is computed.
+# which took a quarter of the time of small batches. As many as this take up to 1.6 GB more of memory. The variable is
+# read when the first product is computed.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 
 

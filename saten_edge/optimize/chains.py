@@ -8,7 +8,7 @@ from typing import Any
 
 from saten_edge.optimize.space import Candidate
 from saten_edge.optimize.tasks import Input, Source, Task
-from saten_edge.options import ExportOptions, FinetuneOptions, OptimizeOptions, TrimOptions
+from saten_edge.options import DEFAULT_BATCH, ExportOptions, FinetuneOptions, OptimizeOptions, TrimOptions
 from saten_edge.recipes import recorded
 from saten_edge.training.schedule import Schedule
 
@@ -75,7 +75,7 @@ class Chains:
         asked = self.options
         schedule = Schedule(
             steps=steps,
-            batch_size=asked.batch_size,
+            batch_size=asked.batch_size or DEFAULT_BATCH,
             max_length=asked.max_length,
             seed=asked.seed,
             precision=precision,

@@ -11,7 +11,7 @@ from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import RIVALS
 from saten_edge.optimize.study import LEVELS
 from saten_edge.optimize.tasks import Task, outcome_of
-from saten_edge.options import OptimizeOptions
+from saten_edge.options import DEFAULT_BATCH, OptimizeOptions
 from saten_edge.texts import read_items
 
 __all__ = ["Training", "measuring_minutes", "training_of"]
@@ -61,7 +61,7 @@ def _fitting(search: Search) -> Training:
     if options.steps is not None:
         return Training(count, options.steps)
     at_once = math.ceil(count / search.engine.workers)
-    most = max(options.usual_steps, MOST_PASSES * _examples(search) // options.batch_size)
+    most = max(options.usual_steps, MOST_PASSES * _examples(search) // (options.batch_size or DEFAULT_BATCH))
     return Training(count, max(options.short_steps, min(most, int(left_s / step_s / at_once))))
 
 

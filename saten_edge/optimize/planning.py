@@ -17,7 +17,7 @@ from saten_edge.optimize.lengths import measuring_minutes
 from saten_edge.optimize.pricing import planned_words
 from saten_edge.optimize.search import BATCH, SEARCH_SHARE, Rival, beside
 from saten_edge.optimize.space import BUDGETS, FAMILIES, RIVALS, Candidate, offered
-from saten_edge.options import OptimizeOptions
+from saten_edge.options import DEFAULT_BATCH, OptimizeOptions
 from saten_exporters.quantize import PRECISIONS
 from saten_runtime.errors import UsageError
 
@@ -57,7 +57,7 @@ def planned(layers: Layers, judge: Judge, options: OptimizeOptions, *, headless:
     workers = options.workers or default_workers()
     rate = _products_per_s()
     multiplied = sum(inputs * outputs for kind, inputs, outputs in layers.matrices.values() if kind == "linear")
-    batch = multiplied * options.batch_size * (options.max_length or USUAL_TOKENS)
+    batch = multiplied * (options.batch_size or DEFAULT_BATCH) * (options.max_length or USUAL_TOKENS)
     step_s = 4 * batch / rate  # forward, backward twice that, and the teacher
     judged_s = multiplied * USUAL_TOKENS * judge.data.count / 2 / rate + STARTING_S
     smaller = sum(i * o * min(i, o) for _, i, o in layers.matrices.values())

@@ -16,7 +16,7 @@ from saten_edge.engines import ENGINES
 from saten_edge.optimize.chains import Chains
 from saten_edge.optimize.finals import Finals, Measured
 from saten_edge.optimize.goal import Row, answer, missed
-from saten_edge.optimize.inputs import Given, read_inputs
+from saten_edge.optimize.inputs import Given, read_inputs, settled
 from saten_edge.optimize.lengths import training_of
 from saten_edge.optimize.measuring import reach
 from saten_edge.optimize.output import (
@@ -103,6 +103,7 @@ def optimize(
     began, options, out = time.monotonic(), options or OptimizeOptions(), Path(out)
     optuna_here()
     given = read_inputs(str(model), Path(data), Path(judge), options)
+    options = settled(options, given.data)
     refuse_impossible(given.layers, options)
     devices = reach(options.device, progress)
     pricing = pricing_of(options, devices)
@@ -126,6 +127,7 @@ def plan(model: str | Path, data: str | Path, judge: str | Path, options: Optimi
     """
     options = options or OptimizeOptions()
     given = read_inputs(str(model), Path(data), Path(judge), options)
+    options = settled(options, given.data)
     refuse_impossible(given.layers, options)
     return planned(given.layers, given.judge, options, headless=given.headless)
 

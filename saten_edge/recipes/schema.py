@@ -139,8 +139,8 @@ def merged(file: RecipeFile, name: str, asked: Kind) -> Kind:
     for key, value in given.items():
         if key in stage.options and read[key] != value:
             raise UsageError(
-                f"{file.where(stage, key)}: {key} is {spelled(read[key])}, and --{key.replace('_', '-')} "
-                f"{spelled(value)} contradicts it; leave one of them out"
+                f"{file.where(stage, key)}: {key} is {spelled(read[key])}, and {_as_typed(type(asked), key, value)} "
+                "contradicts it; leave one of them out"
             )
     return _built(type(asked), {**plain, **{key: read[key] for key in stage.options}, **given})
 
@@ -253,6 +253,17 @@ def _flat(options: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield field.name, value
+
+
+def _as_typed(kind: type, name: str, value: Any) -> str:
+    """An option as it stands on the command line."""
+    hints = get_type_hints(kind)
+    nested = [hints[field.name] for field in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[field.name])]
+    found = [one for each in (kind, *nested) for field, one in declared(each) if field.name == name]
+    flag = found[0].flags[0] if found else f"--{name.replace('_', '-')}"
+    if "/" in flag:
+        return flag.split("/")[not value]
+    return flag if found and found[0].const is not None else f"{flag} {spelled(value)}"
 
 
 def _built(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

@@ -130,7 +130,8 @@ def hidden_distance(sides: Sides) -> Fraction:
     kept = _kept(sides.batch, pairs[0][0])
 
     def squared(hidden: Tensor) -> Tensor:  # by the norms of the rows: the gradient takes one pass over memory
-        return (torch.linalg.vector_norm(hidden, dim=-1) * kept).square().sum()
+        norms: Tensor = torch.linalg.vector_norm(hidden, dim=-1)
+        return (norms * kept).square().sum()
 
     return torch.stack([squared(got - wanted) for got, wanted in pairs]), torch.stack([squared(w) for _, w in pairs])
 

@@ -169,13 +169,13 @@ class _Straight(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
 def _straight(value: Tensor, found: Tensor) -> Tensor:
     """`found`, with the gradient of `value`."""
-    rounded: Tensor = _Straight.apply(value, found)
+    rounded: Tensor = _Straight.apply(value, found)  # type: ignore[no-untyped-call]
     return rounded
 
 

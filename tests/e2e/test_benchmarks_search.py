@@ -123,12 +123,40 @@ def test_a_quick_run_makes_each_way_once(warm_python: list[str], offline: dict[s
         (way, 1, 1) for way in ("optimize", "random", "by hand")
     ]
     assert all("dense-fp32" in {each["name"] for each in row["points"]} for row in rows)
-    assert "tiny, seed 0, " in done.stdout
+    assert "tiny, seed 6, " in done.stdout
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work" / "results").iterdir()}
     assert len(kept) == 3
     again = run()  # what has a result is not made again
     assert again.stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_compressed_step_is_beside_a_dense_one(load: Any) -> None:
+    training = load("training")
+
+    def row(name: str, batch: int, ms: float, ratio: float, busy: tuple[str, ...] = ()) -> dict[str, Any]:
+        of_dense = {"value": ratio, "low": ratio - 0.1, "high": ratio + 0.1}
+        return {"name": name, "batch": batch, "ms": [ms], "busy": list(busy), "of_dense": of_dense}
+
+    dense = row("dense", 128, 400, 1.0)
+    good = training.table([row("saten int8", 32, 250, 1.6), dense, row("saten int8", 128, 480, 1.2)])
+    assert "| 128 | saten int8 | 480 | 1.20 (1.10–1.30) |" in good
+    assert good.endswith("\n- met  saten int8, 128 texts: 1.20 of dense (wanted ≤ 1.3)\n")
+    assert "- MISS saten int8, 128 texts: 1.40 of dense" in training.table([dense, row("saten int8", 128, 560, 1.4)])
+    busy = training.table([dense, row("saten int8", 128, 480, 1.2, ("cc1",))])
+    assert "- INVALID: other programs ran (cc1)" in busy
+    assert "1.20" not in busy
+
+
+def test_the_texts_are_as_long_as_sentences_and_always_the_same(load: Any, tmp_path: Path) -> None:
+    training = load("training")
+    lengths = [len(json.loads(line)["text"].split()) for line in training.texts_in(tmp_path).read_text().splitlines()]
+    assert len(lengths) == training.TEXTS
+    assert 7 < sum(lengths) / len(lengths) < 11
+    assert max(lengths) <= training.MOST_WORDS
+    again = tmp_path / "again"
+    again.mkdir()
+    assert training.texts_in(again).read_bytes() == training.texts_in(tmp_path).read_bytes()
 
 
 def test_two_workers_are_as_many_times_faster_as_their_turns_say(load: Any, monkeypatch: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,11 @@ pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'sate
 
 from pretended_stages import STEP_S, Stages, search_in
 
+from saten_edge.optimize import lengths
+from saten_edge.optimize.inputs import settled
 from saten_edge.optimize.lengths import MOST_PASSES, PLANNED, Training, measuring_minutes, training_of
 from saten_edge.optimize.search import Search
+from saten_edge.optimize.tasks import Task, outcome_of
 from saten_edge.options import DEFAULT_STEPS, OptimizeOptions
 from saten_edge.texts import write_lines
 
@@ -72,6 +76,26 @@ def test_few_minutes_train_fewer_finalists_and_not_less_than_shortly(tmp_path: P
 def test_few_examples_are_not_learned_by_heart(tmp_path: Path, monkeypatch):
     found = training_of(searched(tmp_path, monkeypatch, replace(OPTIONS, batch_size=8), examples=400))
     assert found.steps == MOST_PASSES * 400 // 8
+
+
+@pytest.mark.parametrize(("asked", "examples", "wanted"), [(None, 19_999, 32), (None, 20_000, 128), (64, 20_000, 64)])
+def test_a_step_takes_more_of_much_data(asked: int | None, examples: int, wanted: int, tmp_path: Path):
+    write_lines(tmp_path / "data.jsonl", [{"text": f"a text {k}"} for k in range(examples)])
+    assert settled(replace(OPTIONS, batch_size=asked), tmp_path / "data.jsonl").batch_size == wanted
+
+
+def test_one_training_that_shared_its_cores_does_not_shorten_the_last(tmp_path: Path, monkeypatch):
+    usual = training_of(searched(tmp_path / "usual", monkeypatch)).steps
+    slow = iter([9.0])  # times as long as the others
+
+    def seconds(task: Task, work: Path) -> dict[str, Any]:
+        found = outcome_of(task, work)
+        return {**found, "training_s": found["training_s"] * next(slow, 1.0)} if "training_s" in found else found
+
+    monkeypatch.setattr(lengths, "outcome_of", seconds)
+    assert training_of(searched(tmp_path / "busy", monkeypatch)).steps == pytest.approx(usual, rel=0.01)
+    slow = iter([9.0] * 6)  # the twin: all of them
+    assert training_of(searched(tmp_path / "slow", monkeypatch)).steps < usual / 5
 
 
 def test_who_goes_on_trains_as_long(tmp_path: Path, monkeypatch):

@@ -97,6 +97,15 @@ def test_the_command_line_adds_and_may_not_contradict(tmp_path: Path):
         merged(file, "compress", CompressOptions(0.4))
 
 
+def test_an_option_that_contradicts_is_spelled_as_it_was_typed(tmp_path: Path):
+    file = read_recipe(written(tmp_path, "- stage: optimize\n  options:\n    trim: true\n"))
+    with pytest.raises(UsageError, match=r"trim is True, and --no-trim contradicts it"):
+        merged(file, "optimize", OptimizeOptions(trim=False))
+    file = read_recipe(written(tmp_path, "- stage: finetune\n  options:\n    bf16: true\n"))
+    with pytest.raises(UsageError, match=r"bf16 is True, and --fp32 contradicts it"):
+        merged(file, "finetune", FinetuneOptions(schedule=Schedule(bf16=False)))
+
+
 def test_other_inputs_are_named():
     wanted = Stage("compress", inputs={"model": {"sha256": "a" * 64}, "calibration": {"sha256": "b" * 64}})
     other = Stage("compress", inputs={"model": {"sha256": "a" * 64}, "calibration": {"sha256": "c" * 64}})
