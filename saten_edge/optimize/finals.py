@@ -9,6 +9,7 @@ from typing import Any
 
 import saten_edge
 from saten_edge.devices.device import Device
+from saten_edge.optimize.decay import left_of
 from saten_edge.optimize.goal import Row
 from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.measuring import Times, measure
@@ -24,10 +25,6 @@ from saten_runtime.bundle.folder import Bundle
 from saten_runtime.records.files import key_of
 
 __all__ = ["Finals", "Measured", "chosen"]
-
-# What is left of the points lost, where a fine-tuning is so many times as long, is their number to this power. Of
-# three compressed MiniLMs, 60 steps left 2.1, 4.6 and 9.2 points, and 8, 14 and 14 times as many 0.5, 0.7 and 2.1.
-DECAY = -0.5
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,11 @@ class Measured:
 
 def chosen(trials: Sequence[Trial], options: OptimizeOptions, training: Training) -> list[Trial]:
     """The trials worth a full fine-tuning, the most promising first: those expected to meet the goal after it."""
-    left = min(1.0, (training.steps / options.short_steps) ** DECAY)
+    longer = training.steps / options.short_steps
 
     def promise(trial: Trial) -> tuple[float, ...]:
         drop = trial.drop or 0.0
-        over = max(0.0, drop * left - options.max_drop)
+        over = max(0.0, left_of(drop, longer) - options.max_drop)
         order = {"bytes": (trial.bytes, trial.us), "time": (trial.us, trial.bytes), "accuracy": (drop, trial.bytes)}
         return (over, *order[options.objective])
 

@@ -14,6 +14,7 @@ from saten_edge.checkpoints.resolve import resolve_model
 from saten_edge.console import Progress
 from saten_edge.engines import ENGINES
 from saten_edge.optimize.chains import Chains
+from saten_edge.optimize.decay import promising
 from saten_edge.optimize.finals import Finals, Measured
 from saten_edge.optimize.goal import Row, answer, missed
 from saten_edge.optimize.inputs import Given, read_inputs, settled
@@ -148,7 +149,7 @@ def searching(
     )
     prices = None if pricing.path is None else Source(str(pricing.path.resolve()), sha256_file(pricing.path))
     chains = Chains(model, data, sources, options, given.headless, prices)
-    study = Study(out / STUDY_FILE, options.seed, trims=given.layers.trims)
+    study = Study(out / STUDY_FILE, options.seed, trims=given.layers.trims, promising=promising(options))
     study.describe("prices", pricing.prices.source)
     with ENGINES[options.engine](work, options.workers, 0, options.address) as engine:
         decides = given.metric, given.scale

@@ -152,9 +152,9 @@ RIVALS = (
 # Where a search begins: what won in the benchmarks of encoders and decoders. Half of it is trimmed: what won at a fifth
 # of dense int8's bytes, and the one whose tables stay dense, for these are what trimming makes small.
 STARTS = (
-    Candidate("saten", "int8", 0.285, "grouped", 32),
+    Candidate("saten", "int8", 0.4, "grouped", 16, prefer="speed", trim=True),
     Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed", trim=True),
-    Candidate("svd", "int8", 0.25),
+    Candidate("svd", "int8", 0.25, trim=True),
     Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables", trim=True),
 )
 

@@ -75,13 +75,15 @@ class Trial:
 class Study:
     """The journal in a file, which nobody else writes meanwhile."""
 
-    def __init__(self, path: Path, seed: int, *, trims: bool) -> None:
-        """Open it, or begin one. trims: whether candidates may be trimmed.
+    def __init__(self, path: Path, seed: int, *, trims: bool, promising: float) -> None:
+        """Open it, or begin one. trims: whether candidates may be trimmed. promising: points that one may lose.
+
+        Candidates are drawn to be like those that lose no more: else most would be small and lose nearly everything.
 
         Raises:
             UsageError: Optuna is not installed.
         """
-        self._optuna, self._seed, self._trims = optuna_here(), seed, trims
+        self._optuna, self._seed, self._trims, self._promising = optuna_here(), seed, trims, promising
         LineWriter(path, keep=True).close()  # half a line at the end is what a kill left
         Path(f"{path}.lock").unlink(missing_ok=True)
         backend = self._optuna.storages.journal.JournalFileBackend(str(path))
@@ -126,7 +128,11 @@ class Study:
     def _frozen(self, trial: Trial) -> Any:
         params, spaces = distributions(trial.candidate, trims=self._trims)
         return self._optuna.trial.create_trial(
-            params=params, distributions=spaces, values=trial.objectives, user_attrs={"row": trial.to_json()}
+            params=params,
+            distributions=spaces,
+            values=trial.objectives,
+            constraints={"points": trial.objectives[0] - self._promising},
+            user_attrs={"row": trial.to_json()},
         )
 
 

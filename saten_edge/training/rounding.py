@@ -45,6 +45,8 @@ SCALED = {"grouped": 2, "n:m": 1, "rows": 1, "ell": 1}
 # 16; n:m has 4 where all else has. Activations have 8 at these.
 ENTRIES = PRECISIONS["int8"]
 SINGLE = {"csr": dict.fromkeys((name for name, how in PRECISIONS.items() if how.block), ENTRIES)}
+# Factors are filled up with zeros to a multiple of so many ranks: products of fewer shapes, see `saten_edge.processor`.
+RANKS = 16
 _LOW = [name for name, how in PRECISIONS.items() if how.bits < 8]
 SINGLE["n:m"] = SINGLE["csr"] | dict.fromkeys(_LOW, replace(PRECISIONS["int4"], block=0))
 
@@ -224,8 +226,10 @@ def _by_output(part: ResidualPart, how: Precision) -> Tensor:
 
 def _saten_linear(layer: SatenLinear, how: Precision, x: Tensor) -> Tensor:
     a, b = _factors(layer)
-    inner, turned = _product(x, a, how), round_along(b, 0, how.for_inputs(len(b))).T
-    y = functional.linear(_taken(inner, how), turned, layer.bias)
+    left, right = round_along(a, 0, how.for_inputs(len(a))), round_along(b, 0, how.for_inputs(len(b)))
+    spare = -len(b) % RANKS
+    inner = _taken(x, how) @ functional.pad(left, (0, spare))
+    y = functional.linear(_taken(inner, how), functional.pad(right, (0, 0, 0, spare)).T, layer.bias)
     if layer.residual.values.numel():
         # blocks are decoded before they are multiplied, so that x stays as it is
         read = x if layer.residual.pattern.layout == "grouped" else _taken(x, ENTRIES if how.bits < 16 else how)

@@ -12,6 +12,7 @@ from typing import Any
 from saten_edge.engines.pool import Request
 from saten_edge.optimize import tasks
 from saten_edge.optimize.chains import Chains
+from saten_edge.optimize.decay import promising
 from saten_edge.optimize.estimate import Layers
 from saten_edge.optimize.judging import Scale
 from saten_edge.optimize.pricing import pricing_of
@@ -133,7 +134,10 @@ def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOption
     sources = {name: Source(str(folder / name), name * 8) for name in ("data", "steer", "confirm")}
     model = Source(str(folder / "model.dense"), "m" * 8)
     chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
-    study, scale = Study(folder / "study.journal", options.seed, trims=LAYERS.trims), Scale()
+    study, scale = (
+        Study(folder / "study.journal", options.seed, trims=LAYERS.trims, promising=promising(options)),
+        Scale(),
+    )
     engine = InThisProcess(work)
     began, pricing = time.monotonic(), pricing_of(options, ())
     return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, began, pricing)

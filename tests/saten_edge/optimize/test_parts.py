@@ -60,7 +60,7 @@ def test_names_of_candidates_differ_and_their_options_are_sound():
     for each in tried:
         if (options := each.compress) is not None:
             METHODS[options.methods[-1]].check(options, True)
-    assert STARTS[0].label == "saten-int8-0.285-grouped-g32"
+    assert STARTS[0].label == "saten-int8-0.4-grouped-g16-speed-trimmed"
     flat = tried[-1].compress
     assert (flat.methods, flat.budget, flat.kept, flat.group) == (("flat", "saten"), 0.2 / 4, 0.5, 16)
     assert STARTS[0].compress.methods == ("saten",)

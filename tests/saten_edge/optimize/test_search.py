@@ -21,7 +21,7 @@ from saten_edge.optimize.finals import chosen
 from saten_edge.optimize.lengths import Training
 from saten_edge.optimize.search import Search
 from saten_edge.optimize.space import RIVALS, STARTS, Candidate, offered
-from saten_edge.optimize.study import LEVELS, Trial
+from saten_edge.optimize.study import LEVELS, Study, Trial
 from saten_edge.optimize.tasks import Source, Task, folder_of, forget, made, outcome_of
 from saten_edge.options import OptimizeOptions
 from saten_exporters.quantize import PRECISIONS
@@ -129,12 +129,30 @@ def test_the_finalists_are_those_that_can_win(tmp_path: Path, monkeypatch):
 
 
 def test_the_longer_a_training_is_the_smaller_a_finalist_may_be():
-    """The square root of 100 times the steps is 10: of 9 points 0.9 are expected to be left, of 15 points 1.5."""
+    """100 times the steps are expected to leave 100 ** -0.6 of the points: of 15 points 0.95, of 25 points 1.6."""
     short = Candidate("svd", "int8", 0.1), Candidate("svd", "int8", 0.2), Candidate("svd", "int8", 0.3)
-    points = zip((15.0, 9.0, 1.5), short, strict=True)
+    points = zip((25.0, 15.0, 1.5), short, strict=True)
     trials = [Trial(at, 0, each, 100 + at, 1.0, LEVELS[2], drop) for at, (drop, each) in enumerate(points)]
     first = {times: chosen(trials, OPTIONS, Training(1, times * OPTIONS.short_steps))[0].drop for times in (1, 4, 100)}
-    assert first == {1: 1.5, 4: 1.5, 100: 9.0}
+    assert first == {1: 1.5, 4: 1.5, 100: 15.0}
+
+
+def test_what_loses_too_much_is_not_drawn_again(tmp_path: Path):
+    """Of 40 trials, whatever has a small budget lost nearly everything, and took the fewest bytes."""
+    pytest.importorskip("optuna", reason="Optuna is not installed (pip install 'saten-edge[optimize]')")
+    budgets = [0.08 + 0.013 * number for number in range(40)]
+
+    def drawn_after(promising: float) -> float:
+        study = Study(tmp_path / f"{promising}.journal", 0, trims=False, promising=promising)
+        for number, budget in enumerate(budgets):
+            candidate = Candidate("svd", "int8", round(budget, 3))
+            lost = 3.0 if budget > 0.3 else 80.0
+            study.tell(Trial(number, 0, candidate, int(1e7 * budget), 100 * budget, LEVELS[2], lost, last=number == 39))
+        asked = [each.budget for each, _ in zip(study.ask(1), range(40), strict=False)]
+        return sum(budget > 0.3 for budget in asked) / len(asked)
+
+    assert drawn_after(5.0) > 0.75
+    assert drawn_after(float("inf")) < drawn_after(5.0) - 0.2  # the twin: all of them are as good as each other
 
 
 # --- kills -------------------------------------------------------------------------------------------------------
