@@ -16,7 +16,7 @@ USUAL = 20
 
 def left_of(points: float, longer: float) -> float:
     """Points that are expected to be left of those lost, by a fine-tuning that is so many times as long."""
-    return points * min(1.0, longer**DECAY)
+    return float(points * min(1.0, longer**DECAY))
 
 
 def promising(options: OptimizeOptions) -> float:

@@ -154,7 +154,7 @@ RIVALS = (
 STARTS = (
     Candidate("saten", "int8", 0.4, "grouped", 16, prefer="speed", trim=True),
     Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed", trim=True),
-    Candidate("svd", "int8", 0.25, trim=True),
+    Candidate("svd", "int8", 0.25),
     Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables", trim=True),
 )
 

@@ -134,13 +134,10 @@ def search_in(folder: Path, stages: Stages, monkeypatch, options: OptimizeOption
     sources = {name: Source(str(folder / name), name * 8) for name in ("data", "steer", "confirm")}
     model = Source(str(folder / "model.dense"), "m" * 8)
     chains = Chains(model, sources["data"], {part: sources[part] for part in ("steer", "confirm")}, options, False)
-    study, scale = (
-        Study(folder / "study.journal", options.seed, trims=LAYERS.trims, promising=promising(options)),
-        Scale(),
-    )
+    study = Study(folder / "study.journal", options.seed, trims=LAYERS.trims, promising=promising(options))
     engine = InThisProcess(work)
     began, pricing = time.monotonic(), pricing_of(options, ())
-    return Search(chains, LAYERS, options, work, "accuracy", scale, engine, study, None, began, pricing)
+    return Search(chains, LAYERS, options, work, "accuracy", Scale(), engine, study, None, began, pricing)
 
 
 def searched(folder: Path, stages: Stages, monkeypatch, options: OptimizeOptions = OPTIONS) -> list[Trial]:

@@ -186,8 +186,8 @@ def test_a_size_that_only_a_trimmed_one_can_have_is_not_refused():
 # --- where there is none -----------------------------------------------------------------------------------------
 
 
-def test_the_first_four_are_trimmed_and_optuna_draws_others(tmp_path: Path):
-    assert [each.trim for each in STARTS] == [True] * 4
+def test_most_of_the_first_four_are_trimmed_and_optuna_draws_others(tmp_path: Path):
+    assert [each.trim for each in STARTS] == [True, True, False, True]
     assert STARTS[1] == Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed", trim=True)
     asked = first(Study(tmp_path / "journal", 0, trims=True, promising=5.0), 30)
     assert asked[:4] == list(STARTS)
