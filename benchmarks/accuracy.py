@@ -75,13 +75,14 @@ METHODS = {
     "saten-1:8": ("--pattern", "1:8"),
     "saten-grouped": ("--pattern", "grouped", "--group", "16"),
     "saten-fast": ("--pattern", "grouped", "--group", "16", "--prefer", "speed", "--target", "x86-64+kernels"),
+    "saten-flat": ("--method", "flat", "--then", "saten", "--pattern", "grouped", "--group", "16"),
 }
 # Rows whose bytes and times are those of a bundle at the cell's precision; the others share one model among precisions.
-PRICED = frozenset({"saten-fast", "saten-trim"})
+PRICED = frozenset({"saten-fast", "saten-trim", "saten-flat", "saten-flat-trim"})
 # Rivals that need no decomposition: the dense model itself, and one without every second layer.
 RIVALS = (DENSE, "layers", "trim")
 # row → the row whose model it is, made from a dense model that knows the words of the training texts alone
-TRIMMED = {"trim": DENSE, "svd-trim": "svd", "saten-trim": "saten-fast"}
+TRIMMED = {"trim": DENSE, "svd-trim": "svd", "saten-trim": "saten-fast", "saten-flat-trim": "saten-flat"}
 METHODS |= {row: METHODS[of] for row, of in TRIMMED.items() if of in METHODS}
 # Of the dense int8 bundle's bytes: the sizes that the front is read at.
 SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
