@@ -88,6 +88,8 @@ METHODS |= {row: METHODS[of] for row, of in TRIMMED.items() if of in METHODS}
 SHARES = (1 / 2, 1 / 3, 1 / 5, 1 / 8)
 # Of the lines of a picture, the longest training first.
 STYLES = ("-", ":", "-.")
+# marker → that of the same with a trimmed vocabulary; with one each, colours are given out twice.
+CROSSED = {".": "x", "s": "+"}
 # Columns of both tables.
 OF_DENSE, SCORED = "of dense int8", ("MB", "score")
 
@@ -325,17 +327,19 @@ def score(values: Sequence[float]) -> str:
 def picture(rows: Sequence[dict[str, Any]]) -> str | None:
     """Scores over the bytes of the bundle: a panel per task, a colour per method, a style per length of training.
 
-    A row with a trimmed vocabulary has the colour of the one without, and crosses.
+    A row with a trimmed vocabulary has the colour of the one without, and crosses. What has a colour that another has,
+    too, has squares.
     """
     drawings, methods = {}, (*RIVALS, *METHODS)
-    colors = dict(zip((method for method in methods if method not in TRIMMED), COLORS.values(), strict=True))
+    marks = dict(zip(methods_that_differ(), itertools.product(CROSSED, COLORS.values()), strict=False))
     for task in dict.fromkeys(row["task"] for row in rows):
         own = [row for row in rows if row["task"] == task]
         if len(own) == 1:  # a teacher alone says nothing
             continue
         lines, lengths = [], sorted({row["steps"] for row in own}, reverse=True)
         for method in methods:
-            color, marker = colors[TRIMMED.get(method, method)], "x" if method in TRIMMED else "."
+            marker, color = marks[TRIMMED.get(method, method)]
+            marker = CROSSED[marker] if method in TRIMMED else marker
             for steps, style in zip(lengths, itertools.cycle(STYLES), strict=False):
                 same = [row for row in own if (row["method"], row["steps"]) == (method, steps)]
                 points = sorted((row["bytes"] / 1e6, 100 * fmean(row["after"])) for row in same)
@@ -345,6 +349,11 @@ def picture(rows: Sequence[dict[str, Any]]) -> str | None:
         if lines:
             drawings[task] = ("MB of weights in the bundle", own[0]["metric"], lines)
     return panels("Accuracy over bytes", drawings) if drawings else None
+
+
+def methods_that_differ() -> list[str]:
+    """Those whose rows are not another's with a trimmed vocabulary."""
+    return [method for method in (*RIVALS, *METHODS) if method not in TRIMMED]
 
 
 def _row_key(row: dict[str, Any]) -> tuple[str, str, float, str, int]:

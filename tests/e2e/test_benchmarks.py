@@ -124,6 +124,16 @@ def test_accuracy_has_a_cell_for_every_row_its_table_promises():
     assert len({cell.name for cell in [*dense, *others]}) == len(dense) + len(others)
 
 
+def test_no_two_methods_look_alike_in_the_picture(monkeypatch):
+    accuracy, drawn = load("accuracy"), []
+    monkeypatch.setattr(accuracy, "panels", lambda title, drawings: drawn.extend(drawings["sst2"][2]) or "")
+    methods = (*accuracy.RIVALS, *accuracy.METHODS)
+    about = {"task": "sst2", "metric": "accuracy", "steps": 9, "bytes": 1e6, "after": [0.9]}
+    accuracy.picture([{**about, "method": method} for method in methods])
+    assert [line.label for line in drawn] == list(methods)
+    assert len({(line.color, line.marker) for line in drawn}) == len(methods)
+
+
 def test_the_front_takes_the_best_of_each_side_within_a_size():
     accuracy = load("accuracy")
 
