@@ -22,7 +22,7 @@ trap 'rm -rf "$work"' EXIT
 for SATEN_MACHINE in "$@"; do
   export SATEN_MACHINE _PYTHON_HOST_PLATFORM=linux-$SATEN_MACHINE
   "$python" -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation \
-    -C "build-dir=build/wheel-$SATEN_MACHINE" --wheel-dir "$work" .
+    --config-settings "build-dir=build/wheel-$SATEN_MACHINE" --wheel-dir "$work" .
   # auto: of other machines auditwheel takes no name, yet finds the oldest tag that is true.
   env -u _PYTHON_HOST_PLATFORM "$python" -m auditwheel repair --plat auto \
     --wheel-dir "$folder" "$work"/saten_kernels-*-linux_"$SATEN_MACHINE".whl

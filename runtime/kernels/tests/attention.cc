@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "families.h"
 
 #include <cfloat>
 

@@ -45,6 +45,11 @@ struct Random {
   }
 };
 
+// A size at, or one beside, a tile's border.
+inline size_t shape_near(size_t tile, Random& random) {
+  return std::max<size_t>(1, random.of<size_t>({1, 2, 3, tile - 1, tile, tile + 1, 2 * tile, 2 * tile + 1, 37}));
+}
+
 // binary16 of a number that needs no rounding there: a multiple of 1/256 below 4.
 inline Half half_of(float value) {
   const uint16_t sign = value < 0 ? 0x8000 : 0;

@@ -1,5 +1,8 @@
-// libFuzzer: a node is made of arbitrary weights, or refused; one that is made computes what the scalar kernels compute.
+// libFuzzer: a node is made of arbitrary weights and meets inputs of arbitrary sizes. Either is refused, or it computes
+// what the scalar kernels compute.
+#include <cfloat>
 #include <cstring>
+#include <iterator>
 
 #include "cases.h"
 
@@ -162,6 +165,51 @@ void run_embedding(Bytes bytes) {
   layer.run(isa, table, wide.data(), count, y.data(), room.scratch(), on_threads(1));
 }
 
+// Sizes from none to a few beyond a panel, mostly such that fit. A mask is numbers, or hides every key.
+void run_attention(Bytes bytes) {
+  const size_t batch = bytes.byte() % 3, heads = bytes.byte() % 4, queries = bytes.byte() % 40, keys = bytes.byte() % 40;
+  const size_t size = bytes.byte() % 36, value_size = bytes.byte() % 36, axes = bytes.byte() % 8;
+  const bool narrow = bytes.byte() % 2, hidden = bytes.byte() % 4 == 0;
+  const auto odd = [&] { return size_t(bytes.byte() % 16 / 15); };
+  const auto shape = [&](size_t tokens, size_t width) {
+    return std::vector<int64_t>{int64_t(batch + odd()), int64_t(tokens + odd()), int64_t(heads * width + odd())};
+  };
+  const auto count = [](const std::vector<int64_t>& of) {
+    size_t product = 1;
+    for (int64_t axis : of) product *= size_t(axis);
+    return product;
+  };
+  const auto q_shape = shape(queries, size), k_shape = shape(keys, size), v_shape = shape(keys, value_size);
+  std::vector<int64_t> mask_shape;
+  const size_t whole[] = {1, batch, heads, queries, keys};  // of five axes, one too many
+  for (size_t axis = axes < 6 ? 5 - axes : 5; axis < 5; ++axis) mask_shape.push_back(bytes.byte() % 2 ? int64_t(whole[axis] + odd()) : 1);
+  const auto q = bytes.numbers(count(q_shape)), k = bytes.numbers(count(k_shape)), v = bytes.numbers(count(v_shape));
+  const auto mask = hidden ? std::vector<float>(count(mask_shape), -FLT_MAX) : bytes.numbers(count(mask_shape));
+  const Tensor masks = tensor("mask", Type::f32, mask_shape, mask);
+  const Attention attention(int64_t(heads), .25f, narrow);
+  const Attended given(attention, tensor("queries", Type::f32, q_shape, q), tensor("keys", Type::f32, k_shape, k),
+                       tensor("values", Type::f32, v_shape, v), axes < 6 ? &masks : nullptr);
+  std::vector<float> oracle;
+  for (size_t i = 0; i < kInstructionSetCount; ++i) {
+    const Kernels& isa = *kInstructionSets[i];
+    if (!isa.supported()) continue;
+    std::vector<float> y(count(given.shape()), NAN);
+    Room room;
+    attention.run(isa, given, y.data(), room.scratch(), on_threads(1));
+    if (i == 0) oracle = y;
+    // A score is at most 35·2·2/4 + 2 = 37, and gamma(200) moves it by less than 2^-11. bfloat16 moves it by up to
+    // 35·2^-8 < 1/7, so a weight by less than e^(2/7) - 1 < 1/3 of itself. No value exceeds 2.
+    const double allowed = narrow && isa.pairs ? 1 : 0x1p-7;
+    for (size_t at = 0; at < y.size(); ++at)
+      if (!(std::fabs(double(y[at]) - oracle[at]) <= allowed)) {
+        std::fprintf(stderr, "%s: element %zu of %zu × %zu × %zu is %g, scalar %g\n", isa.isa, at, batch, queries, heads * value_size, y[at], oracle[at]);
+        std::abort();
+      }
+  }
+}
+
+constexpr void (*kTargets[])(Bytes) = {run_embedding, run_linear, run_linear, run_attention};
+
 }  // namespace
 }  // namespace saten::testing
 
@@ -170,7 +218,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const testing::Bytes bytes{data + 1, data + size};
   try {
-    data[0] % 3 ? testing::run_linear(bytes) : testing::run_embedding(bytes);
+    testing::kTargets[data[0] % std::size(testing::kTargets)](bytes);
   } catch (const Refusal&) {  // what arbitrary weights deserve
   }
   return 0;

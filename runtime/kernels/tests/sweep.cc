@@ -1,480 +1,22 @@
 // Every kernel of the table, on every instruction set of this processor, against loops in float64 and the scalar one.
 //
-//     saten_sweep [cases per kernel, default 1000] [only this instruction set]
+//     saten_sweep [cases per kernel, default 1000] [only this instruction set] [only this family]
 #include <cstring>
 #include <string>
 
-#include "attention.h"
 #include "cases.h"
+#include "families.h"
 #include "processor.h"
 
 namespace saten::testing {
 namespace {
 
-const Kernels& scalar() { return *kInstructionSets[0]; }
-
-size_t shape_near(size_t tile, Random& random) {
-  return std::max<size_t>(1, random.of<size_t>({1, 2, 3, tile - 1, tile, tile + 1, 2 * tile, 2 * tile + 1, 37}));
-}
-
-// --- one kernel, called as the layers call it ---------------------------------------------------------------------
-
-struct BlockCase {
-  size_t rows, inputs, panels, group, stride;
-  bool accumulate, scaled;
-  std::vector<float> x, tile, scale, before;
-  std::vector<uint32_t> splits, wide;  // splits (strips + 1, panels)
-  std::vector<uint16_t> narrow;
-  Values values;
-
-  static BlockCase make(const Kernels& isa, Value value, size_t group, Random& random) {
-    const size_t slot = group_slot(group), panels = random.of<size_t>({1, 2, 3, 5, 17});
-    const size_t rows = shape_near(isa.tile_rows[slot], random), inputs = shape_near(16, random) * random.of<size_t>({1, 3});
-    const double density = random.of({0., .02, .1, .5, 1.});
-    const size_t strips = 1 + random.below(3);
-    std::vector<uint32_t> indices, splits((strips + 1) * panels);
-    for (size_t panel = 0; panel < panels; ++panel) {
-      const auto chosen = random.ascending(inputs, density);
-      for (size_t strip = 0; strip <= strips; ++strip)
-        splits[strip * panels + panel] = static_cast<uint32_t>(indices.size() + chosen.size() * strip / strips);
-      indices.insert(indices.end(), chosen.begin(), chosen.end());
-    }
-    BlockCase made{rows, inputs, panels, group, 1, random.below(2) == 0, value == Value::s8 || random.below(4) == 0, random.numbers(rows * inputs), {}, random.numbers(panels * group), {},
-                   splits, indices, {indices.begin(), indices.end()}, Values(value, indices.size() * group, random)};
-    const size_t quantum = isa.row_quantum[slot];
-    if (rows > 1) made.stride = (rows + quantum - 1) / quantum * quantum + quantum * random.below(2);
-    if (made.stride == 1 && rows > 1) made.stride = 2;
-    made.tile.assign(inputs * made.stride, 0);
-    for (size_t row = 0; row < rows; ++row)
-      for (size_t k = 0; k < inputs; ++k) made.tile[k * made.stride + row] = made.x[row * inputs + k];
-    made.before = random.numbers(rows * (panels * group + 3));
-    return made;
-  }
-
-  std::vector<float> run(const Kernels& isa, Value value, Index index) const {
-    std::vector<float> y = before;
-    const void* indices = index == Index::u16 ? static_cast<const void*>(narrow.data()) : wide.data();
-    isa.blocks[int(value)][group_slot(group)][int(index)]({tile.data(), stride, rows, y.data(), panels * group + 3, accumulate ? y.data() : nullptr, panels * group + 3, 0, panels,
-             splits.data(), splits.size() / panels - 1, panels, indices, values.data(), scaled ? scale.data() : nullptr});
-    return y;
-  }
-
-  // The exact result of one element and what rounding may add to it.
-  void exact(size_t row, size_t output, double& sum, double& bound) const {
-    sum = bound = 0;
-    const size_t panel = output / group;
-    const size_t begin = splits[panel], end = splits[splits.size() - panels + panel];
-    for (size_t block = begin; block < end; ++block) {
-      const double term = double(x[row * inputs + wide[block]]) * values.numbers[block * group + output % group];
-      sum += term;
-      bound += std::fabs(term);
-    }
-    if (scaled) sum *= scale[output], bound *= std::fabs(scale[output]);
-    if (accumulate) sum += before[row * (panels * group + 3) + output], bound += std::fabs(before[row * (panels * group + 3) + output]);
-    bound *= gamma(double(end - begin) + 3);
-  }
+struct Family {
+  const char* name;
+  void (*check)(const Kernels& isa, size_t cases);
 };
 
-void check_block_kernel(const Kernels& isa, const char* name, Value value, size_t group, Index index, size_t cases) {
-  Random random(static_cast<unsigned>(group * 100 + size_t(value) * 10 + size_t(index)));
-  for (size_t k = 0; k < cases; ++k) {
-    const BlockCase one = BlockCase::make(isa, value, group, random);
-    const std::vector<float> y = one.run(isa, value, index);
-    const std::string where = std::string(name) + "__" + isa.isa + " rows " + std::to_string(one.rows) + " inputs " +
-                              std::to_string(one.inputs) + " panels " + std::to_string(one.panels) + " case " + std::to_string(k);
-    // The scalar kernels want a tile of their own stride; any will do, as theirs is a multiple of 1.
-    const std::vector<float> oracle = one.run(scalar(), value, index);
-    const size_t width = one.panels * one.group, stride = width + 3;
-    for (size_t row = 0; row < one.rows; ++row) {
-      for (size_t output = 0; output < width; ++output) {
-        double sum, bound;
-        one.exact(row, output, sum, bound);
-        const float got = y[row * stride + output];
-        expect(std::fabs(got - sum) <= bound, "differs from float64", where);
-        expect(std::fabs(double(got) - oracle[row * stride + output]) <= 2 * bound, "differs from the scalar kernel", where);
-      }
-      for (size_t beyond = width; beyond < stride; ++beyond)
-        expect(y[row * stride + beyond] == one.before[row * stride + beyond], "wrote beyond its outputs", where);
-    }
-  }
-  std::printf("%s__%s: %zu cases\n", name, isa.isa, cases);
-}
-
-void check_float_kernel(const Kernels& isa, size_t cases) {
-  Random random(5);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t rows = shape_near(isa.float_rows, random), inputs = shape_near(16, random) * random.of<size_t>({1, 7});
-    const size_t outputs = shape_near(16, random) * random.of<size_t>({1, 3}), width = (outputs + 15) / 16 * 16, y_stride = width + 3;
-    const auto weights = random.numbers(inputs * outputs), x = random.numbers(rows * inputs), before = random.numbers(rows * y_stride);
-    const FloatMatrix matrix(tensor("a", Type::f32, {int64_t(inputs), int64_t(outputs)}, weights));
-    const size_t stride = rows == 1 ? 1 : std::max<size_t>(2, (rows + isa.turn - 1) / isa.turn * isa.turn + isa.turn * random.below(2));
-    std::vector<float> tile(inputs * stride), y = before;
-    for (size_t row = 0; row < rows; ++row)
-      for (size_t i = 0; i < inputs; ++i) tile[i * stride + row] = x[row * inputs + i];
-    matrix.multiply(isa, tile.data(), stride, rows, y.data(), y_stride, 0, outputs);
-    const std::string where = std::string("floats__") + isa.isa + " rows " + std::to_string(rows) + " inputs " + std::to_string(inputs) + " outputs " + std::to_string(outputs);
-    for (size_t row = 0; row < rows; ++row) {
-      for (size_t output = 0; output < outputs; ++output) {
-        double sum = 0, bound = 0;
-        for (size_t i = 0; i < inputs; ++i) {
-          const double term = double(x[row * inputs + i]) * weights[i * outputs + output];
-          sum += term, bound += std::fabs(term);
-        }
-        expect(std::fabs(y[row * y_stride + output] - sum) <= gamma(double(inputs) + 2) * bound, "differs from float64", where);
-      }
-      for (size_t beyond = width; beyond < y_stride; ++beyond)
-        expect(y[row * y_stride + beyond] == before[row * y_stride + beyond], "wrote beyond its panels", where);
-    }
-  }
-  std::printf("floats__%s: %zu cases\n", isa.isa, cases);
-}
-
-void check_quantized_kernel(const Kernels& isa, size_t cases) {
-  Random random(7);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t rows = shape_near(8, random), inputs = shape_near(16, random) * random.of<size_t>({1, 7}), outputs = shape_near(16, random) * random.of<size_t>({1, 3});
-    const auto weights = random.codes(inputs * outputs);
-    auto scale = random.numbers(outputs), x_scale = random.numbers(rows);
-    const QuantizedMatrix matrix(tensor("a", Type::s8, {int64_t(inputs), int64_t(outputs)}, weights), tensor("a_scale", Type::f32, {int64_t(outputs)}, scale));
-    std::vector<uint8_t> codes(rows * matrix.row_bytes());
-    for (auto& each : codes) each = static_cast<uint8_t>(random.bits());  // the padding too: it must not count
-    std::vector<int32_t> zero(rows);
-    for (auto& each : zero) each = static_cast<int32_t>(random.below(256));
-    const size_t stride = (outputs + 15) / 16 * 16;
-    std::vector<float> y(rows * stride);
-    matrix.multiply(isa, codes.data(), x_scale.data(), zero.data(), rows, y.data(), stride, 0, outputs);
-    const std::string where = std::string("quantized__") + isa.isa + " case " + std::to_string(k);
-    for (size_t row = 0; row < rows; ++row)
-      for (size_t output = 0; output < outputs; ++output) {
-        int64_t sum = 0;
-        for (size_t i = 0; i < inputs; ++i) sum += int64_t(codes[row * matrix.row_bytes() + i] - zero[row]) * weights[i * outputs + output];
-        const double exact = double(sum) * x_scale[row] * scale[output];
-        expect(std::fabs(y[row * stride + output] - exact) <= gamma(3) * std::fabs(exact), "differs from the exact sum", where);
-      }
-  }
-  std::printf("quantized__%s: %zu cases\n", isa.isa, cases);
-}
-
-void check_quantize(const Kernels& isa, size_t cases) {
-  Random random(11);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t columns = shape_near(16, random) * random.of<size_t>({1, 5});
-    auto x = random.numbers(columns);
-    const float shift = random.of({0.f, 1.f, -1.f, 3.f}), spread = random.of({0.f, 1e-6f, 1.f, 1e6f});
-    for (float& each : x) each = (each + 2 * shift) * spread;
-    std::vector<uint8_t> codes(columns);
-    float scale = 0;
-    int32_t zero = 0;
-    isa.quantize(x.data(), columns, codes.data(), &scale, &zero);
-    const float low = std::min(0.f, *std::min_element(x.begin(), x.end())), high = std::max(0.f, *std::max_element(x.begin(), x.end()));
-    const std::string where = std::string("quantize__") + isa.isa + " case " + std::to_string(k);
-    expect(high == low || std::fabs(scale - (double(high) - low) / 255) <= 4 * kUnit * scale, "scale is not a 255th of the range", where);
-    for (size_t i = 0; i < columns; ++i)
-      expect(std::fabs((int(codes[i]) - zero) * double(scale) - x[i]) <= (0.5 + 255 * 4 * kUnit) * scale, "off by more than half a step", where);
-    x[random.below(columns)] = random.of({NAN, INFINITY, -INFINITY});
-    isa.quantize(x.data(), columns, codes.data(), &scale, &zero);
-    expect(std::isnan(scale), "a row with NaN or infinity looks sound", where);
-  }
-  std::printf("quantize__%s: %zu cases\n", isa.isa, cases);
-}
-
-void check_transpose(const Kernels& isa, size_t cases) {
-  Random random(13);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t rows = shape_near(16, random), columns = shape_near(16, random), quantum = isa.row_quantum[0];
-    const size_t stride = (rows + quantum - 1) / quantum * quantum, x_stride = columns + random.below(3);
-    const auto x = random.numbers(rows * x_stride);
-    std::vector<float> tile(columns * stride, -1);
-    isa.transpose(x.data(), x_stride, rows, columns, tile.data(), stride);
-    for (size_t column = 0; column < columns; ++column)
-      for (size_t row = 0; row < stride; ++row)
-        expect(tile[column * stride + row] == (row < rows ? x[row * x_stride + column] : 0), "misplaced", std::string("transpose__") + isa.isa);
-  }
-  std::printf("transpose__%s: %zu cases\n", isa.isa, cases);
-}
-
-// --- whole layers, on several threads -----------------------------------------------------------------------------
-
-struct Residual {
-  size_t inputs, outputs, size;
-  std::vector<int32_t> indices, starts;
-  Values values;
-  std::vector<float> scale;
-  std::vector<double> dense;  // (inputs, outputs)
-  NOfM pattern{};             // of `coded`: whose codes these are, and the outputs of its lines
-  std::vector<uint8_t> codes{};
-  std::vector<int32_t> lines{};
-
-  static Residual grouped(Value value, size_t inputs, size_t groups, size_t size, double density, Random& random) {
-    const size_t kept = std::min(inputs, static_cast<size_t>(std::ceil(density * double(inputs))));
-    Residual made{inputs, groups * size, size, {}, {}, Values(value, groups * size * kept, random), random.numbers(groups * size), std::vector<double>(inputs * groups * size)};
-    for (size_t group = 0; group < groups; ++group) {
-      auto chosen = random.ascending(inputs, 1);
-      std::shuffle(chosen.begin(), chosen.end(), random.bits);
-      std::sort(chosen.begin(), chosen.begin() + static_cast<long>(kept));
-      for (size_t k = 0; k < kept; ++k) {
-        made.indices.push_back(static_cast<int32_t>(chosen[k]));
-        for (size_t o = 0; o < size; ++o) {
-          const size_t output = group * size + o;
-          made.dense[chosen[k] * made.outputs + output] = made.values.numbers[output * kept + k] * double(value == Value::s8 ? made.scale[output] : 1);
-        }
-      }
-    }
-    return made;
-  }
-
-  static Residual rows(Value value, size_t inputs, size_t outputs, double density, Random& random) {
-    std::vector<int32_t> indices, starts{0};
-    for (size_t output = 0; output < outputs; ++output) {
-      for (uint32_t index : random.ascending(inputs, random.below(5) ? density : 0)) indices.push_back(static_cast<int32_t>(index));
-      starts.push_back(static_cast<int32_t>(indices.size()));
-    }
-    Residual made{inputs, outputs, 1, indices, starts, Values(value, indices.size(), random), random.numbers(outputs), std::vector<double>(inputs * outputs)};
-    for (size_t output = 0; output < outputs; ++output)
-      for (int32_t k = starts[output]; k < starts[output + 1]; ++k)
-        made.dense[size_t(indices[size_t(k)]) * outputs + output] = made.values.numbers[size_t(k)] * double(value == Value::s8 ? made.scale[output] : 1);
-    return made;
-  }
-
-  static Residual coded(Value value, size_t inputs, size_t outputs, Random& random) {
-    const size_t m = random.of<size_t>({1, 2, 4, 5, 8, 16, 256}), n = 1 + random.below(std::min<size_t>(m, 3));
-    const NOfM pattern{inputs, outputs, n, m};
-    const size_t bits = static_cast<size_t>(std::ceil(std::log2(double(m))));
-    std::vector<int32_t> lines, indices;
-    std::vector<bool> stream;
-    for (size_t output = 0; output < outputs; ++output) {
-      if (random.below(4) == 0) continue;
-      lines.push_back(static_cast<int32_t>(output));
-      for (size_t start = 0; start < inputs; start += m) {
-        auto places = random.ascending(std::min(m, inputs - start), 1);
-        std::shuffle(places.begin(), places.end(), random.bits);
-        places.resize(std::min(n, places.size()));
-        std::sort(places.begin(), places.end());
-        for (uint32_t place : places) {
-          indices.push_back(static_cast<int32_t>(start + place));
-          for (size_t bit = 0; bit < bits; ++bit) stream.push_back(place >> bit & 1);
-        }
-      }
-    }
-    std::vector<uint8_t> codes((stream.size() + 7) / 8);
-    for (size_t bit = 0; bit < stream.size(); ++bit) codes[bit / 8] |= static_cast<uint8_t>(stream[bit] << bit % 8);
-    Residual made{inputs, outputs, 1, indices, {}, Values(value, indices.size(), random), random.numbers(lines.size()), std::vector<double>(inputs * outputs), pattern, codes, lines};
-    for (size_t k = 0; k < indices.size(); ++k) {
-      const size_t line = k / (indices.size() / lines.size());
-      made.dense[size_t(indices[k]) * outputs + size_t(lines[line])] = made.values.numbers[k] * double(value == Value::s8 ? made.scale[line] : 1);
-    }
-    return made;
-  }
-
-  BlockMatrix pack_codes(const Kernels& isa) const {
-    const int64_t count = int64_t(lines.size());
-    Tensor stored = tensor("stored", values.type, {count, count ? int64_t(indices.size()) / count : int64_t(pattern.per_output())}, indices);
-    stored.data = values.data();
-    const Tensor of = tensor("scale", Type::f32, {count}, scale);
-    return BlockMatrix::from_codes(isa, pattern, tensor("outputs", Type::s32, {count}, lines), tensor("codes", Type::u8, {int64_t(codes.size())}, codes), stored,
-                                   values.type == Type::s8 ? &of : nullptr);
-  }
-
-  BlockMatrix pack(const Kernels& isa) const {
-    if (pattern.m) return pack_codes(isa);
-    const Tensor at = tensor("indices", Type::s32, {int64_t(indices.size())}, indices), of = tensor("scale", Type::f32, {int64_t(outputs)}, scale);
-    Tensor stored = tensor("values", values.type, {int64_t(values.numbers.size())}, indices);
-    stored.data = values.data();
-    const Tensor* scaled = values.type == Type::s8 ? &of : nullptr;
-    if (!starts.empty()) return BlockMatrix::from_rows(isa, tensor("indptr", Type::s32, {int64_t(starts.size())}, starts), at, stored, scaled, inputs, outputs);
-    const int64_t groups = int64_t(outputs / size), kept = int64_t(values.numbers.size() / outputs);
-    Tensor table = at;
-    table.shape = {groups, kept};
-    stored.shape = {groups, int64_t(size), kept};
-    return BlockMatrix::from_groups(isa, table, stored, scaled);
-  }
-};
-
-std::vector<double> product(const std::vector<double>& x, const std::vector<double>& m, size_t rows, size_t inner, size_t outputs) {
-  std::vector<double> y(rows * outputs);
-  for (size_t row = 0; row < rows; ++row)
-    for (size_t k = 0; k < inner; ++k)
-      for (size_t o = 0; o < outputs; ++o) y[row * outputs + o] += x[row * inner + k] * m[k * outputs + o];
-  return y;
-}
-
-std::vector<double> sizes_of(std::vector<double> m) {
-  for (double& each : m) each = std::fabs(each);
-  return m;
-}
-
-// None, a bias, or a bias and GELU, with equal odds.
-Epilogue some_epilogue(size_t outputs, Random& random) {
-  const size_t kind = random.below(3);
-  return kind == 0 ? Epilogue{} : Epilogue{random.numbers(outputs), kind == 1 ? Activation::none : Activation::gelu};
-}
-
-// What an epilogue makes of a sum and of what rounding may have added to it. gelu' is at most 1.13; its own error is
-// less than 8 units of x: what erf is fitted to, and what its two polynomials round.
-void finish_exactly(const Epilogue& epilogue, size_t output, double& sum, double& bound) {
-  if (epilogue.bias.empty()) return;
-  sum += epilogue.bias[output];
-  bound += kUnit * (std::fabs(sum) + bound);
-  if (epilogue.activation != Activation::gelu) return;
-  bound = 1.13 * bound + 8 * kUnit * (std::fabs(sum) + bound);
-  sum *= (1 + std::erf(sum / std::sqrt(2.))) / 2;
-}
-
-void check_linear(const Kernels& isa, Value value, size_t size, size_t cases, bool coded = false) {
-  Random random(static_cast<unsigned>(size * 10 + size_t(value)));
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t inputs = random.of<size_t>({1, 7, 64, 67, 129, k % 50 ? size_t{31} : size_t{1100}}), rows = random.of<size_t>({1, 2, 5, 8, 16, 33, 131});
-    const double density = random.of({0., .02, .1, .5, 1.});
-    const size_t groups = std::max<size_t>(1, random.of<size_t>({1, 3, 40, 210}) / size);
-    const Residual residual = coded ? Residual::coded(value, inputs, groups, random) : size == 1 ? Residual::rows(value, inputs, groups, density, random) : Residual::grouped(value, inputs, groups, size, density, random);
-    const size_t outputs = residual.outputs, rank = random.of<size_t>({0, 1, 5, 16, 17});
-    const bool with_train = random.below(2) == 0, exact_inputs = with_train || size == 1;
-    const auto x = random.numbers(rows * inputs), a = random.numbers(inputs * rank), b = random.numbers(rank * outputs);
-    const Tensor at = tensor("a", Type::f32, {int64_t(inputs), int64_t(rank)}, a), bt = tensor("b", Type::f32, {int64_t(rank), int64_t(outputs)}, b);
-    std::optional<LowRank> train;
-    if (with_train) train.emplace(LowRank{Factor(at), Factor(bt)});
-    const Epilogue epilogue = some_epilogue(outputs, random);
-    const Linear layer(std::move(train), residual.pack(isa), epilogue);
-    if (exact_inputs) layer.expect_inputs(inputs);
-    std::vector<float> y(rows * outputs, NAN);
-    Room room;
-    layer.run(isa, x.data(), rows, inputs, y.data(), room.scratch(), on_threads(random.of<size_t>({1, 2, 4})));
-    const std::vector<double> wide(x.begin(), x.end()), wide_a(a.begin(), a.end()), wide_b(b.begin(), b.end());
-    auto sum = product(wide, residual.dense, rows, inputs, outputs), bound = product(sizes_of(wide), sizes_of(residual.dense), rows, inputs, outputs);
-    if (with_train) {
-      const auto low = product(product(wide, wide_a, rows, inputs, rank), wide_b, rows, rank, outputs);
-      const auto most = product(product(sizes_of(wide), sizes_of(wide_a), rows, inputs, rank), sizes_of(wide_b), rows, rank, outputs);
-      for (size_t i = 0; i < sum.size(); ++i) sum[i] += low[i], bound[i] += most[i];
-    }
-    const std::string where = std::string("linear__") + isa.isa + " size " + std::to_string(size) + " rows " + std::to_string(rows) + " inputs " + std::to_string(inputs) + " outputs " + std::to_string(outputs);
-    for (size_t i = 0; i < sum.size(); ++i) {
-      double moved = gamma(double(inputs + 2 * rank + 8)) * bound[i];
-      finish_exactly(epilogue, i % outputs, sum[i], moved);
-      expect(std::fabs(y[i] - sum[i]) <= moved, "differs from float64", where);
-    }
-  }
-  std::printf("linear__%s values %d size %zu%s: %zu cases\n", isa.isa, int(value), size, coded ? " coded" : "", cases);
-}
-
-void check_quantized_linear(const Kernels& isa, size_t cases) {
-  Random random(17);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t inputs = shape_near(16, random) * random.of<size_t>({0, 3, 3, 3}), rank = random.of<size_t>({0, 1, 7, 16, 33}), outputs = random.of<size_t>({1, 16, 50, 210}), rows = random.of<size_t>({1, 2, 9, 40});
-    const auto x = random.numbers(rows * inputs), a_scale = random.numbers(rank), b_scale = random.numbers(outputs);
-    const auto a = random.codes(inputs * rank), b = random.codes(rank * outputs);
-    const Epilogue epilogue = some_epilogue(outputs, random);
-    const Linear layer(LowRank{Factor(tensor("a", Type::s8, {int64_t(inputs), int64_t(rank)}, a), tensor("a_scale", Type::f32, {int64_t(rank)}, a_scale)),
-                               Factor(tensor("b", Type::s8, {int64_t(rank), int64_t(outputs)}, b), tensor("b_scale", Type::f32, {int64_t(outputs)}, b_scale))}, {}, epilogue);
-    std::vector<float> y(rows * outputs, NAN);
-    Room room;
-    layer.run(isa, x.data(), rows, inputs, y.data(), room.scratch(), on_threads(random.of<size_t>({1, 2, 4})));
-    for (size_t row = 0; row < rows; ++row) {
-      // x moves by half a step of its row's range, x A by what that and its own half step add up to.
-      const auto step = [](const std::vector<double>& v, double moved) {
-        double low = 0, high = 0;
-        for (double each : v) low = std::min(low, each - moved), high = std::max(high, each + moved);
-        return (0.5 + 255 * 4 * kUnit) * (high - low) / 255;
-      };
-      std::vector<double> of_row(x.begin() + long(row * inputs), x.begin() + long((row + 1) * inputs)), inner(rank), moved(rank);
-      const double x_moved = step(of_row, 0);
-      for (size_t r = 0; r < rank; ++r)
-        for (size_t i = 0; i < inputs; ++i) {
-          const double weight = double(a[i * rank + r]) * a_scale[r];
-          inner[r] += of_row[i] * weight;
-          moved[r] += (x_moved + gamma(4) * (std::fabs(of_row[i]) + x_moved)) * std::fabs(weight);
-        }
-      const double inner_step = step(inner, rank ? *std::max_element(moved.begin(), moved.end()) : 0);
-      for (size_t o = 0; o < outputs; ++o) {
-        double sum = 0, bound = 0;
-        for (size_t r = 0; r < rank; ++r) {
-          const double weight = double(b[r * outputs + o]) * b_scale[o];
-          sum += inner[r] * weight;
-          bound += (moved[r] + inner_step + gamma(4) * (std::fabs(inner[r]) + moved[r] + inner_step)) * std::fabs(weight);
-        }
-        finish_exactly(epilogue, o, sum, bound);
-        expect(std::fabs(y[row * outputs + o] - sum) <= bound, "differs by more than its steps", std::string("quantized linear__") + isa.isa);
-      }
-    }
-  }
-  std::printf("quantized linear__%s: %zu cases\n", isa.isa, cases);
-}
-
-void check_embedding(const Kernels& isa, size_t cases) {
-  Random random(19);
-  for (size_t k = 0; k < cases; ++k) {
-    const size_t rows = shape_near(16, random), width = random.of<size_t>({1, 16, 33, 140}), rank = random.of<size_t>({1, 6, 16}), kept = std::min<size_t>(width, random.of<size_t>({0, 1, 5})), stored = 1 + random.below(rows), count = random.of<size_t>({0, 1, 3, 40});
-    const auto a = random.numbers(rows * rank), b = random.numbers(rank * width), whole = random.numbers(stored * width), entries = random.numbers(rows * kept);
-    std::vector<int32_t> slots, columns;
-    for (size_t row = 0; row < rows; ++row) {
-      slots.push_back(static_cast<int32_t>(random.below(stored)));
-      auto chosen = random.ascending(width, 1);
-      std::shuffle(chosen.begin(), chosen.end(), random.bits);
-      std::sort(chosen.begin(), chosen.begin() + long(kept));
-      columns.insert(columns.end(), chosen.begin(), chosen.begin() + long(kept));
-    }
-    std::vector<int64_t> ids(count);
-    for (auto& each : ids) each = int64_t(random.below(2 * rows)) - int64_t(rows);
-    const bool with_train = random.below(2), with_rows = random.below(2), with_entries = !with_rows;
-    std::optional<Factor> factor;
-    if (with_train) factor.emplace(tensor("b", Type::f32, {int64_t(rank), int64_t(width)}, b));
-    std::optional<Tensor> slot_table, column_table;
-    if (with_rows) slot_table = tensor("slots", Type::s32, {int64_t(rows)}, slots);
-    if (with_entries) column_table = tensor("columns", Type::s32, {int64_t(rows), int64_t(kept)}, columns);
-    const Embedding layer(rows, width, std::move(factor), slot_table, stored, column_table);
-    Table table;
-    table.a.floats = a.data(), table.rows.floats = whole.data(), table.entries.floats = entries.data();
-    std::vector<float> y(count * width, NAN);
-    Room room;
-    layer.run(isa, table, ids.data(), count, y.data(), room.scratch(), on_threads(2));
-    for (size_t i = 0; i < count; ++i) {
-      const size_t id = size_t(ids[i] < 0 ? ids[i] + int64_t(rows) : ids[i]);
-      for (size_t o = 0; o < width; ++o) {
-        double sum = 0, bound = 0;
-        for (size_t r = 0; with_train && r < rank; ++r) {
-          sum += double(a[id * rank + r]) * b[r * width + o];
-          bound += std::fabs(double(a[id * rank + r]) * b[r * width + o]);
-        }
-        double rest = with_rows ? whole[size_t(slots[id]) * width + o] : 0;
-        for (size_t e = 0; with_entries && e < kept; ++e)
-          if (size_t(columns[id * kept + e]) == o) rest = entries[id * kept + e];
-        expect(std::fabs(y[i * width + o] - sum - rest) <= gamma(double(rank) + 1) * (bound + std::fabs(rest)), "differs from float64", std::string("embedding__") + isa.isa);
-      }
-    }
-    const int64_t outside[] = {int64_t(rows), -int64_t(rows) - 1};
-    for (int64_t id : outside) {
-      bool refused = false;
-      try {
-        layer.run(isa, table, &id, 1, y.data(), room.scratch(), on_threads(1));
-      } catch (const Refusal&) {
-        refused = true;
-      }
-      expect(refused, "took an id outside the table", "embedding");
-    }
-  }
-  std::printf("embedding__%s: %zu cases\n", isa.isa, cases);
-}
-
-// --- the net under the net: a kernel that computes something else must be seen ------------------------------------
-
-void check_that_errors_are_seen() {
-  Random random(23);
-  BlockCase one = BlockCase::make(scalar(), Value::f32, 16, random);
-  while (one.values.numbers.empty()) one = BlockCase::make(scalar(), Value::f32, 16, random);
-  const std::vector<float> right = one.run(scalar(), Value::f32, Index::u16);
-  for (float damage : {1e-3f, NAN}) {
-    const size_t width = one.panels * one.group;
-    size_t seen = 0;
-    for (size_t output = 0; output < width; ++output) {
-      double sum, bound;
-      one.exact(0, output, sum, bound);
-      const double wrong = right[output] + damage * (1 + std::fabs(right[output]));
-      seen += !(std::fabs(wrong - sum) <= bound);
-    }
-    expect(seen == width, "a wrong result passes", "the check itself");
-  }
-}
-
-}  // namespace
+constexpr Family kFamilies[] = {{"kernels", check_kernels}, {"layers", check_layers}, {"attention", check_attention}};
 
 // What GCC finds by its own means. Not every other compiler has them in a library.
 void check_processor() {
@@ -492,29 +34,28 @@ void check_processor() {
 #endif
 }
 
-int sweep(size_t cases, const char* only) {
+bool wanted(const char* only, const char* name) { return !only || std::strcmp(only, name) == 0; }
+
+}  // namespace
+
+int sweep(size_t cases, const char* only_isa, const char* only_family) {
+  size_t families = 0;
+  for (const Family& family : kFamilies) families += wanted(only_family, family.name);
+  if (!families) {
+    std::fprintf(stderr, "saten_sweep: no family is named %s; there are kernels, layers and attention\n", only_family);
+    return 2;
+  }
   check_that_errors_are_seen();
   check_processor();
   for (size_t i = 0; i < kInstructionSetCount; ++i) {
     const Kernels& isa = *kInstructionSets[i];
-    if (only && std::strcmp(only, isa.isa) != 0) continue;
+    if (!wanted(only_isa, isa.isa)) continue;
     if (!isa.supported()) {
       std::printf("%s: not on this processor\n", isa.isa);
       continue;
     }
-#define SATEN_CHECK(value, V, G, index, I) \
-  check_block_kernel(isa, #value "-blocks-" #G "-" #index, Value::value, G, Index::index, cases);
-    SATEN_BLOCK_KERNELS(SATEN_CHECK)
-    check_float_kernel(isa, cases);
-    check_quantized_kernel(isa, cases);
-    check_quantize(isa, cases);
-    check_transpose(isa, cases);
-    for (Value value : {Value::f32, Value::f16, Value::s8})
-      for (size_t size : {1, 2, 4, 8, 12, 16, 32, 53, 64}) check_linear(isa, value, size, cases / 10 + 1);
-    for (Value value : {Value::f32, Value::f16, Value::s8}) check_linear(isa, value, 1, cases / 10 + 1, true);
-    check_quantized_linear(isa, cases);
-    check_embedding(isa, cases / 10 + 1);
-    check_attention(isa, cases / 4 + 1);
+    for (const Family& family : kFamilies)
+      if (wanted(only_family, family.name)) family.check(isa, cases);
   }
   std::printf(failures ? "%zu FAILURES\n" : "all agree\n", failures);
   return failures ? 1 : 0;
@@ -522,6 +63,9 @@ int sweep(size_t cases, const char* only) {
 
 }  // namespace saten::testing
 
+// An empty word stands for every instruction set.
 int main(int count, char** words) {
-  return saten::testing::sweep(count > 1 ? std::strtoul(words[1], nullptr, 10) : 1000, count > 2 ? words[2] : nullptr);
+  const auto word = [&](int k) { return count > k && *words[k] ? words[k] : nullptr; };
+  const char* const cases = word(1);
+  return saten::testing::sweep(cases ? std::strtoul(cases, nullptr, 10) : 1000, word(2), word(3));
 }
