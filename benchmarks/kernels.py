@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from peers.plots import COLORS, bars
 from peers.results import RESULTS, markdown, publish
@@ -32,6 +33,8 @@ GROUPS = (1, 4, 8, 16, 32)  # 1: compressed rows
 MANY_ROWS = 128
 TURN_S = 2e-3  # of a turn, about: short enough that all nodes meet the same moments
 COPY_BYTES = 256 * 2**20  # far beyond the last-level cache
+HEAD_SIZE = 64
+ATTENTIONS = (("", 1e-5, "attention fp32"), ("Bf16", 0.02, "attention bf16"))  # suffix, relative error, name
 TARGET = TARGETS["x86-64"]
 
 
@@ -96,18 +99,28 @@ def session(
     graph = ir.Graph([x], [y], nodes=[node], initializers=values, opset_imports=imports, name="layer")
     functions = form.functions(TARGET.opset) if form else []
     model = ir.Model(graph, ir_version=TARGET.ir_version, functions=functions)
+    return on_kernels(ir.to_proto(model), library, threads)
+
+
+def on_kernels(model: onnx.ModelProto, library: Path, threads: int) -> Any:
+    """A session of the model, with the library's kernels."""
     import onnxruntime  # after saten_runtime, which turns its telemetry off
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
     options.register_custom_ops_library(str(library))
-    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
 def checked(subject: Subject, matrix: np.ndarray, allowed: float) -> Subject:
-    """Refuse to time what computes something else."""
-    x = np.random.default_rng(1).standard_normal((9, matrix.shape[0]), np.float32)
-    wanted = x @ matrix
+    """Refuse to time what computes another product than with a matrix."""
+    return compared(subject, matrix.shape[0], lambda x: x @ matrix, allowed)
+
+
+def compared(subject: Subject, inputs: int, exact: Callable[[np.ndarray], np.ndarray], allowed: float) -> Subject:
+    """Refuse to time what computes something else than `exact` does in float64."""
+    x = np.random.default_rng(1).standard_normal((9, inputs), np.float32)
+    wanted = exact(x.astype(np.float64))
     error = np.linalg.norm(subject.run.run(None, {"x": x})[0] - wanted) / np.linalg.norm(wanted)
     if not error <= allowed:
         raise SystemExit(f"{subject.name}: relative error {error:.1e}, expected at most {allowed}")
@@ -136,6 +149,27 @@ def dense(inputs: int, outputs: int, precision: str, library: Path, rng: np.rand
     weights = {"codes": codes, "scale": scale.reshape(-1)}
     run = session("DynamicQuantizeMatMul", "com.microsoft", weights, matrix.shape, None, library, 1)
     return checked(Subject("dense int8", run, matrix.size, codes.nbytes), matrix.astype(np.float64), 0.05)
+
+
+def attended(x: np.ndarray) -> np.ndarray:
+    """softmax(x xᵀ / √HEAD_SIZE) x of each head; x (rows, heads · HEAD_SIZE)."""
+    heads = x.reshape(len(x), -1, HEAD_SIZE).swapaxes(0, 1)
+    scores = heads @ heads.swapaxes(1, 2) / math.sqrt(HEAD_SIZE)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True) @ heads).swapaxes(0, 1).reshape(x.shape)
+
+
+def attention(inputs: int, suffix: str, allowed: float, name: str, library: Path) -> Subject:
+    """An encoder's attention of the rows of one text to each other. macs: of a row among MANY_ROWS."""
+    text = f"""<ir_version: {TARGET.ir_version}, opset_import: ["": {TARGET.opset}, "{DOMAIN}": {DOMAIN_VERSION}]>
+        g (float[rows, {inputs}] x) => (float[rows, {inputs}] y) <int64[1] axis = {{0}}> {{
+            one = Unsqueeze (x, axis)
+            all = {DOMAIN}.MultiHeadAttention{suffix}
+                <heads = {inputs // HEAD_SIZE}, scale = {1 / math.sqrt(HEAD_SIZE)}> (one, one, one)
+            y = Squeeze (all, axis)
+        }}"""
+    run = on_kernels(onnx.parser.parse_model(text), library, 1)
+    return compared(Subject(name, run, 2 * MANY_ROWS * inputs, 0), inputs, attended, allowed)
 
 
 def turn(subject: Subject, x: np.ndarray) -> float:
@@ -177,7 +211,7 @@ def arguments_of() -> argparse.Namespace:
 
 
 def subjects_of(arguments: argparse.Namespace, library: Path, rng: np.random.Generator) -> list[Subject]:
-    """The dense layer, and our nodes of every group at both precisions."""
+    """The dense layer, our nodes of every group at both precisions, and attention."""
     inputs, outputs = map(int, arguments.shape.split("x"))
     subjects = [dense(inputs, outputs, precision, library, rng) for precision in ("fp32", "int8")]
     for group in GROUPS:
@@ -188,7 +222,7 @@ def subjects_of(arguments: argparse.Namespace, library: Path, rng: np.random.Gen
             subjects.append(ours(parts, precision, True, f"low rank + {name} {precision}", library))
         if group == 16:
             subjects.append(ours(parts, "fp32", False, "blocks of 16 fp32, 2 threads", library, threads=2))
-    return subjects
+    return subjects + [attention(inputs, *row, library) for row in ATTENTIONS]
 
 
 def share_of_copy(arguments: argparse.Namespace, library: Path, rng: np.random.Generator) -> float:
