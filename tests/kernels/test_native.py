@@ -31,6 +31,17 @@ def test_every_kernel_agrees_with_float64(build: Build) -> None:
     assert len(scalar) == 3 * 5  # values × group sizes: the table was walked
 
 
+def test_a_family_is_swept_alone(build: Build) -> None:
+    command = [str(build("release") / "saten_sweep"), "5", "scalar"]
+    done = subprocess.run([*command, "attention"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "attention" in done.stdout
+    assert "linear" not in done.stdout
+    odd = subprocess.run([*command, "attentions"], capture_output=True, text=True, timeout=600)
+    assert odd.returncode == 2
+    assert "no family is named attentions; there are kernels, layers and attention" in odd.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["release", "asan", "tsan", "zig-x86_64"])
 def test_the_long_sweep(preset: str, build: Build) -> None:
