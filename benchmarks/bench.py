@@ -98,7 +98,7 @@ TABLES = (
     ),
 )
 # Tables that the README shows and that are made by other targets of the Makefile.
-OTHERS = ("accuracy", "methods", "language_model", "a_versus_a", "kernels")
+OTHERS = ("accuracy", "methods", "optimize", "language_model", "a_versus_a", "kernels")
 
 
 def main() -> int:

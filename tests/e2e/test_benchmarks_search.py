@@ -131,6 +131,35 @@ def test_a_quick_run_makes_each_way_once(warm_python: list[str], offline: dict[s
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_what_a_search_found_is_beside_its_goal(load: Any, tmp_path: Path) -> None:
+    program = load("optimize")
+
+    def found(reasons: tuple[str, ...] = (), ms: float = 2.0) -> str:
+        rows = [
+            {"name": "dense-fp32", "bytes": 8e6, "ms": 9.0, "drop": 0.0, "confirm_drop": 0.0},
+            {"name": "dense-int8", "bytes": 2e6, "ms": 4.0, "drop": 0.1, "confirm_drop": 0.2},
+            {"name": "svd", "bytes": 3e5, "ms": 1.0, "drop": 0.1, "confirm_drop": 1.2},
+            {"name": "saten", "bytes": 5e5, "ms": ms, "drop": 0.1, "confirm_drop": 0.9},
+        ]
+        result = {"rows": rows, "best": "saten", "reasons": list(reasons), "trials": [{}, {}]}
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        (tmp_path / "optimize.json").write_text(json.dumps({"options": {"minutes": 80.0}}))
+        text: str = program.table([*program.rows_of("sst2", tmp_path)])
+        return text
+
+    good = found()
+    assert "| sst2 | **saten** | 0.50 | 0.250 | 2.00 | 0.50 | 0.10 | 0.90 |" in good
+    assert (
+        "- met  sst2, 80 minutes, 2 candidates; within 1 point: least bytes 0.250 (wanted ≤ 0.33), least time 0.50"
+        in good
+    )
+    assert good.endswith("; saten is all of it\n")
+    assert "- MISS sst2" in found(ms=3.0)
+    busy = found(reasons=("the load was 3",))
+    assert "| sst2 | **saten** | 0.50 | 0.250 | – | – | 0.10 | 0.90 |" in busy
+    assert "- MISS sst2" in busy
+
+
 def test_a_compressed_step_is_beside_a_dense_one(load: Any) -> None:
     training = load("training")
 
