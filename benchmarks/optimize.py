@@ -1,8 +1,8 @@
 """What `saten-edge optimize` found on several tasks, as `python benchmarks/optimize.py sst2=FOLDER stsb=FOLDER`.
 
-FOLDER is the output of a search. The table has every bundle that was measured, and says whether one of them is within a
-point of the dense model on the part of the judge that confirms, in a third of dense int8's bytes and 0.65 of the fastest
-dense model's time. Times count where the measurement was valid.
+FOLDER is the output of a search. The table has every bundle that was measured. It says whether one of them is within a
+point of the dense model on the part of the judge that confirms, in a third of dense int8's bytes and 0.65 of the time
+of the fastest dense model. Times count where the measurement was valid.
 """
 
 from __future__ import annotations
