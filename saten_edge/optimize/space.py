@@ -155,7 +155,7 @@ STARTS = (
     Candidate("saten", "int8", 0.4, "grouped", 16, prefer="speed", trim=True),
     Candidate("saten", "int8", 0.25, "grouped", 16, prefer="speed", trim=True),
     Candidate("svd", "int8", 0.25),
-    Candidate("saten", "int4", 0.4, "grouped", 32, keep="tables", trim=True),
+    Candidate("flat-saten", "int4", 0.4, "grouped", 16, trim=True),
 )
 
 
