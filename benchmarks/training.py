@@ -115,7 +115,7 @@ def texts_in(work: Path) -> Path:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The medians, and whether the last training of each batch size is as near to the dense one as it is to be."""
+    """The medians, and whether the last training of the largest batches is near enough to the dense one."""
     others = sorted({name for row in rows for name in row["busy"]})
     lines, verdicts = [], []
     for row in rows:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -45,3 +49,13 @@ def test_both_ways_have_the_same_gradient() -> None:
     tolerance = 16 * torch.finfo(torch.bfloat16).eps * fused.abs().max()
     assert (fused - plain).abs().max() < tolerance
     assert (fused - gradients(~mask | mask, plain=True)).abs().max() > tolerance  # another mask, another gradient
+
+
+@pytest.mark.parametrize(("said", "wanted"), [(None, "4096"), ("64", "64")])
+def test_the_code_of_more_products_is_kept_unless_somebody_says_how_many(said: str | None, wanted: str):
+    """Before torch computes anything: then it is too late."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: said} if said else {})
+    program = f"import os, saten_edge.training.trainer; print(os.environ[{name!r}])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted
